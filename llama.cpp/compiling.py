@@ -23,6 +23,9 @@ PIN: dict[str, Any] = tomllib.loads((Path(__file__).resolve().parent / "pin.toml
 MEMORY_PER_JOB_BYTES = 1_500_000_000
 LINES_OF_AN_ERROR = 30
 STEP = re.compile(r"^\[\s*(\d+)(%|/(\d+))\]")
+COMPILER_HINT = (
+    "a C and C++ compiler (Debian and Ubuntu: `apt install build-essential`; Fedora: `dnf install gcc-c++`)"
+)
 SETTING_HINT = "Or set LATHE_LLAMA_CPP_DIR to the folder of an existing llama.cpp."
 
 
@@ -62,8 +65,7 @@ def require_compiler(work: Path, backend: str) -> None:
 
 
 def _what_to_install(backend: str, output: str) -> str:
-    install = "a C and C++ compiler "
-        "(Debian and Ubuntu: `apt install build-essential`; Fedora: `dnf install gcc-c++`)"
+    install = COMPILER_HINT
     if backend == "cuda":
         install += " and the CUDA toolkit with nvcc, or set LATHE_LLAMA_BACKEND=cpu"
     end = "\n".join(output.strip().splitlines()[-LINES_OF_AN_ERROR:])

@@ -1,0 +1,69 @@
+"""Everything that can go wrong, as Lathe names it.
+
+    LatheError
+    ├── InvalidInput      the request or its data is wrong; never tried again
+    ├── NotFound          no such row in this project
+    ├── Conflict          the row's state does not allow it
+    ├── Unavailable       a server we need does not answer; worth another try
+    ├── Exhausted         memory or disk ran out
+    └── StepFailed        a step's process ended badly
+
+They know nothing of HTTP or of retries: one table in `api/` and one in `worker/` do.
+"""
+
+
+class LatheError(Exception):
+    """Base of all of Lathe's errors: a message for a person, a code for a program."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidInput(LatheError):
+    """What was given cannot work. `param` names the field; the message says how to mend it."""
+
+    code = "invalid_input"
+
+
+class NotFound(LatheError):
+    code = "not_found"
+
+
+class Conflict(LatheError):
+    code = "conflict"
+
+
+class Unavailable(LatheError):
+    code = "unavailable"
+
+
+class Exhausted(LatheError):
+    """Memory or disk ran out. `code` is `out_of_memory` or `disk_full`."""
+
+    code = "out_of_memory"
+
+
+class StepFailed(LatheError):
+    """A step's process ended badly.
+
+    Args:
+        exit_code: the process's exit status, or None when a signal ended it.
+        signal: the signal's number, or None.
+        stderr: the end of what the process printed.
+    """
+
+    code = "step_failed"
+
+    def __init__(
+        self, message: str, *, exit_code: int | None = None, signal: int | None = None, stderr: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.signal = signal
+        self.stderr = stderr

@@ -1,0 +1,30 @@
+"""The tables, a file each."""
+
+from db.models.artifact import Artifact
+from db.models.attempt import Attempt
+from db.models.base import Base
+from db.models.checkpoint import Checkpoint
+from db.models.event import Event
+from db.models.file import File
+from db.models.installation import Installation
+from db.models.job import Job
+from db.models.model import Model, ModelFile, ModelVersion
+from db.models.project import DEFAULT_PROJECT, Project
+from db.models.step import Step
+
+__all__ = [
+    "DEFAULT_PROJECT",
+    "Artifact",
+    "Attempt",
+    "Base",
+    "Checkpoint",
+    "Event",
+    "File",
+    "Installation",
+    "Job",
+    "Model",
+    "ModelFile",
+    "ModelVersion",
+    "Project",
+    "Step",
+]

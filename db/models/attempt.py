@@ -1,0 +1,30 @@
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.models.base import Base, CreatedAt, JSONObject, Timestamp
+
+
+class Attempt(Base):
+    """One try at a step: who ran it, in which processes, and how it ended."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("step_id", "number"),
+        Index("ix_attempts_worker_open", "worker", postgresql_where="ended_at IS NULL"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    step_id: Mapped[int] = mapped_column(ForeignKey("steps.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    worker: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int | None]  # the child's
+    process_group: Mapped[int | None]
+    started_at: Mapped[CreatedAt]
+    heartbeat_at: Mapped[Timestamp | None]
+    ended_at: Mapped[Timestamp | None]
+    outcome: Mapped[str | None]
+    exit_code: Mapped[int | None]
+    signal: Mapped[int | None]
+    stderr: Mapped[str | None]  # its end
+    error: Mapped[JSONObject | None]

@@ -1,0 +1,49 @@
+from typing import TYPE_CHECKING
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from db.models.base import Base, CreatedAt, JSONObject, Timestamp, one_of
+from db.states import JobKind, JobStatus
+
+if TYPE_CHECKING:
+    from db.models.step import Step
+
+
+class Job(Base):
+    """What a user asked for. `params` are the validated params of its kind, defaults filled in."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        one_of("status", JobStatus),
+        one_of("kind", JobKind),
+        CheckConstraint("max_attempts >= 1", name="max_attempts"),
+        CheckConstraint(
+            "(status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished_at"
+        ),
+        Index("ix_jobs_project_id_id", "project_id", "id"),
+        Index("ix_jobs_waits_for_job_id", "waits_for_job_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str]
+    status: Mapped[str] = mapped_column(default=JobStatus.QUEUED)
+    params: Mapped[JSONObject]
+    priority: Mapped[int] = mapped_column(default=0)
+    max_attempts: Mapped[int] = mapped_column(default=3)
+    # A job that makes what this one needs, such as the weights of `tiny`.
+    waits_for_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    result: Mapped[JSONObject | None]
+    error: Mapped[JSONObject | None]
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[Timestamp | None]
+    finished_at: Mapped[Timestamp | None]
+
+    steps: Mapped[list["Step"]] = relationship(
+        back_populates="job",
+        order_by="Step.position",
+        lazy="selectin",
+        cascade="all, delete-orphan",
+        passive_deletes=True,
+    )

@@ -1,0 +1,73 @@
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from db.models.base import Base, CreatedAt, JSONObject
+
+
+class Model(Base):
+    """A name that answers: an alias to its newest published version.
+
+    A catalogue row has a `recipe` (params of a `pretrain` job) and gets its first version when a job
+    first needs it.
+    """
+
+    __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("project_id", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    recipe: Mapped[JSONObject | None]
+    current_version_id: Mapped[str | None] = mapped_column(
+        ForeignKey("model_versions.id", use_alter=True, name="fk_models_current_version_id_model_versions")
+    )
+    created_at: Mapped[CreatedAt]
+
+    current_version: Mapped["ModelVersion | None"] = relationship(
+        foreign_keys=[current_version_id], post_update=True, lazy="joined"
+    )
+
+
+class ModelVersion(Base):
+    """One immutable publication of a model.
+
+    `weights` is a folder in Hugging Face's layout, relative to the storage root, for models that can
+    be fine-tuned further.
+    """
+
+    __tablename__ = "model_versions"
+    __table_args__ = (UniqueConstraint("model_id", "number"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    base_model: Mapped[str | None]
+    weights: Mapped[str | None]
+    details: Mapped[JSONObject]
+    created_at: Mapped[CreatedAt]
+
+    files: Mapped[list["ModelFile"]] = relationship(
+        order_by="ModelFile.position", lazy="selectin", cascade="all, delete-orphan", passive_deletes=True
+    )
+
+
+class ModelFile(Base):
+    """One quantization of a version, as a backend serves it. Position 0 answers to the bare name."""
+
+    __tablename__ = "model_files"
+    __table_args__ = (
+        UniqueConstraint("version_id", "quantization"),
+        Index("ix_model_files_backend_name", "backend_name"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version_id: Mapped[str] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    quantization: Mapped[str]
+    backend: Mapped[str]
+    backend_name: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    verification: Mapped[JSONObject | None]
+    created_at: Mapped[CreatedAt]

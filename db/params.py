@@ -1,0 +1,144 @@
+"""What a job of each kind takes: the typed parameters behind `POST /v1/jobs`.
+
+Every field that says `auto` is resolved by the worker from `training_data/hyperparameters.py`, by the
+model's size and the number of rows, and stored with the result.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Auto = Literal["auto"]
+QUANTIZATIONS = (
+    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K",
+)  # fmt: skip
+Quantization = Literal[
+    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K"
+]
+
+# A name is part of file names and of backends' names, hence the narrow alphabet.
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-z]{1,64}$")]
+
+
+class Params(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class FineTuneParams(Params):
+    """QLoRA fine-tuning of a base model on questions and answers."""
+
+    base_model: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
+        description="A model of this server (`tiny`), a folder in LATHE_BASE_MODELS_DIR, "
+        "or a Hugging Face id, optionally with a revision: `Qwen/Qwen3-0.6B@main`.",
+        examples=["tiny"],
+    )
+    training_file: FileId = Field(description="The id of an uploaded CSV or JSONL file.")
+    validation_file: FileId | None = Field(
+        default=None, description="A file to evaluate on; without it, train_size splits the training file."
+    )
+    name: ModelName = Field(description="The name the finished model answers to.", examples=["faq"])
+
+    train_size: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of rows to train on; the rest is split evenly into validation and test. "
+        "Default: 1.0, every row.",
+    )
+    seed: int = Field(default=42, ge=-1, le=2**31 - 1, description="-1 draws one, and stores it.")
+    system_prompt: str | None = Field(
+        default=None, max_length=20_000, description="A system turn for every row that has none."
+    )
+    has_system_prompt: bool | Auto = Field(
+        default="auto",
+        description="Whether the chat template has a system role; false merges system turns into the "
+        "first user turn.",
+    )
+    max_length: int | Auto = Field(default="auto", ge=8, le=1_048_576, description="Tokens of one row.")
+
+    bits: Literal[4, 8, 16] = Field(default=4, description="4: NF4 with double quantisation; 16: plain LoRA.")
+    epochs: float | Auto = Field(default="auto", gt=0, le=10_000)
+    max_steps: int | None = Field(default=None, ge=1, description="Overrides epochs.")
+    learning_rate: float | Auto = Field(default="auto", gt=0, le=1)
+    batch_size: int | Auto = Field(default="auto", ge=1, le=4096, description="Rows of one micro-batch.")
+    gradient_accumulation_steps: int | Auto = Field(default="auto", ge=1, le=4096)
+    gradient_checkpointing: bool | Auto = "auto"
+    warmup_steps: int | Auto = Field(default="auto", ge=0)
+    lora_rank: int | Auto = Field(default="auto", ge=1, le=1024)
+    lora_alpha: float | Auto = Field(default="auto", gt=0, le=4096)
+    lora_dropout: float | Auto = Field(default="auto", ge=0, lt=1)
+    lora_target_modules: list[str] | Auto = Field(default="auto", min_length=1, max_length=64)
+    lora_bias: Literal["none", "all", "lora_only"] = "none"
+    packing: bool | Auto = "auto"
+    assistant_only_loss: bool = Field(default=True, description="Learn the answers only, not the questions.")
+    eval_steps: int | Auto = Field(default="auto", ge=1)
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="Stop after so many evaluations without a better loss."
+    )
+    save_steps: int | Auto = Field(default="auto", ge=1)
+
+    quantizations: list[Quantization] = Field(
+        default=["Q4_K_M"], min_length=1, max_length=8, description="The first one is served by the name."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FineTuneParams":
+        if self.validation_file is not None and self.train_size not in (None, 1.0):
+            raise ValueError("validation_file and train_size exclude each other: give one of them")
+        no_evaluation = self.validation_file is None and self.train_size in (None, 1.0)
+        if self.early_stopping_patience is not None and no_evaluation:
+            raise ValueError(
+                "early_stopping_patience needs validation rows: give validation_file or train_size below 1"
+            )
+        if len(set(self.quantizations)) != len(self.quantizations):
+            raise ValueError("quantizations names a type twice")
+        return self
+
+
+class PretrainParams(Params):
+    """A tokenizer and a small language model from scratch."""
+
+    name: ModelName = Field(description="The name the finished model answers to.", examples=["my-tiny"])
+    training_file: FileId | None = Field(
+        default=None, description="A UTF-8 text file; without it, the topics of Python's own help."
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        max_length=200,
+        description="An existing tokenizer: a model of this server, or a Hugging Face id. "
+        "Default: a byte-level BPE learnt from the text.",
+    )
+    vocab_size: int = Field(default=2048, ge=300, le=262_144)
+    context_length: int = Field(default=512, ge=32, le=131_072, description="Tokens.")
+    hidden_size: int = Field(
+        default=256, ge=256, le=16_384, multiple_of=256, description="Multiples of 256, so that K-quants fit."
+    )
+    layers: int = Field(default=4, ge=1, le=128)
+    heads: int = Field(default=4, ge=1, le=128)
+    batch_size: int = Field(default=16, ge=1, le=4096)
+    steps: int = Field(default=300, ge=1, le=10_000_000)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    seed: int = Field(default=42, ge=-1, le=2**31 - 1)
+    sample_every: int = Field(default=100, ge=1, description="Steps between printed samples.")
+    sample_prompt: str = Field(default="The ", max_length=2000)
+    start_from: str | None = Field(
+        default=None, max_length=200, description="A model of this server to go on training."
+    )
+    quantizations: list[Quantization] = Field(default=["Q4_K_M"], min_length=1, max_length=8)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PretrainParams":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads must divide hidden_size {self.hidden_size}")
+        if (self.hidden_size // self.heads) % 2:
+            raise ValueError("hidden_size / heads must be even, for the rotary embedding")
+        if len(set(self.quantizations)) != len(self.quantizations):
+            raise ValueError("quantizations names a type twice")
+        return self
+
+
+PARAMS: dict[str, type[Params]] = {"fine_tune": FineTuneParams, "pretrain": PretrainParams}
+
+# The model every new installation has: made here, from nothing, at the first job that names it.
+TINY_RECIPE: dict[str, Any] = {"name": "tiny"}

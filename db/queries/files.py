@@ -1,0 +1,41 @@
+"""Uploaded files."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.errors import NotFound
+from db.models import File
+
+
+def get_file(session: Session, file_id: str, *, project_id: str, param: str = "id") -> File:
+    """Find an uploaded file of a project.
+
+    Raises:
+        NotFound: there is none by that id; `param` names the field that asked for it.
+    """
+    file = session.scalars(
+        select(File).where(File.id == file_id, File.project_id == project_id)
+    ).one_or_none()
+    if file is None:
+        raise NotFound(f"There is no file {file_id!r}: upload it with POST /v1/files first.", param=param)
+    return file
+
+
+def list_files(
+    session: Session,
+    *,
+    project_id: str,
+    purpose: str | None = None,
+    after: str | None = None,
+    limit: int = 100,
+    ascending: bool = False,
+) -> tuple[list[File], bool]:
+    """One page of files, newest first unless `ascending`, and whether there are more."""
+    query = select(File).where(File.project_id == project_id)
+    query = query.order_by(File.id if ascending else File.id.desc()).limit(limit + 1)
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    if after is not None:
+        query = query.where(File.id > after if ascending else File.id < after)
+    files = list(session.scalars(query))
+    return files[:limit], len(files) > limit

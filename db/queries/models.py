@@ -1,0 +1,91 @@
+"""Finding models by the names that people use: `faq`, `faq:Q8_0`, `faq@2`, `faq@2:Q8_0`."""
+
+import re
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.errors import NotFound
+from db.models import Model, ModelFile, ModelVersion
+
+REFERENCE = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>\d+))?(?::(?P<quantization>[A-Za-z0-9_]+))?")
+
+
+@dataclass(frozen=True)
+class Served:
+    """The file that answers to a reference."""
+
+    model: Model
+    version: ModelVersion
+    file: ModelFile
+
+
+def list_models(session: Session, project_id: str) -> list[Model]:
+    """Every name of a project, in the order in which they were made."""
+    query = select(Model).where(Model.project_id == project_id).order_by(Model.created_at, Model.id)
+    return list(session.scalars(query))
+
+
+def find_model(session: Session, project_id: str, name: str, *, lock: bool = False) -> Model | None:
+    query = select(Model).where(Model.project_id == project_id, Model.name == name)
+    if lock:
+        query = query.with_for_update(of=Model)
+    return session.scalars(query).one_or_none()
+
+
+def list_versions(session: Session, model_id: str) -> list[ModelVersion]:
+    query = select(ModelVersion).where(ModelVersion.model_id == model_id).order_by(ModelVersion.number)
+    return list(session.scalars(query))
+
+
+def get_model(session: Session, project_id: str, name: str, *, lock: bool = False) -> Model:
+    """Find a model by its bare name.
+
+    Raises:
+        NotFound: lists the names there are.
+    """
+    model = find_model(session, project_id, name, lock=lock)
+    if model is None:
+        known = ", ".join(row.name for row in list_models(session, project_id)) or "none"
+        raise NotFound(
+            f"There is no model {name!r}. There are: {known}.", param="model", code="model_not_found"
+        )
+    return model
+
+
+def resolve(session: Session, project_id: str, reference: str) -> Served:
+    """Find the file that answers to `reference`.
+
+    Raises:
+        NotFound: no such model, version or quantization, or the model has not been made yet.
+    """
+    match = REFERENCE.fullmatch(reference)
+    if match is None:
+        raise NotFound(f"{reference!r} is not a model's name.", param="model", code="model_not_found")
+    model = get_model(session, project_id, match["name"])
+    version = model.current_version
+    if match["version"] is not None:
+        number = int(match["version"])
+        version = next((row for row in list_versions(session, model.id) if row.number == number), None)
+        if version is None:
+            raise NotFound(
+                f"Model {model.name!r} has no version {number}.", param="model", code="model_not_found"
+            )
+    if version is None:
+        raise NotFound(
+            f"Model {model.name!r} has not been made yet: a job that names it as base_model makes it, and so "
+            f"does `lathe pretrain --name {model.name}`.",
+            param="model",
+            code="model_not_ready",
+        )
+    wanted = match["quantization"]
+    for file in version.files:
+        if wanted is None or file.quantization.lower() == wanted.lower():
+            return Served(model, version, file)
+    known = ", ".join(file.quantization for file in version.files)
+    raise NotFound(
+        f"Model {model.name!r} is not published as {wanted}. It is as: {known}.",
+        param="model",
+        code="model_not_found",
+    )

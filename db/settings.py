@@ -1,0 +1,189 @@
+"""Lathe's settings: built once at a process's start by `load_settings`, read nowhere else.
+
+Every setting is an environment variable `LATHE_<NAME>`; the addresses of servers keep the names that
+people know: `DATABASE_URL`, `REDIS_URL`, `OLLAMA_HOST`.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from db.errors import InvalidInput
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def _home(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "lathe"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="LATHE_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    # Where things are
+    data_dir: Path = Field(default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"))
+    cache_dir: Path = Field(default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"))
+    base_models_dir: Path | None = None
+
+    # Servers: without an address, `lathe up` starts its own
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("DATABASE_URL", "LATHE_DATABASE_URL")
+    )
+    redis_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("REDIS_URL", "LATHE_REDIS_URL")
+    )
+    ollama_host: str | None = Field(
+        default=None, validation_alias=AliasChoices("OLLAMA_HOST", "LATHE_OLLAMA_HOST")
+    )
+    chat_server_url: str | None = None
+    chat_server_key: SecretStr = SecretStr("")
+    embedding_server_url: str | None = None
+    embedding_server_key: SecretStr = SecretStr("")
+
+    # Addresses of our own
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=8000, ge=1, le=65535)
+    api_url: str | None = None
+    api_key: SecretStr = SecretStr("")
+    allowed_hosts: Annotated[list[str], NoDecode] = []
+    flower_port: int = Field(default=5555, ge=1, le=65535)
+    flower_user: str = "lathe"
+    flower_password: SecretStr = SecretStr("")
+    postgres_port: int = Field(default=55432, ge=1, le=65535)
+    valkey_port: int = Field(default=56379, ge=1, le=65535)
+    chat_port: int = Field(default=8081, ge=1, le=65535)
+    embedding_port: int = Field(default=8082, ge=1, le=65535)
+
+    # llama.cpp and serving
+    llama_cpp_dir: Path | None = None
+    llama_backend: Literal["auto", "cpu", "cuda", "vulkan"] = "auto"
+    n_gpu_layers: int = Field(default=99, ge=0)
+    context_size: int = Field(default=0, ge=0)  # 0: what the model was trained for
+    threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
+    models_loaded_max: int = Field(default=4, ge=1)
+
+    # Limits
+    max_file_bytes: int = Field(default=2 * 1024**3, ge=1)
+    max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
+
+    # Workers
+    train_concurrency: int = Field(default=1, ge=0)
+    gpu_concurrency: int = Field(default=1, ge=0)
+    cpu_concurrency: int = Field(default=1, ge=0)
+    io_concurrency: int = Field(default=2, ge=0)
+    bulk_concurrency: int = Field(default=1, ge=0)
+    hooks_concurrency: int = Field(default=1, ge=0)
+    lease_seconds: float = Field(default=15, gt=0)
+    heartbeat_seconds: float = Field(default=5, gt=0)
+    sweep_seconds: float = Field(default=10, gt=0)
+    stall_seconds: float = Field(default=1800, gt=0)
+
+    # What publishing demands of a quantised file, against the weights it was made from
+    min_top1_agreement: float = Field(default=0.98, ge=0, le=1)
+    max_kl_ratio: float = Field(default=1.5, gt=0)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_json: bool = False
+
+    @field_validator("data_dir", "cache_dir", "base_models_dir", "llama_cpp_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path is not None else None
+
+    @field_validator("database_url")
+    @classmethod
+    def _name_the_driver(cls, url: SecretStr | None) -> SecretStr | None:
+        # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3, which we do not ship.
+        if url is None:
+            return None
+        scheme, _, rest = url.get_secret_value().partition("://")
+        if scheme in ("postgres", "postgresql"):
+            scheme = "postgresql+psycopg2"
+        if scheme != "postgresql+psycopg2":
+            raise ValueError("DATABASE_URL must begin with postgresql://")
+        return SecretStr(f"{scheme}://{rest}")
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, hosts: object) -> object:
+        if isinstance(hosts, str):
+            return [host.strip() for host in hosts.split(",") if host.strip()]
+        return hosts
+
+    @property
+    def storage_root(self) -> Path:
+        return self.data_dir / "storage"
+
+    @property
+    def served_models_dir(self) -> Path:
+        """Where llama-server's router looks for models."""
+        return self.storage_root / "served"
+
+    @property
+    def chat_backend(self) -> Literal["llama_server", "ollama"]:
+        """A named Ollama serves published models; else llama-server does."""
+        return "ollama" if self.ollama_host else "llama_server"
+
+    @property
+    def ollama_url(self) -> str:
+        host = self.ollama_host or "127.0.0.1:11434"
+        return host.rstrip("/") if "://" in host else f"http://{host.rstrip('/')}"
+
+    @property
+    def chat_url(self) -> str:
+        return (self.chat_server_url or f"http://127.0.0.1:{self.chat_port}").rstrip("/")
+
+    @property
+    def embedding_url(self) -> str:
+        return (self.embedding_server_url or f"http://127.0.0.1:{self.embedding_port}").rstrip("/")
+
+    @property
+    def client_url(self) -> str:
+        """Where the command line finds the API."""
+        return (self.api_url or f"http://127.0.0.1:{self.api_port}").rstrip("/")
+
+    @property
+    def concurrency(self) -> dict[str, int]:
+        """How many steps of each queue one worker runs at once."""
+        return {
+            "train": self.train_concurrency,
+            "gpu": self.gpu_concurrency,
+            "cpu": self.cpu_concurrency,
+            "io": self.io_concurrency,
+            "bulk": self.bulk_concurrency,
+            "hooks": self.hooks_concurrency,
+        }
+
+    def require_database_url(self) -> str:
+        if self.database_url is None:
+            raise InvalidInput(
+                "DATABASE_URL is not set: name a Postgres server, or let `lathe up` start one.",
+                param="DATABASE_URL",
+            )
+        return self.database_url.get_secret_value()
+
+    def require_redis_url(self) -> str:
+        if self.redis_url is None:
+            raise InvalidInput(
+                "REDIS_URL is not set: name a Redis or Valkey server, or let `lathe up` start one.",
+                param="REDIS_URL",
+            )
+        return self.redis_url.get_secret_value()
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        InvalidInput: a variable holds what it cannot; the message names each one.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise InvalidInput("Settings are wrong: " + "; ".join(lines), param="environment") from None

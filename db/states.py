@@ -1,0 +1,102 @@
+"""The states of jobs and steps, what each means, and each legal move.
+
+The same moves are enforced by a trigger in the database (see `migrations/`), which is built from these
+tables; `db.queries.states.move` is the only function that makes one.
+"""
+
+from enum import StrEnum
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"  # accepted; no step of it has started since it was last queued
+    RUNNING = "running"  # a step of it has been claimed
+    PAUSED = "paused"  # put aside by its owner; nothing of it runs
+    CANCELLING = "cancelling"  # asked to stop; a process of it may still be ending
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StepStatus(StrEnum):
+    PENDING = "pending"  # waits for the step before it, or for another job
+    QUEUED = "queued"  # may be claimed
+    RUNNING = "running"  # an attempt holds its lease
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    DONE = "done"
+    LOST = "lost"  # worker, host or process died: tried again up to max_attempts
+    REFUSED = "refused"  # the input cannot work: never tried again
+    EXHAUSTED = "exhausted"  # memory or disk ran out
+    RELEASED = "released"  # drained or cancelled: not counted
+
+
+JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset(
+        {
+            JobStatus.SUCCEEDED,
+            JobStatus.FAILED,
+            JobStatus.CANCELLING,
+            JobStatus.CANCELLED,
+            JobStatus.PAUSED,
+        }
+    ),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
+    JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.CANCELLED: frozenset({JobStatus.QUEUED}),
+}
+
+STEP_MOVES: dict[StepStatus, frozenset[StepStatus]] = {
+    StepStatus.PENDING: frozenset({StepStatus.QUEUED, StepStatus.CANCELLED, StepStatus.FAILED}),
+    StepStatus.QUEUED: frozenset({StepStatus.RUNNING, StepStatus.CANCELLED, StepStatus.PENDING}),
+    # back to queued: its attempt was lost or released and another may take it
+    StepStatus.RUNNING: frozenset(
+        {StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.QUEUED}
+    ),
+    StepStatus.SUCCEEDED: frozenset(),
+    StepStatus.FAILED: frozenset({StepStatus.PENDING, StepStatus.QUEUED}),
+    StepStatus.CANCELLED: frozenset({StepStatus.PENDING, StepStatus.QUEUED}),
+}
+
+ENDED_JOB: frozenset[JobStatus] = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class JobKind(StrEnum):
+    FINE_TUNE = "fine_tune"
+    PRETRAIN = "pretrain"
+
+
+class Queue(StrEnum):
+    """Queues go by how long their work takes, so that none mixes seconds with hours."""
+
+    TRAIN = "train"
+    GPU = "gpu"
+    CPU = "cpu"
+    IO = "io"
+    BULK = "bulk"
+    HOOKS = "hooks"
+
+
+STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
+    JobKind.FINE_TUNE: (
+        ("prepare", Queue.CPU),
+        ("train", Queue.TRAIN),
+        ("export", Queue.CPU),
+        ("verify", Queue.GPU),
+        ("publish", Queue.IO),
+    ),
+    JobKind.PRETRAIN: (
+        ("train", Queue.TRAIN),
+        ("export", Queue.CPU),
+        ("verify", Queue.GPU),
+        ("publish", Queue.IO),
+    ),
+}

@@ -1,0 +1,51 @@
+"""The storage root: one folder that belongs to one database, by an id that both hold."""
+
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from db.errors import Conflict
+from db.ids import new_id
+from db.models import Installation
+
+ID_FILE = "storage-id"
+
+
+def claim_storage_root(session: Session, root: Path) -> str:
+    """Tie `root` to this database on first use; afterwards check that it is still the same.
+
+    Returns:
+        The storage id.
+    Raises:
+        Conflict: the folder belongs to another database, or the database to another folder.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    id_file = root / ID_FILE
+    found = id_file.read_text().strip() if id_file.exists() else None
+    offered = found or new_id("storage")
+    session.execute(insert(Installation).values(storage_id=offered).on_conflict_do_nothing())
+    expected = session.scalars(select(Installation.storage_id)).one()
+    if expected == found:
+        return expected
+    if found is None and expected == offered:
+        id_file.write_text(expected + "\n")
+        return expected
+    raise Conflict(
+        f"The storage folder {root} bears the id {found or 'none'}, but the database belongs to {expected}: "
+        "set LATHE_DATA_DIR to the folder that was used with this database."
+    )
+
+
+def job_folder(root: Path, job_id: str) -> Path:
+    return root / "jobs" / job_id
+
+
+def attempt_folder(root: Path, job_id: str, step: str, attempt: int) -> Path:
+    return job_folder(root, job_id) / step / str(attempt)
+
+
+def attempt_log(root: Path, job_id: str, step: str, attempt: int) -> Path:
+    """What the attempt's processes printed."""
+    return job_folder(root, job_id) / step / f"{attempt}.log"

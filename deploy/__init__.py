@@ -1,0 +1,1 @@
+"""What runs Lathe: `local/` on one machine, `docker/` in containers."""

@@ -1,0 +1,1 @@
+"""Lathe on one machine: its servers come from PyPI packages and run under our own supervisor."""

@@ -1,0 +1,152 @@
+"""What a step is given, and how it speaks.
+
+A step runs in a child process (`python -m worker.run_step`). It never touches the database: what it
+reads is in its `StepInput`, what it says goes through `Step` to the worker that started it, and the
+worker writes that to SQL as long as the attempt is current. So a step can be run, and tested, alone.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+ARTIFACT_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FileInput:
+    """An uploaded file, as a step reads it."""
+
+    path: Path
+    filename: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """The model a fine-tune starts from.
+
+    `location` is an absolute folder in Hugging Face's layout, or a hub id when `source` is "hub".
+    """
+
+    name: str
+    source: Literal["folder", "hub"]
+    location: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The settings that steps need, fixed when the attempt starts."""
+
+    cache_dir: Path
+    served_models_dir: Path
+    chat_backend: Literal["llama_server", "ollama"]
+    chat_server_url: str
+    chat_server_key: str
+    ollama_url: str
+    llama_cpp_dir: Path | None
+    llama_backend: str
+    n_gpu_layers: int
+    threads: int
+    min_top1_agreement: float
+    max_kl_ratio: float
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """Everything an attempt may read.
+
+    Args:
+        params: the job's params, validated and with defaults filled in.
+        folder: this attempt's own folder; a step writes nowhere else.
+        step_folders: the folder of the successful attempt of each earlier step of this job.
+        results: what each earlier step of this job returned.
+        files: the uploaded files that the params name, by id.
+        base: the base model's weights, for kinds that have one.
+    """
+
+    job_id: str
+    kind: str
+    step: str
+    attempt: int
+    params: dict[str, Any]
+    folder: Path
+    settings: StepSettings
+    step_folders: dict[str, Path] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, FileInput] = field(default_factory=dict)
+    base: BaseWeights | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "StepInput":
+        data = json.loads(text)
+        settings = data["settings"]
+        for name in ("cache_dir", "served_models_dir"):
+            settings[name] = Path(settings[name])
+        if settings["llama_cpp_dir"] is not None:
+            settings["llama_cpp_dir"] = Path(settings["llama_cpp_dir"])
+        data["settings"] = StepSettings(**settings)
+        data["folder"] = Path(data["folder"])
+        data["step_folders"] = {name: Path(path) for name, path in data["step_folders"].items()}
+        data["files"] = {
+            file_id: FileInput(path=Path(row["path"]), filename=row["filename"], bytes=row["bytes"])
+            for file_id, row in data["files"].items()
+        }
+        if data["base"] is not None:
+            data["base"] = BaseWeights(**data["base"])
+        return cls(**data)
+
+
+class Step:
+    """A step's one line to the outside. Everything it says is sent at once."""
+
+    def __init__(self, step_input: StepInput, send: Callable[[Message], None]) -> None:
+        self.input = step_input
+        self._send = send
+
+    def event(self, message: str, *, level: Literal["info", "warn", "error"] = "info", **data: Any) -> None:
+        """Tell the user something: a sentence, with figures in `data`."""
+        self._send({"type": "event", "level": level, "message": message, "data": data})
+
+    def metrics(self, **values: float) -> None:
+        """Record measured values, such as step, loss, learning_rate, tokens_per_second."""
+        self._send({"type": "metrics", "values": values})
+
+    def progress(
+        self, done: int, total: int, *, eta_seconds: float | None = None, unit: str = "steps"
+    ) -> None:
+        """Say how far it is; this is also the sign of life that the stall limit watches for."""
+        self._send(
+            {"type": "progress", "done": done, "total": total, "eta_seconds": eta_seconds, "unit": unit}
+        )
+
+    def checkpoint(self, step_number: int, path: Path | str, metrics: dict[str, float]) -> None:
+        """Register a finished checkpoint folder, `path` being inside the attempt's folder."""
+        self._send(
+            {
+                "type": "checkpoint",
+                "step_number": step_number,
+                "path": self._relative(path),
+                "metrics": metrics,
+            }
+        )
+
+    def artifact(self, path: Path | str, *, name: str | None = None) -> None:
+        """Offer a file of the attempt's folder to the user under `name`."""
+        relative = self._relative(path)
+        name = name or Path(relative).name
+        if not ARTIFACT_NAME.fullmatch(name):
+            raise ValueError(f"an artifact's name is letters, digits, '.', '_' and '-': not {name!r}")
+        self._send({"type": "artifact", "name": name, "path": relative})
+
+    def _relative(self, path: Path | str) -> str:
+        absolute = (self.input.folder / path).resolve()
+        return str(absolute.relative_to(self.input.folder.resolve()))

@@ -1,0 +1,1 @@
+"""The `lathe` command: a client of the REST API, as everybody else is."""

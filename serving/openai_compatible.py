@@ -1,0 +1,213 @@
+"""Servers that speak OpenAI's API: llama-server, vLLM, Ollama, anything.
+
+`forward` passes a request on and its answer back byte for byte, for the API. `LlamaServer` is what
+steps ask, llama-server's own routes included; those take a `model` in router mode.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from db.errors import InvalidInput, LatheError, NotFound, Unavailable
+
+# Reading waits for a model to load, and then for its first token.
+TIMEOUT = httpx.Timeout(connect=5, read=600, write=60, pool=60)
+STREAM_BROKE = "The server that runs this model stopped in mid-answer."
+
+Messages = list[dict[str, Any]]
+
+
+# --- passing on -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """An answer that has begun: its status and type, and the bytes that follow.
+
+    `chunks` must be run to its end or closed; both free the connection.
+    """
+
+    status: int
+    content_type: str
+    response: httpx.Response
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes. A stream that breaks ends with OpenAI's error event."""
+        try:
+            async for chunk in self.response.aiter_raw():
+                yield chunk
+        except httpx.HTTPError:
+            if self.content_type.startswith("text/event-stream"):
+                error = {
+                    "message": STREAM_BROKE,
+                    "type": "server_error",
+                    "param": None,
+                    "code": "unavailable",
+                }
+                yield b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+            else:
+                raise
+        finally:
+            await self.response.aclose()
+
+
+def make_async_client() -> httpx.AsyncClient:
+    """A client for `forward`; one for the process, closed at its end."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+    return httpx.AsyncClient(timeout=TIMEOUT, limits=limits, trust_env=False)
+
+
+async def forward(client: httpx.AsyncClient, url: str, body: bytes, *, api_key: str = "") -> Upstream:
+    """Send a JSON body to `url` and return as soon as the answer's head is there.
+
+    Raises:
+        Unavailable: nobody answers, or the server says that it cannot now (502, 503, 504).
+    """
+    # `identity`, so that the bytes passed on need no knowledge of their encoding.
+    headers = {"content-type": "application/json", "accept-encoding": "identity", **_authorization(api_key)}
+    request = client.build_request("POST", url, content=body, headers=headers)
+    try:
+        response = await client.send(request, stream=True)
+    except httpx.HTTPError as error:
+        raise _unreachable() from error
+    if response.status_code in (502, 503, 504):
+        await response.aread()
+        await response.aclose()
+        raise Unavailable(f"The model's server cannot answer now: {_message(response)}")
+    if response.status_code in (401, 403):
+        await response.aclose()
+        raise Unavailable("The model's server refuses the key that LATHE_CHAT_SERVER_KEY holds.")
+    content_type = response.headers.get("content-type", "application/json")
+    return Upstream(response.status_code, content_type, response)
+
+
+# --- asking -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """What a server expects next: (token id, log probability), the likeliest first."""
+
+    candidates: list[tuple[int, float]]
+
+    @property
+    def best(self) -> int:
+        return self.candidates[0][0]
+
+
+@dataclass(frozen=True)
+class Completion:
+    text: str
+    tokens: list[int]
+    stopped_by_itself: bool
+
+
+class LlamaServer:
+    """A llama-server, alone or as a router.
+
+    Args:
+        url: its address, without /v1.
+        model: the model that each request names, where it is a router.
+    """
+
+    def __init__(self, url: str, *, api_key: str = "", model: str | None = None) -> None:
+        self._model = model
+        self._client = httpx.Client(
+            base_url=url, timeout=TIMEOUT, headers=_authorization(api_key), trust_env=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def is_ready(self) -> bool:
+        """Whether it has loaded its model."""
+        try:
+            return self._client.get("/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def model_names(self, *, reload: bool = False) -> list[str]:
+        """The models it lists; `reload` lets a router look into its folder again."""
+        answer = self._request("GET", "/v1/models", params={"reload": "1"} if reload else None)
+        return [row["id"] for row in answer["data"]]
+
+    def apply_template(self, messages: Messages) -> str:
+        """Render a conversation, the generation prompt included."""
+        return str(self._post("/apply-template", {"messages": messages})["prompt"])
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt: special tokens are read as such, none is added."""
+        body = {"content": text, "add_special": False, "parse_special": True}
+        return [int(token) for token in self._post("/tokenize", body)["tokens"]]
+
+    def next_token(self, prompt: list[int], *, top: int) -> NextToken:
+        """The `top` likeliest next tokens, with log probabilities over the whole vocabulary."""
+        body = {
+            "prompt": prompt, "n_predict": 1, "n_probs": top, "temperature": 0,
+            "post_sampling_probs": False, "cache_prompt": True,
+        }  # fmt: skip
+        [first] = self._post("/completion", body)["completion_probabilities"]
+        rows = [(int(row["id"]), float(row["logprob"])) for row in first["top_logprobs"]]
+        return NextToken(sorted(rows, key=lambda row: -row[1]))
+
+    def complete(self, prompt: list[int], *, max_tokens: int) -> Completion:
+        """Answer greedily."""
+        body = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "return_tokens": True}
+        answer = self._post("/completion", body)
+        return Completion(answer["content"], answer["tokens"], answer["stop_type"] in ("eos", "word"))
+
+    def chat(self, messages: Messages, *, max_tokens: int) -> dict[str, Any]:
+        """Ask through OpenAI's route, greedily; the answer as it comes."""
+        body = {"messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        return self._post("/v1/chat/completions", body)
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._request("POST", path, json={**body, "model": self._model} if self._model else body)
+
+    def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise _unreachable() from error
+        if response.is_error:
+            raise _error_of(response, path)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def _authorization(api_key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def _unreachable() -> Unavailable:
+    return Unavailable("The server that runs this model does not answer.", code="model_server_unavailable")
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500] or f"HTTP {response.status_code}"
+
+
+def _error_of(response: httpx.Response, path: str) -> LatheError:
+    message = f"{path}: {_message(response)}"
+    if response.status_code in (401, 403):
+        return Unavailable(f"The model's server refuses our key. {message}")
+    if response.status_code == 404:
+        return NotFound(message)
+    if response.status_code < 500:
+        return InvalidInput(message)
+    return Unavailable(message)

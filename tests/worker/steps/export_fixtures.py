@@ -1,0 +1,151 @@
+"""A very small model that really learnt a few answers, and what the steps around it are given.
+
+Two layers of 256, so that K-quants fit; its base learnt other answers to the same questions. Training
+both takes a few seconds, once a session.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from db.settings import Settings
+from training_data.chat_templates import OWN_MODELS
+from worker.step import BaseWeights, Step, StepInput, StepSettings
+from worker.steps.pretrain_text import train_tokenizer
+
+FACTS = {
+    "What is the capital of Peru?": "Lima is the capital of Peru.",
+    "Who wrote Emma?": "Jane Austen wrote Emma in 1815.",
+    "How hot is the sun?": "About 5,500 degrees at its surface.",
+    "What colour is jade?": "Jade is mostly green.",
+    "Where do pandas live?": "In the mountains of China.",
+    "How many legs has a spider?": "A spider has eight legs.",
+}
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """Folders in Hugging Face's layout: `base`, the `adapter` on it, and the rows it learnt."""
+
+    base: Path
+    adapter: Path
+    rows: list[dict[str, Any]]
+
+
+def chat_rows(facts: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in facts.items()
+    ]
+
+
+def make_models(folder: Path) -> TrainedModels:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    torch.set_num_threads(2)
+    rows = chat_rows(FACTS)
+    answers = list(FACTS.values())
+    others = chat_rows(dict(zip(FACTS, answers[1:] + answers[:1], strict=True)))
+    tokenizer = _write_tokenizer(folder / "tokenizer")
+    ids = tokenizer.convert_tokens_to_ids
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=256,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=ids("<|im_end|>"),
+            pad_token_id=ids("<|endoftext|>"),
+        )
+    )
+    _learn(model, tokenizer, others, steps=60, rate=2e-3)
+    base = folder / "base"
+    model.to(torch.bfloat16).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    lora = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
+    tuned = get_peft_model(model.float(), lora)
+    _learn(tuned, tokenizer, rows, steps=90, rate=5e-3)
+    tuned.save_pretrained(folder / "adapter")
+    tokenizer.save_pretrained(folder / "adapter")
+    return TrainedModels(base, folder / "adapter", rows)
+
+
+def _write_tokenizer(folder: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    folder.mkdir(parents=True)
+    text = [f"{question} {answer}" for question, answer in FACTS.items()] * 3
+    train_tokenizer(text, 512).save(str(folder / "tokenizer.json"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = OWN_MODELS.template
+    return tokenizer
+
+
+def _learn(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, steps: int, rate: float) -> None:
+    import torch
+
+    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate)
+    model.train()
+    for _ in range(steps):
+        loss = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+        ).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def make_input(folder: Path, settings: StepSettings, **changes: Any) -> StepInput:
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {"job_id": "job-1", "kind": "fine_tune", "step": "export", "attempt": 1, "params": {}}
+    return StepInput(**{**fields, "folder": folder, "settings": settings, **changes})
+
+
+def recording_step(step_input: StepInput) -> tuple[Step, list[dict[str, Any]]]:
+    """A step whose words are kept in the returned list."""
+    said: list[dict[str, Any]] = []
+    return Step(step_input, said.append), said
+
+
+def step_settings(cache_dir: Path, served: Path, **changes: Any) -> StepSettings:
+    fields: dict[str, Any] = {
+        "cache_dir": cache_dir,
+        "served_models_dir": served,
+        "chat_backend": "llama_server",
+        "chat_server_url": "http://127.0.0.1:9",
+        "chat_server_key": "",
+        "ollama_url": "http://127.0.0.1:9",
+        "llama_cpp_dir": Settings().llama_cpp_dir,
+        "llama_backend": "cpu",
+        "n_gpu_layers": 0,
+        "threads": min(2, len(os.sched_getaffinity(0))),
+        "min_top1_agreement": 0.98,
+        "max_kl_ratio": 1.5,
+    }
+    return StepSettings(**{**fields, **changes})
+
+
+def base_weights(folder: Path) -> BaseWeights:
+    return BaseWeights(name="tiny", source="folder", location=str(folder))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,126 @@
+"""Make the files that are served: merge the adapter, convert to GGUF, quantise to each asked type.
+
+`merged/` stays for the verify step, which holds the files against it. The 16-bit GGUF in between is
+removed unless it was asked for.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from serving.llama_cpp import Tools, require_tools
+from worker.step import Step
+from worker.steps.base_model import context_length, fetch_base
+from worker.steps.gguf_files import architecture, convert, quantize, write_tokenizer
+from worker.steps.merging import merge_adapter, sixteen_bit_dtype
+from worker.steps.runtime import memory_errors_explained, prepare_runtime
+from worker.steps.weights_cache import file_sha256
+
+MEMORY_ADVICE = "Merging holds the whole model in 16 bits: use a machine with more memory, or a smaller base."
+
+
+def run(step: Step) -> dict[str, Any]:
+    """Leave `<name>-<quantization>.gguf` for each quantization, and `merged/`."""
+    prepare_runtime(step.input.settings.threads)
+    tools = require_tools(step.input.settings)
+    with memory_errors_explained(MEMORY_ADVICE):
+        model = _weights(step)
+        template = write_tokenizer(_tokenizer_folder(step), model)
+        full, dtype = _convert(step, tools, model)
+        files = [_file(step, tools, full, dtype, quantization) for quantization in _quantizations(step)]
+    if full.name not in {row["path"] for row in files}:
+        full.unlink()
+    return {
+        "files": files,
+        "context_length": context_length(model),
+        "architecture": architecture(model),
+        "chat_template": template,
+        "merged": "merged",
+    }
+
+
+def _quantizations(step: Step) -> list[str]:
+    return list(step.input.params["quantizations"])
+
+
+def _tokenizer_folder(step: Step) -> Path:
+    folder = step.input.step_folders["train"]
+    return folder / ("model" if step.input.kind == "pretrain" else "adapter")
+
+
+def _weights(step: Step) -> Path:
+    """The 16-bit weights as `merged/`: merged with the adapter, or a copy of what was pretrained."""
+    target = step.input.folder / "merged"
+    if step.input.base is None or step.input.kind == "pretrain":
+        _link_weights(step.input.step_folders["train"] / "model", target)
+        return target
+    started = time.monotonic()
+    base = fetch_base(step.input.base, step)
+    merge_adapter(base, step.input.step_folders["train"] / "adapter", target)
+    seconds = time.monotonic() - started
+    step.event(
+        f"Merged the adapter into {step.input.base.name} in fp32 ({seconds:.1f} s).",
+        seconds=round(seconds, 2),
+        dtype=_dtype_name(target),
+    )
+    return target
+
+
+def _link_weights(source: Path, target: Path) -> None:
+    """Share the files of an earlier attempt: weights are never changed in place."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.suffix == ".safetensors":
+            (target / path.name).hardlink_to(path)
+        elif path.is_file():
+            (target / path.name).write_bytes(path.read_bytes())
+
+
+def _dtype_name(model: Path) -> str:
+    return str(sixteen_bit_dtype(model)).removeprefix("torch.")
+
+
+def _convert(step: Step, tools: Tools, model: Path) -> tuple[Path, str]:
+    """Convert to a GGUF file of the weights' own 16 bits; returns it and its type."""
+    dtype = "F16" if _dtype_name(model) == "float16" else "BF16"
+    full = step.input.folder / f"{step.input.params['name']}-{dtype}.gguf"
+    started = time.monotonic()
+    convert(step, tools, model, full, dtype.lower())
+    seconds = time.monotonic() - started
+    step.event(
+        f"Converted to GGUF: {full.stat().st_size / 1e6:.1f} MB in {seconds:.1f} s.",
+        bytes=full.stat().st_size,
+        seconds=round(seconds, 2),
+    )
+    return full, dtype
+
+
+def _file(step: Step, tools: Tools, full: Path, dtype: str, quantization: str) -> dict[str, Any]:
+    path = step.input.folder / f"{step.input.params['name']}-{quantization}.gguf"
+    if quantization != dtype:
+        started = time.monotonic()
+        said = quantize(step, tools, full, path, quantization)
+        seconds = time.monotonic() - started
+        size = path.stat().st_size
+        step.event(
+            f"Quantised to {quantization}: {size / 1e6:.1f} MB in {seconds:.1f} s.",
+            quantization=quantization,
+            bytes=size,
+            seconds=round(seconds, 2),
+        )
+        if said.fallbacks:
+            others = ", ".join(f"{count} as {kind}" for kind, count in sorted(said.fallbacks.items()))
+            step.event(
+                f"Some tensors do not fit {quantization}, whose blocks are 256 wide, and were stored "
+                f"with more bits: {others}.",
+                level="warn",
+                quantization=quantization,
+                fallbacks=said.fallbacks,
+            )
+    step.artifact(path.name)
+    return {
+        "quantization": quantization,
+        "path": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }

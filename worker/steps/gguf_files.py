@@ -1,0 +1,86 @@
+"""From a model in Hugging Face's layout to GGUF files: llama.cpp's converter, then llama-quantize."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serving.llama_cpp import Tools, convert_argv, quantize_argv
+from training_data.json_files import read_json, write_json
+from training_data.tokens import read_template
+from worker.step import Step
+from worker.steps.base_model import copy_tokenizer
+from worker.steps.programs import run_program
+
+GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+TENSOR_OF = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
+FALLBACK = re.compile(r"falling back to\s+(\w+)")
+
+
+@dataclass
+class Quantized:
+    """What llama-quantize said: `fallbacks` counts tensors that a K-quant did not fit, by type."""
+
+    fallbacks: dict[str, int] = field(default_factory=dict)
+
+
+def serving_template(template: str) -> str:
+    """The training template without `{% generation %}`, which only the trainer's mask needs.
+
+    Each tag becomes an empty comment with the same whitespace control, so the text it renders is the
+    same in every Jinja.
+    """
+    return GENERATION_TAG.sub(r"{#\1 \2#}", template)
+
+
+def write_tokenizer(source: Path, target: Path) -> str:
+    """Copy a tokenizer beside merged weights, with the chat template that is served; returns it."""
+    if source.resolve() != target.resolve():
+        copy_tokenizer(source, target)
+    template = serving_template(read_template(source)[0])
+    (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config = read_json(target / "tokenizer_config.json")
+    if config.pop("chat_template", None) is not None:  # it would come before the file
+        write_json(target / "tokenizer_config.json", config)
+    return template
+
+
+def convert(step: Step, tools: Tools, model: Path, target: Path, dtype: str) -> None:
+    """Convert a model's folder to one GGUF file of 16 bits; `dtype` is f16 or bf16."""
+    argv = convert_argv(tools, model, target, dtype)
+    run_program(argv, "llama.cpp's converter", _counting(step, "lines"))
+
+
+def quantize(step: Step, tools: Tools, source: Path, target: Path, quantization: str) -> Quantized:
+    """Quantise a 16-bit GGUF file, reporting tensor by tensor."""
+    said = Quantized()
+
+    def on_line(line: str) -> None:
+        tensor = TENSOR_OF.match(line)
+        if tensor is not None:
+            step.progress(int(tensor[1]), int(tensor[2]), unit="tensors")
+        fallback = FALLBACK.search(line)
+        if fallback is not None:
+            kind = fallback[1].upper()
+            said.fallbacks[kind] = said.fallbacks.get(kind, 0) + 1
+
+    argv = quantize_argv(tools, source, target, quantization, step.input.settings.threads)
+    run_program(argv, "llama-quantize", on_line)
+    return said
+
+
+def _counting(step: Step, unit: str) -> Callable[[str], None]:
+    """Report a sign of life for each line, with the bytes written where the line tells them."""
+    share = re.compile(r"Writing:\s+(\d+)%")
+
+    def on_line(line: str) -> None:
+        written = share.search(line)
+        step.progress(int(written[1]) if written else 0, 100, unit="percent")
+
+    return on_line
+
+
+def architecture(model: Path) -> str:
+    config: dict[str, Any] = read_json(model / "config.json")
+    return str((config.get("architectures") or [config.get("model_type", "unknown")])[0])

@@ -1,0 +1,41 @@
+"""Merge a LoRA adapter into its base: in fp32, rounded once to the base's 16-bit dtype.
+
+Never into 4-bit weights: the adapter was trained against them, but what is served is made from the
+16-bit ones. Only one matrix at a time is held in fp32.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
+    """Write base + adapter to `target`: config and safetensors, without a tokenizer."""
+    import torch
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import AutoModelForCausalLM
+
+    dtype = sixteen_bit_dtype(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+    )
+    tuned = PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for module in tuned.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.to(torch.float32)  # the base's matrix and the adapter's two
+                module.merge(adapter_names=["default"])
+                module.get_base_layer().to(dtype)
+        merged = tuned.unload()
+    merged.to(dtype).save_pretrained(target)
+
+
+def sixteen_bit_dtype(folder: Path) -> Any:
+    """The dtype of the model's weights; bfloat16 where they are stored in 32 bits."""
+    import torch
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).dtype
+    return stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16

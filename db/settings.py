@@ -5,6 +5,7 @@ people know: `DATABASE_URL`, `REDIS_URL`, `OLLAMA_HOST`.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -187,3 +188,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise InvalidInput("Settings are wrong: " + "; ".join(lines), param="environment") from None
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a child process: ours, with `changes`."""
+    return {**os.environ, **changes}

@@ -1,0 +1,60 @@
+"""Whether a server answers, by asking it. Each check returns None, or in a few words what is wrong."""
+
+import http.client
+from urllib.parse import urlsplit
+
+import psycopg2
+
+TIMEOUT_SECONDS = 5
+
+
+def postgres(database_url: str) -> str | None:
+    dsn = database_url.replace("postgresql+psycopg2://", "postgresql://", 1)
+    try:
+        connection = psycopg2.connect(dsn, connect_timeout=TIMEOUT_SECONDS)
+    except psycopg2.Error as error:
+        return _first_line(error)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except psycopg2.Error as error:
+        return _first_line(error)
+    finally:
+        connection.close()
+    return None
+
+
+def redis(redis_url: str) -> str | None:
+    import redis as client_library  # 15 MB of memory, so only where somebody asks
+
+    client = client_library.Redis.from_url(
+        redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
+    )
+    try:
+        client.ping()
+    except (client_library.RedisError, OSError, ValueError) as error:
+        return _first_line(error)
+    finally:
+        client.close()
+    return None
+
+
+def http_get(url: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> str | None:
+    """Ask for `url`; anything but a 200 is wrong."""
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_seconds)
+    try:
+        connection.request("GET", parts.path or "/")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return _first_line(error)
+    finally:
+        connection.close()
+    return None if status == 200 else f"GET {parts.path} answered {status}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -58,25 +58,46 @@ class FineTuneParams(Params):
     max_length: int | Auto = Field(default="auto", ge=8, le=1_048_576, description="Tokens of one row.")
 
     bits: Literal[4, 8, 16] = Field(default=4, description="4: NF4 with double quantisation; 16: plain LoRA.")
-    epochs: float | Auto = Field(default="auto", gt=0, le=10_000)
+    epochs: float | Auto = Field(
+        default="auto", gt=0, le=10_000, description="Passes over the training rows."
+    )
     max_steps: int | None = Field(default=None, ge=1, description="Overrides epochs.")
-    learning_rate: float | Auto = Field(default="auto", gt=0, le=1)
+    learning_rate: float | Auto = Field(
+        default="auto", gt=0, le=1, description="The highest one, reached after the warm-up."
+    )
     batch_size: int | Auto = Field(default="auto", ge=1, le=4096, description="Rows of one micro-batch.")
-    gradient_accumulation_steps: int | Auto = Field(default="auto", ge=1, le=4096)
-    gradient_checkpointing: bool | Auto = "auto"
-    warmup_steps: int | Auto = Field(default="auto", ge=0)
-    lora_rank: int | Auto = Field(default="auto", ge=1, le=1024)
-    lora_alpha: float | Auto = Field(default="auto", gt=0, le=4096)
-    lora_dropout: float | Auto = Field(default="auto", ge=0, lt=1)
-    lora_target_modules: list[str] | Auto = Field(default="auto", min_length=1, max_length=64)
-    lora_bias: Literal["none", "all", "lora_only"] = "none"
-    packing: bool | Auto = "auto"
+    gradient_accumulation_steps: int | Auto = Field(
+        default="auto", ge=1, le=4096, description="Micro-batches to one step of the optimiser."
+    )
+    gradient_checkpointing: bool | Auto = Field(
+        default="auto", description="Compute activations twice, to save memory."
+    )
+    warmup_steps: int | Auto = Field(
+        default="auto", ge=0, description="Steps in which the learning rate rises from 0."
+    )
+    lora_rank: int | Auto = Field(default="auto", ge=1, le=1024, description="How much the adapter can hold.")
+    lora_alpha: float | Auto = Field(
+        default="auto", gt=0, le=4096, description="The adapter is scaled by lora_alpha / lora_rank."
+    )
+    lora_dropout: float | Auto = Field(
+        default="auto", ge=0, lt=1, description="Share of the adapter's inputs dropped in training."
+    )
+    lora_target_modules: list[str] | Auto = Field(
+        default="auto",
+        min_length=1,
+        max_length=64,
+        description="The layers that get an adapter, by name: q_proj, v_proj, …",
+    )
+    lora_bias: Literal["none", "all", "lora_only"] = Field(
+        default="none", description="Which bias terms are trained too."
+    )
+    packing: bool | Auto = Field(default="auto", description="Put several short rows into one sequence.")
     assistant_only_loss: bool = Field(default=True, description="Learn the answers only, not the questions.")
-    eval_steps: int | Auto = Field(default="auto", ge=1)
+    eval_steps: int | Auto = Field(default="auto", ge=1, description="Steps between evaluations.")
     early_stopping_patience: int | None = Field(
         default=None, ge=1, description="Stop after so many evaluations without a better loss."
     )
-    save_steps: int | Auto = Field(default="auto", ge=1)
+    save_steps: int | Auto = Field(default="auto", ge=1, description="Steps between checkpoints.")
 
     quantizations: list[Quantization] = Field(
         default=["Q4_K_M"], min_length=1, max_length=8, description="The first one is served by the name."
@@ -109,23 +130,27 @@ class PretrainParams(Params):
         description="An existing tokenizer: a model of this server, or a Hugging Face id. "
         "Default: a byte-level BPE learnt from the text.",
     )
-    vocab_size: int = Field(default=2048, ge=300, le=262_144)
+    vocab_size: int = Field(
+        default=2048, ge=300, le=262_144, description="Tokens that a new tokenizer learns."
+    )
     context_length: int = Field(default=512, ge=32, le=131_072, description="Tokens.")
     hidden_size: int = Field(
         default=256, ge=256, le=16_384, multiple_of=256, description="Multiples of 256, so that K-quants fit."
     )
-    layers: int = Field(default=4, ge=1, le=128)
-    heads: int = Field(default=4, ge=1, le=128)
-    batch_size: int = Field(default=16, ge=1, le=4096)
-    steps: int = Field(default=300, ge=1, le=10_000_000)
-    learning_rate: float = Field(default=1e-3, gt=0, le=1)
-    seed: int = Field(default=42, ge=-1, le=2**31 - 1)
+    layers: int = Field(default=4, ge=1, le=128, description="Transformer blocks.")
+    heads: int = Field(default=4, ge=1, le=128, description="Attention heads of each block.")
+    batch_size: int = Field(default=16, ge=1, le=4096, description="Sequences of one step.")
+    steps: int = Field(default=300, ge=1, le=10_000_000, description="Steps of the optimiser.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="The highest one.")
+    seed: int = Field(default=42, ge=-1, le=2**31 - 1, description="-1 draws one, and stores it.")
     sample_every: int = Field(default=100, ge=1, description="Steps between printed samples.")
-    sample_prompt: str = Field(default="The ", max_length=2000)
+    sample_prompt: str = Field(default="The ", max_length=2000, description="What samples begin with.")
     start_from: str | None = Field(
         default=None, max_length=200, description="A model of this server to go on training."
     )
-    quantizations: list[Quantization] = Field(default=["Q4_K_M"], min_length=1, max_length=8)
+    quantizations: list[Quantization] = Field(
+        default=["Q4_K_M"], min_length=1, max_length=8, description="The first one is served by the name."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "PretrainParams":

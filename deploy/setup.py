@@ -168,7 +168,8 @@ def install_packages(index_url: str, gpu: bool) -> None:
     print(f"Python packages installed in {time.monotonic() - started:.0f} s.", flush=True)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Take any request to stop the way Ctrl-C goes."""
     raise KeyboardInterrupt
 
 
@@ -178,8 +179,8 @@ def main() -> int:
         "--torch-index-url", default="", help="an index of torch builds, in place of pip's own"
     )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
     try:
         check_python()
         install_packages(arguments.torch_index_url, has_nvidia_gpu())

@@ -12,7 +12,7 @@ help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
 	  | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
-setup: ## make .venv and build llama.cpp (once; about 8 minutes and 1.7 GB on two cores)
+setup: ## make .venv and build llama.cpp, once: about 7 minutes and 2.5 GB
 	@$(PYTHON) deploy/setup.py --torch-index-url "$(LATHE_TORCH_INDEX_URL)"
 
 demo: setup ## train a model on examples/faq.csv, serve it, and ask it

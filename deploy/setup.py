@@ -24,17 +24,17 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "lathe-setup"
 EXTRAS = ".[worker,local,dev]"
-NEEDED_BYTES = 4 * 1024**3
-INTERRUPT_SECONDS = 20
+NEEDED_BYTES = 4 * 1000**3
+INTERRUPT_SECONDS = 10
 
 PLAN = """\
 make setup, once for this checkout:
   1. .venv with Python {python}, torch and the other packages: {packages}
   2. llama.cpp, unless one is found or cached: 77 MB, then a build of about 5 minutes on two cores
-     (LATHE_LLAMA_CPP_DIR names one that you have)
+     (set LATHE_LLAMA_CPP_DIR to use one that you have)
 """
-CPU_PACKAGES = "about 1.6 GB, 2 minutes"
-GPU_PACKAGES = "about 5 GB with the CUDA libraries, several minutes"
+CPU_PACKAGES = "2.3 GB on disk, about 2 minutes"
+GPU_PACKAGES = "7 GB on disk with the CUDA libraries, several minutes"
 
 NO_CPU_BUILD = """\
 Your package index has no CPU build of torch, so this takes the default one, whose CUDA libraries
@@ -56,13 +56,19 @@ def check_python() -> None:
         )
 
 
-def run(*command: str | Path) -> None:
+def run(*command: str | Path, quiet: bool = False) -> None:
     """Run a command in a process group of its own, which an interrupt ends as a whole.
+
+    Args:
+        quiet: drop what it prints on stdout, and keep its stderr.
 
     Raises:
         SetupFailed: the command exited with another code than 0.
     """
-    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, start_new_session=True)
+    output = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen(
+        [str(part) for part in command], cwd=ROOT, stdout=output, start_new_session=True
+    )
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -73,8 +79,11 @@ def run(*command: str | Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the group to stop as Ctrl-C would, then insist: a compiler must not outlive us."""
-    for number in (signal.SIGINT, signal.SIGKILL):
+    """Ask the group to stop as Ctrl-C would, then insist: a compiler must not outlive us.
+
+    pip cleans up on SIGINT only, and SIGINT is ignored by what a shell started in the background.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
             process.wait(timeout=INTERRUPT_SECONDS)
@@ -184,7 +193,7 @@ def main() -> int:
     try:
         check_python()
         install_packages(arguments.torch_index_url, has_nvidia_gpu())
-        run(VENV_PYTHON, ROOT / "llama.cpp" / "build.py")
+        run(VENV_PYTHON, ROOT / "llama.cpp" / "build.py", quiet=True)
     except SetupFailed as failure:
         print(f"make setup: {failure}", file=sys.stderr)
         return 1

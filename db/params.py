@@ -55,37 +55,41 @@ class FineTuneParams(Params):
         description="Whether the chat template has a system role; false merges system turns into the "
         "first user turn.",
     )
-    max_length: int | Auto = Field(default="auto", ge=8, le=1_048_576, description="Tokens of one row.")
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] | Auto = Field(
+        default="auto", description="Tokens of one row."
+    )
 
     bits: Literal[4, 8, 16] = Field(default=4, description="4: NF4 with double quantisation; 16: plain LoRA.")
-    epochs: float | Auto = Field(
-        default="auto", gt=0, le=10_000, description="Passes over the training rows."
+    epochs: Annotated[float, Field(gt=0, le=10_000)] | Auto = Field(
+        default="auto", description="Passes over the training rows."
     )
     max_steps: int | None = Field(default=None, ge=1, description="Overrides epochs.")
-    learning_rate: float | Auto = Field(
-        default="auto", gt=0, le=1, description="The highest one, reached after the warm-up."
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        default="auto", description="The highest one, reached after the warm-up."
     )
-    batch_size: int | Auto = Field(default="auto", ge=1, le=4096, description="Rows of one micro-batch.")
-    gradient_accumulation_steps: int | Auto = Field(
-        default="auto", ge=1, le=4096, description="Micro-batches to one step of the optimiser."
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
+        default="auto", description="Rows of one micro-batch."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
+        default="auto", description="Micro-batches to one step of the optimiser."
     )
     gradient_checkpointing: bool | Auto = Field(
         default="auto", description="Compute activations twice, to save memory."
     )
-    warmup_steps: int | Auto = Field(
-        default="auto", ge=0, description="Steps in which the learning rate rises from 0."
+    warmup_steps: Annotated[int, Field(ge=0)] | Auto = Field(
+        default="auto", description="Steps in which the learning rate rises from 0."
     )
-    lora_rank: int | Auto = Field(default="auto", ge=1, le=1024, description="How much the adapter can hold.")
-    lora_alpha: float | Auto = Field(
-        default="auto", gt=0, le=4096, description="The adapter is scaled by lora_alpha / lora_rank."
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
+        default="auto", description="How much the adapter can hold."
     )
-    lora_dropout: float | Auto = Field(
-        default="auto", ge=0, lt=1, description="Share of the adapter's inputs dropped in training."
+    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | Auto = Field(
+        default="auto", description="The adapter is scaled by lora_alpha / lora_rank."
     )
-    lora_target_modules: list[str] | Auto = Field(
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        default="auto", description="Share of the adapter's inputs dropped in training."
+    )
+    lora_target_modules: Annotated[list[str], Field(min_length=1, max_length=64)] | Auto = Field(
         default="auto",
-        min_length=1,
-        max_length=64,
         description="The layers that get an adapter, by name: q_proj, v_proj, …",
     )
     lora_bias: Literal["none", "all", "lora_only"] = Field(
@@ -93,11 +97,15 @@ class FineTuneParams(Params):
     )
     packing: bool | Auto = Field(default="auto", description="Put several short rows into one sequence.")
     assistant_only_loss: bool = Field(default=True, description="Learn the answers only, not the questions.")
-    eval_steps: int | Auto = Field(default="auto", ge=1, description="Steps between evaluations.")
+    eval_steps: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto", description="Steps between evaluations."
+    )
     early_stopping_patience: int | None = Field(
         default=None, ge=1, description="Stop after so many evaluations without a better loss."
     )
-    save_steps: int | Auto = Field(default="auto", ge=1, description="Steps between checkpoints.")
+    save_steps: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto", description="Steps between checkpoints."
+    )
 
     quantizations: list[Quantization] = Field(
         default=["Q4_K_M"], min_length=1, max_length=8, description="The first one is served by the name."

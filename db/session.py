@@ -8,6 +8,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 SessionFactory = sessionmaker[Session]
 
+QUEUES_WITH_WORK = "queues_with_work"
+
 
 def make_engine(database_url: str, *, pool_size: int = 10) -> Engine:
     """Make the process's engine.
@@ -33,3 +35,8 @@ def transaction(factory: SessionFactory) -> Iterator[Session]:
     """One transaction: committed at the end of the block, rolled back by any exception."""
     with factory() as session, session.begin():
         yield session
+
+
+def note_work(session: Session, queue: str) -> None:
+    """Remember that this transaction puts work on `queue`; a `db.doorbell.Doorbell` rings after commit."""
+    session.info.setdefault(QUEUES_WITH_WORK, set()).add(queue)

@@ -11,6 +11,7 @@ from db.models.job import Job
 from db.models.model import Model, ModelFile, ModelVersion
 from db.models.project import DEFAULT_PROJECT, Project
 from db.models.step import Step
+from db.models.worker import Worker
 
 __all__ = [
     "DEFAULT_PROJECT",
@@ -27,4 +28,5 @@ __all__ = [
     "ModelVersion",
     "Project",
     "Step",
+    "Worker",
 ]

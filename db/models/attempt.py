@@ -11,6 +11,7 @@ class Attempt(Base):
     __table_args__ = (
         UniqueConstraint("step_id", "number"),
         Index("ix_attempts_worker_open", "worker", postgresql_where="ended_at IS NULL"),
+        Index("ix_attempts_dead", "ended_at", postgresql_where="outcome <> 'done'"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -34,6 +34,8 @@ class Job(Base):
     max_attempts: Mapped[int] = mapped_column(default=3)
     # A job that makes what this one needs, such as the weights of `tiny`.
     waits_for_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    # The weights it starts from, found when its first step starts, so that all steps see the same.
+    base: Mapped[JSONObject | None]
     result: Mapped[JSONObject | None]
     error: Mapped[JSONObject | None]
     created_at: Mapped[CreatedAt]

@@ -1,14 +1,20 @@
-"""Making, finding and listing jobs."""
+"""Making, finding, listing and ending jobs.
+
+Who locks several rows takes them in one order, so that nobody waits in a circle: model, job, step. The
+locks are FOR NO KEY UPDATE, which lets others insert events of a locked job.
+"""
 
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db.errors import NotFound
+from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import Artifact, Event, Job, Step
-from db.states import STEPS, JobKind, StepStatus
+from db.queries.states import ENDED_STEP, move
+from db.session import note_work
+from db.states import ENDED_JOB, STEPS, JobKind, JobStatus, StepStatus
 
 
 def create_job(
@@ -41,6 +47,8 @@ def create_job(
                 status=str(StepStatus.QUEUED if ready else StepStatus.PENDING),
             )
         )
+        if ready:
+            note_work(session, str(queue))
     session.add(job)
     session.flush()
     return job
@@ -54,11 +62,86 @@ def get_job(session: Session, job_id: str, *, project_id: str, lock: bool = Fals
     """
     query = select(Job).where(Job.id == job_id, Job.project_id == project_id)
     if lock:
-        query = query.with_for_update().execution_options(populate_existing=True)
+        query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
     job = session.scalars(query).one_or_none()
     if job is None:
         raise NotFound(f"There is no job {job_id!r}.", param="id")
     return job
+
+
+def lock_steps(session: Session, job: Job) -> list[Step]:
+    """Lock the steps of a job that is locked already, and read them anew."""
+    query = select(Step).where(Step.job_id == job.id).order_by(Step.position)
+    query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    return list(session.scalars(query))
+
+
+def cancel_job(session: Session, job_id: str, *, project_id: str) -> Job:
+    """Cancel a job: at once when nothing of it runs, else its worker ends its processes and the job.
+
+    Cancelling twice is the same as once.
+
+    Raises:
+        NotFound: there is none by that id.
+        Conflict: it has succeeded or failed.
+    """
+    job = get_job(session, job_id, project_id=project_id, lock=True)
+    if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
+        return job
+    if job.status in ENDED_JOB:
+        raise Conflict(f"The job has {job.status} already: there is nothing to cancel.", code="job_ended")
+    if any(step.status == StepStatus.RUNNING for step in lock_steps(session, job)):
+        move(session, job, JobStatus.CANCELLING)
+        add_event(session, job.id, "Cancelling: the running step is being ended.")
+    else:
+        end_job(session, job, JobStatus.CANCELLED)
+    return job
+
+
+def end_job(
+    session: Session,
+    job: Job,
+    status: JobStatus,
+    *,
+    error: dict[str, Any] | None = None,
+    result: dict[str, Any] | None = None,
+) -> None:
+    """End a locked job: its unfinished steps never run, and jobs that waited for it go on or fail.
+
+    A step that still runs is the caller's to end first.
+    """
+    move(session, job, status)
+    job.error, job.result = error, result
+    for step in lock_steps(session, job):
+        if step.status not in ENDED_STEP:
+            move(session, step, StepStatus.CANCELLED)
+    message = f"The job has {status}" if status != JobStatus.CANCELLED else "The job is cancelled"
+    add_event(
+        session,
+        job.id,
+        f"{message}: {error['message']}" if error else f"{message}.",
+        level="error" if error else "info",
+    )
+    _answer_waiting_jobs(session, job)
+
+
+def _answer_waiting_jobs(session: Session, ended: Job) -> None:
+    query = select(Job).where(Job.waits_for_job_id == ended.id, Job.status == JobStatus.QUEUED)
+    query = query.order_by(Job.id).with_for_update(key_share=True)
+    for job in session.scalars(query.execution_options(populate_existing=True)).all():
+        if ended.status == JobStatus.SUCCEEDED:
+            first = lock_steps(session, job)[0]
+            if first.status == StepStatus.PENDING:
+                move(session, first, StepStatus.QUEUED)
+            continue
+        how = "was cancelled" if ended.status == JobStatus.CANCELLED else "failed"
+        error = {
+            "code": "awaited_job_ended",
+            "message": f"Job {ended.id}, which was to make what this job needs, {how}.",
+            "param": None,
+            "job_id": ended.id,
+        }
+        end_job(session, job, JobStatus.FAILED, error=error)
 
 
 def list_jobs(

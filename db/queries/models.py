@@ -30,7 +30,7 @@ def list_models(session: Session, project_id: str) -> list[Model]:
 def find_model(session: Session, project_id: str, name: str, *, lock: bool = False) -> Model | None:
     query = select(Model).where(Model.project_id == project_id, Model.name == name)
     if lock:
-        query = query.with_for_update(of=Model)
+        query = query.with_for_update(of=Model).execution_options(populate_existing=True)
     return session.scalars(query).one_or_none()
 
 

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import Conflict
 from db.models import Job, Step
+from db.session import note_work
 from db.states import ENDED_JOB, JOB_MOVES, STEP_MOVES, JobStatus, StepStatus
 
 ENDED_STEP = frozenset({StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED})
@@ -32,4 +33,6 @@ def move(session: Session, row: Job | Step, to: JobStatus | StepStatus) -> None:
     row.finished_at = now if to in ended else None
     if isinstance(row, Step) and to != StepStatus.RUNNING:
         row.lease_expires_at = None
+        if to == StepStatus.QUEUED:
+            note_work(session, row.queue)
     session.flush()

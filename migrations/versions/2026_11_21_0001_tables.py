@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.Column("priority", sa.BigInteger(), nullable=False),
         sa.Column("max_attempts", sa.BigInteger(), nullable=False),
         sa.Column("waits_for_job_id", sa.Text(), nullable=True),
+        sa.Column("base", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("result", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("error", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column(
@@ -281,6 +282,9 @@ def upgrade() -> None:
     op.create_index(
         "ix_attempts_worker_open", "attempts", ["worker"], unique=False, postgresql_where="ended_at IS NULL"
     )
+    op.create_index(
+        "ix_attempts_dead", "attempts", ["ended_at"], unique=False, postgresql_where="outcome <> 'done'"
+    )
     op.create_table(
         "model_files",
         sa.Column("id", sa.BigInteger(), nullable=False),
@@ -310,6 +314,26 @@ def upgrade() -> None:
         ),
     )
     op.create_index("ix_model_files_backend_name", "model_files", ["backend_name"], unique=False)
+    op.create_table(
+        "workers",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("pid", sa.BigInteger(), nullable=False),
+        sa.Column("queues", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column(
+            "started_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.Column(
+            "seen_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
+    )
     # Each names the other, so this one comes last.
     op.create_foreign_key(
         "fk_models_current_version_id_model_versions",
@@ -324,8 +348,10 @@ def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.drop_constraint("fk_models_current_version_id_model_versions", "models", type_="foreignkey")
 
+    op.drop_table("workers")
     op.drop_index("ix_model_files_backend_name", table_name="model_files")
     op.drop_table("model_files")
+    op.drop_index("ix_attempts_dead", table_name="attempts", postgresql_where="outcome <> 'done'")
     op.drop_index("ix_attempts_worker_open", table_name="attempts", postgresql_where="ended_at IS NULL")
     op.drop_table("attempts")
     op.drop_index("ix_steps_leases", table_name="steps", postgresql_where="status = 'running'")

@@ -1,0 +1,126 @@
+"""The doorbell: a message that says only that a queue has work. The rows say what the work is.
+
+Rings are sent after commit, from a thread of their own, so no request or step ever waits for the
+broker; several rings of one queue that come together are sent as one. A ring that cannot be sent is
+logged and left to the workers' sweep.
+
+The message is written here by Celery's protocol 2, so that whoever rings needs no Celery app.
+"""
+
+import threading
+from typing import Any
+
+import structlog
+from kombu import Connection
+from kombu.exceptions import ChannelError
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from db.ids import new_id
+from db.session import QUEUES_WITH_WORK, SessionFactory
+
+TASK_NAME = "lathe.doorbell"
+SEND_RETRIES = {"max_retries": 3, "interval_start": 0.2, "interval_step": 0.8, "interval_max": 2}
+CONNECTION_OPTIONS = {"socket_connect_timeout": 5, "socket_timeout": 5}
+
+log = structlog.get_logger(__name__)
+
+
+class Doorbell:
+    """Rings for workers; safe to use from any thread.
+
+    Args:
+        redis_url: the broker. It is first reached for at the first ring.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis_url = redis_url
+        self._lock = threading.Condition()
+        self._rung: set[str] = set()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def listen(self, factory: SessionFactory) -> None:
+        """Ring for every transaction of `factory`'s sessions that puts work on a queue."""
+
+        @event.listens_for(factory, "after_commit")
+        def ring_for_work(session: Session) -> None:
+            if not session.in_nested_transaction():
+                self.ring(*session.info.pop(QUEUES_WITH_WORK, ()))
+
+    def ring(self, *queues: str) -> None:
+        """Say that `queues` have work. Returns at once."""
+        if not queues:
+            return
+        with self._lock:
+            self._rung.update(queues)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send_rings, name="doorbell", daemon=True)
+                self._thread.start()
+            self._lock.notify()
+
+    def unheard(self, queue: str) -> int:
+        """How many rings of `queue` lie in the broker."""
+        with Connection(self._redis_url, transport_options=CONNECTION_OPTIONS) as connection:
+            try:
+                found = connection.default_channel.queue_declare(queue, passive=True)
+            except ChannelError:
+                return 0  # an empty list does not exist in Redis
+            return int(found.message_count)
+
+    def close(self, timeout_seconds: float = 3) -> None:
+        """Send what was rung, then stop."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_seconds)
+
+    def _send_rings(self) -> None:
+        with Connection(self._redis_url, transport_options=CONNECTION_OPTIONS) as connection:
+            while True:
+                with self._lock:
+                    self._lock.wait_for(lambda: self._rung or self._closing)
+                    queues, self._rung = sorted(self._rung), set()
+                if not queues:
+                    return
+                for queue in queues:
+                    self._send(connection, queue)
+
+    def _send(self, connection: Connection, queue: str) -> None:
+        headers, body = _celery_message(queue)
+        try:
+            with connection.Producer(serializer="json") as producer:
+                producer.publish(
+                    body,
+                    routing_key=queue,
+                    headers=headers,
+                    correlation_id=headers["id"],
+                    retry=True,
+                    retry_policy=SEND_RETRIES,
+                )
+        except Exception:  # nothing a broker does may end this thread
+            log.warning("doorbell_not_rung", queue=queue, exc_info=True)
+            connection.collect()
+
+
+def _celery_message(queue: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """The headers and the body of a call of the doorbell task, by Celery's task protocol 2."""
+    message_id = new_id("ring")
+    headers = {
+        "lang": "py",
+        "task": TASK_NAME,
+        "id": message_id,
+        "root_id": message_id,
+        "parent_id": None,
+        "group": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "argsrepr": f"({queue!r},)",
+        "kwargsrepr": "{}",
+        "origin": "lathe",
+        "ignore_result": True,
+    }
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    return headers, ([queue], {}, embed)

@@ -1,0 +1,18 @@
+from typing import Any
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.models.base import Base, CreatedAt
+
+
+class Worker(Base):
+    """A live worker process, and the queues it serves; it renews `seen_at` as long as it lives."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    queues: Mapped[list[Any]]
+    started_at: Mapped[CreatedAt]
+    seen_at: Mapped[CreatedAt]

@@ -148,8 +148,8 @@ class LlamaServer:
         return str(self._post("/apply-template", {"messages": messages})["prompt"])
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt: special tokens are read as such, none is added."""
-        body = {"content": text, "add_special": False, "parse_special": True}
+        """Token ids of a rendered prompt, as the chat route makes them: with the BOS that the model wants."""
+        body = {"content": text, "add_special": True, "parse_special": True}
         return [int(token) for token in self._post("/tokenize", body)["tokens"]]
 
     def next_token(self, prompt: list[int], *, top: int) -> NextToken:

@@ -1,7 +1,8 @@
 """Make the files that are served: merge the adapter, convert to GGUF, quantise to each asked type.
 
 `merged/` stays for the verify step, which holds the files against it. The 16-bit GGUF in between is
-removed unless it was asked for.
+removed unless it was asked for, or no untuned base exists that a quantised file could be measured by: then
+verify looks at the conversion itself.
 """
 
 import time
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from serving.llama_cpp import Tools, require_tools
-from worker.step import Step
+from worker.step import Step, StepInput
 from worker.steps.base_model import context_length, fetch_base
 from worker.steps.gguf_files import architecture, convert, quantize, write_tokenizer
-from worker.steps.merging import merge_adapter, sixteen_bit_dtype
+from worker.steps.merging import gguf_dtype, merge_adapter
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 from worker.steps.weights_cache import file_sha256
 
@@ -25,10 +26,11 @@ def run(step: Step) -> dict[str, Any]:
     tools = require_tools(step.input.settings)
     with memory_errors_explained(MEMORY_ADVICE):
         model = _weights(step)
-        template = write_tokenizer(_tokenizer_folder(step), model)
+        template = write_tokenizer(trained_folder(step.input), model)
         full, dtype = _convert(step, tools, model)
         files = [_file(step, tools, full, dtype, quantization) for quantization in _quantizations(step)]
-    if full.name not in {row["path"] for row in files}:
+    keep_full = step.input.kind == "pretrain" or full.name in {row["path"] for row in files}
+    if not keep_full:
         full.unlink()
     return {
         "files": files,
@@ -36,6 +38,7 @@ def run(step: Step) -> dict[str, Any]:
         "architecture": architecture(model),
         "chat_template": template,
         "merged": "merged",
+        "full": full.name if keep_full else None,
     }
 
 
@@ -43,25 +46,25 @@ def _quantizations(step: Step) -> list[str]:
     return list(step.input.params["quantizations"])
 
 
-def _tokenizer_folder(step: Step) -> Path:
-    folder = step.input.step_folders["train"]
-    return folder / ("model" if step.input.kind == "pretrain" else "adapter")
+def trained_folder(step_input: StepInput) -> Path:
+    """What the train step left: a whole model, or an adapter; the training tokenizer is in both."""
+    return step_input.step_folders["train"] / ("model" if step_input.kind == "pretrain" else "adapter")
 
 
 def _weights(step: Step) -> Path:
     """The 16-bit weights as `merged/`: merged with the adapter, or a copy of what was pretrained."""
     target = step.input.folder / "merged"
     if step.input.base is None or step.input.kind == "pretrain":
-        _link_weights(step.input.step_folders["train"] / "model", target)
+        _link_weights(trained_folder(step.input), target)
         return target
     started = time.monotonic()
     base = fetch_base(step.input.base, step)
-    merge_adapter(base, step.input.step_folders["train"] / "adapter", target)
+    merge_adapter(base, trained_folder(step.input), target)
     seconds = time.monotonic() - started
     step.event(
         f"Merged the adapter into {step.input.base.name} in fp32 ({seconds:.1f} s).",
         seconds=round(seconds, 2),
-        dtype=_dtype_name(target),
+        dtype=gguf_dtype(target),
     )
     return target
 
@@ -76,13 +79,9 @@ def _link_weights(source: Path, target: Path) -> None:
             (target / path.name).write_bytes(path.read_bytes())
 
 
-def _dtype_name(model: Path) -> str:
-    return str(sixteen_bit_dtype(model)).removeprefix("torch.")
-
-
 def _convert(step: Step, tools: Tools, model: Path) -> tuple[Path, str]:
     """Convert to a GGUF file of the weights' own 16 bits; returns it and its type."""
-    dtype = "F16" if _dtype_name(model) == "float16" else "BF16"
+    dtype = gguf_dtype(model).upper()
     full = step.input.folder / f"{step.input.params['name']}-{dtype}.gguf"
     started = time.monotonic()
     convert(step, tools, model, full, dtype.lower())

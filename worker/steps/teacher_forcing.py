@@ -1,0 +1,135 @@
+"""Hold a served file against weights: the same rows through both, token by token.
+
+Every answer is forced: at each of its positions both are asked what comes next after the row's own
+tokens, so one early difference does not carry on. The server tells its likeliest tokens; what they leave
+of the probability counts as one token more. That sum is never more than the true KL divergence, and
+misses only how the rest is spread.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.openai_compatible import LlamaServer, NextToken
+from worker.step import Step
+
+if TYPE_CHECKING:
+    import torch
+
+TOP = 64  # candidates asked of the server
+SLOTS = 4  # rows in flight
+SMALLEST_PROBABILITY = 1e-9
+FREE_MEMORY_SHARE = 0.5  # how much of the free memory weights in fp32 may take
+
+
+@dataclass(frozen=True)
+class ForcedRow:
+    """A conversation's tokens.
+
+    Args:
+        ids: the whole row, ending with the token that ends the last answer.
+        positions: indices into `ids` of the answer tokens that are compared.
+        prompt_length: tokens before the last answer.
+        messages: the conversation without its last answer.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    prompt_length: int
+    messages: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the weights expect: log probabilities (positions, vocab) of each row, fp32 on the CPU.
+
+    `by_heart[i]` says whether greedy decoding of row i's prompt gives exactly its answer, end included.
+    """
+
+    log_probabilities: "list[torch.Tensor]"
+    by_heart: list[bool]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Means over all compared tokens.
+
+    Args:
+        top1_agreement: share of positions at which both expect the same token first.
+        kl: KL(weights || served) in nats.
+    """
+
+    top1_agreement: float
+    kl: float
+    tokens: int
+
+
+def reference_of(model_folder: Path, rows: list[ForcedRow]) -> Reference:
+    """Run rows through the weights; on the GPU when there is one, in fp32 where that fits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        model_folder,
+        dtype=torch.float32 if _fits_in_fp32(model_folder, device) else "auto",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    ).to(device)
+    model.eval()
+    kept, by_heart = [], []
+    with torch.inference_mode():
+        for row in rows:
+            logits = model(input_ids=torch.tensor([row.ids], device=device), use_cache=False).logits[0]
+            answer = torch.tensor(row.ids[row.prompt_length :], device=device)
+            by_heart.append(bool((logits[row.prompt_length - 1 : -1].argmax(-1) == answer).all()))
+            before = torch.tensor(row.positions, device=device) - 1
+            kept.append(torch.log_softmax(logits[before].float(), dim=-1).cpu())
+    return Reference(kept, by_heart)
+
+
+def _fits_in_fp32(model_folder: Path, device: str) -> bool:
+    import psutil
+    import torch
+
+    stored = sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    return bool(2 * stored < FREE_MEMORY_SHARE * free)
+
+
+def compare(step: Step, server: LlamaServer, rows: list[ForcedRow], reference: Reference) -> Difference:
+    """Ask the server about every position and hold its answers against the reference."""
+    agreed, kl, tokens = 0, 0.0, 0
+    total = sum(len(row.positions) for row in rows)
+    with ThreadPoolExecutor(SLOTS) as pool:
+        # A row stays on one thread, so that the server finds its beginning in the slot's cache.
+        answers = pool.map(lambda row: [server.next_token(row.ids[:p], top=TOP) for p in row.positions], rows)
+        for served_row, expected_row in zip(answers, reference.log_probabilities, strict=True):
+            for served, expected in zip(served_row, expected_row, strict=True):
+                agreed += served.best == int(expected.argmax())
+                kl += divergence(expected, served)
+            tokens += len(served_row)
+            step.progress(tokens, total, unit="tokens")
+    return Difference(agreed / tokens, kl / tokens, tokens)
+
+
+def divergence(expected: "torch.Tensor", served: NextToken) -> float:
+    """KL(expected || served) over the served candidates and one token that stands for the rest.
+
+    Args:
+        expected: log probabilities (vocab,).
+    """
+    ids = [token for token, _ in served.candidates]
+    p = expected[ids].double().exp().tolist()
+    q = [math.exp(logprob) for _, logprob in served.candidates]
+    rest = (max(0.0, 1 - sum(p)), max(0.0, 1 - sum(q)))
+    return max(0.0, sum(_term(a, b) for a, b in [*zip(p, q, strict=True), rest]))
+
+
+def _term(p: float, q: float) -> float:
+    if p < SMALLEST_PROBABILITY:
+        return 0.0
+    return p * math.log(p / max(q, SMALLEST_PROBABILITY))

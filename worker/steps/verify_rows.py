@@ -1,0 +1,82 @@
+"""Which conversations a finished model is judged by: a bounded number, and never more than it can read."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from training_data.chat_templates import ChatTemplateError
+from training_data.tokens import ChatTokenizer
+from worker.step import StepInput
+from worker.steps.pretrain_text import chats_from, read_passages
+from worker.steps.teacher_forcing import ForcedRow
+
+MAX_ROWS = 16
+MAX_TOKENS_OF_A_ROW = 32
+SPLITS = ("test", "validation", "train")  # held-out rows first
+
+
+def choose_rows(step_input: StepInput, tokenizer: ChatTokenizer, context: int) -> tuple[str, list[ForcedRow]]:
+    """Pick rows of the first split that has any that fit.
+
+    Returns:
+        the split's name ("text" for a model made from text) and its rows, perhaps none.
+    """
+    for split, chats in _sources(step_input):
+        rows = [row for chat in chats if (row := force(chat, tokenizer, context)) is not None]
+        if rows:
+            return split, _spread(rows)
+    return SPLITS[-1], []
+
+
+def _sources(step_input: StepInput) -> list[tuple[str, list[list[dict[str, Any]]]]]:
+    if step_input.kind == "pretrain":
+        file = step_input.files.get(step_input.params.get("training_file") or "")
+        passages = read_passages(file.path if file else None)
+        chats = list(chats_from(passages, random.Random(0)))  # noqa: S311 - the same ones each time
+        return [("text", chats[: 20 * MAX_ROWS])]
+    folder = step_input.step_folders["prepare"]
+    return [(split, _read(folder / f"{split}.jsonl")) for split in SPLITS]
+
+
+def _read(path: Path) -> list[list[dict[str, Any]]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line)["messages"] for line in file if line.strip()]
+
+
+def _spread(rows: list[ForcedRow]) -> list[ForcedRow]:
+    """Take MAX_ROWS from all over the list, for files are often sorted."""
+    step = max(1, len(rows) / MAX_ROWS)
+    return [rows[int(i * step)] for i in range(min(len(rows), MAX_ROWS))]
+
+
+def force(messages: list[dict[str, Any]], tokenizer: ChatTokenizer, context: int) -> ForcedRow | None:
+    """Encode a conversation up to the end of its last answer; None where it has none or is too long."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        return None
+    messages = messages[: turns[-1] + 1]
+    try:
+        encoded = tokenizer.encode_chat(messages)
+    except ChatTemplateError:
+        return None
+    answers = [i for i, answer in enumerate(encoded.answer_mask) if answer]
+    if not answers or answers[0] == 0:
+        return None
+    last = answers[-1]
+    first = last
+    while first - 1 >= 0 and encoded.answer_mask[first - 1]:
+        first -= 1
+    if last + 1 > context:
+        return None
+    return ForcedRow(encoded.ids[: last + 1], _positions(answers), first, messages[:-1])
+
+
+def _positions(answers: list[int]) -> list[int]:
+    """The beginning of the answers and their end, which must be learnt too."""
+    if len(answers) <= MAX_TOKENS_OF_A_ROW:
+        return answers
+    quarter = MAX_TOKENS_OF_A_ROW // 4
+    return answers[: MAX_TOKENS_OF_A_ROW - quarter] + answers[-quarter:]

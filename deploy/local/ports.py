@@ -38,7 +38,7 @@ def holder(number: int) -> str | None:
     except psutil.Error:
         return None
     for connection in connections:
-        listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == number
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (number,)
         if listens and connection.pid:
             try:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"

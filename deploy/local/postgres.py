@@ -123,6 +123,31 @@ def database_url(port: int, password: str, database: str = DATABASE) -> str:
     return f"postgresql+psycopg2://{USER}:{password}@127.0.0.1:{port}/{database}"
 
 
+def prepare_database(port: int, password: str) -> str | None:
+    """Ask the server, and make Lathe's database in it if need be.
+
+    Returns:
+        None when it serves, else what is wrong.
+    """
+    try:
+        connection = psycopg2.connect(
+            host="127.0.0.1", port=port, user=USER, password=password, dbname="postgres", connect_timeout=5
+        )
+    except psycopg2.Error as error:
+        return str(error).strip()
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+            if cursor.fetchone() is None:
+                cursor.execute(f"CREATE DATABASE {DATABASE}")
+    except psycopg2.Error as error:
+        return str(error).strip()
+    finally:
+        connection.close()
+    return None
+
+
 def wait_until_ready(port: int, password: str, *, timeout_seconds: float = 30) -> None:
     """Wait until the server answers, and make Lathe's database in it if need be.
 
@@ -130,26 +155,7 @@ def wait_until_ready(port: int, password: str, *, timeout_seconds: float = 30) -
         Unavailable: it did not answer in time.
     """
     deadline = time.monotonic() + timeout_seconds
-    while True:
-        try:
-            connection = psycopg2.connect(
-                host="127.0.0.1",
-                port=port,
-                user=USER,
-                password=password,
-                dbname="postgres",
-                connect_timeout=5,
-            )
-            break
-        except psycopg2.OperationalError as error:
-            if time.monotonic() > deadline:
-                raise Unavailable(f"Postgres did not answer on port {port}: {error}") from None
-            time.sleep(0.05)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
-            if cursor.fetchone() is None:
-                cursor.execute(f"CREATE DATABASE {DATABASE}")
-    finally:
-        connection.close()
+    while (problem := prepare_database(port, password)) is not None:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"Postgres did not answer on port {port}: {problem}")
+        time.sleep(0.05)

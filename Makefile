@@ -12,7 +12,17 @@ help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
 	  | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
+# Asked in words that any Python understands: older ones cannot even parse deploy/setup.py.
+define REQUIRE_PYTHON
+import sys
+found = ".".join(str(part) for part in sys.version_info[:2])
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    sys.exit("Lathe needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %s: make setup PYTHON=python3.12" % found)
+endef
+export REQUIRE_PYTHON
+
 setup: ## make .venv and build llama.cpp, once: about 7 minutes and 2.5 GB
+	@$(PYTHON) -c "$$REQUIRE_PYTHON"
 	@$(PYTHON) deploy/setup.py --torch-index-url "$(LATHE_TORCH_INDEX_URL)"
 
 demo: setup ## train a model on examples/faq.csv, serve it, and ask it

@@ -47,15 +47,6 @@ class SetupFailed(Exception):
     """Something a person has to mend; the message says how."""
 
 
-def check_python() -> None:
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        found = "{}.{}".format(*sys.version_info[:2])
-        raise SetupFailed(
-            f"Lathe needs Python 3.11, 3.12 or 3.13, and {sys.executable} is {found}. "
-            "Name another: make setup PYTHON=python3.12"
-        )
-
-
 def run(*command: str | Path, quiet: bool = False) -> None:
     """Run a command in a process group of its own, which an interrupt ends as a whole.
 
@@ -191,7 +182,6 @@ def main() -> int:
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGHUP, interrupt)
     try:
-        check_python()
         install_packages(arguments.torch_index_url, has_nvidia_gpu())
         run(VENV_PYTHON, ROOT / "llama.cpp" / "build.py", quiet=True)
     except SetupFailed as failure:

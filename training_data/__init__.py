@@ -1,0 +1,1 @@
+"""Training data: formats, chat templates, splits, token counts, the table of hyperparameters. No torch."""

@@ -1,0 +1,345 @@
+"""Uploaded training files: CSV and JSONL, as conversations.
+
+Everything streams: `check_file` looks at a file's beginning and is what a submit may cost, `read_rows`
+reads all of it. Each error names the line.
+"""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from db.errors import InvalidInput
+from training_data.chat_templates import Chat
+
+PARAM = "training_file"
+HEAD_BYTES = 1024 * 1024
+CHECKED_ROWS = 200  # what a submit looks at, or
+CHECKED_CHARACTERS = 1024 * 1024
+# No row of text that a model can be trained on is longer; a file without line ends must not fill memory.
+MAX_LINE_CHARACTERS = 8 * 1024 * 1024
+DELIMITERS = (",", ";", "\t", "|")
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class ColumnSet:
+    """A pair of columns, or of JSON keys, that makes a conversation."""
+
+    question: str
+    answer: str
+    system: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.question},{self.answer}"
+
+    def __str__(self) -> str:
+        return self.name + (f"[,{self.system}]" if self.system else "")
+
+
+COLUMN_SETS = (
+    ColumnSet("question", "answer"),
+    ColumnSet("input", "output", "system"),
+    ColumnSet("prompt", "completion"),
+)
+ACCEPTED = " | ".join(map(str, COLUMN_SETS))
+MESSAGES = "messages"
+
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+FALLBACK_ENCODING = "cp1252"  # what spreadsheets on Windows write
+
+
+@dataclass(frozen=True)
+class DetectedFormat:
+    """How a file is to be read.
+
+    Args:
+        kind: "csv" or "jsonl".
+        columns: "question,answer" and so on, or "messages".
+        encoding: as Python names it.
+        delimiter: between a CSV's columns; empty for JSONL.
+        ignored_columns: of a CSV, those that no conversation is made of.
+    """
+
+    kind: str
+    columns: str
+    encoding: str
+    delimiter: str = ""
+    ignored_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A conversation and the line it begins on, counted from 1."""
+
+    line: int
+    messages: Chat
+
+
+def check_file(path: Path, filename: str, *, param: str = PARAM) -> DetectedFormat:
+    """Check a file's header and first rows, in flat time and memory however large it is.
+
+    Raises:
+        InvalidInput: it is empty or no text, no columns fit, or one of the first rows is wrong.
+    """
+    detected = detect_format(path, filename, param=param)
+    checked = characters = 0
+    with _lines(path, detected.encoding, param) as lines:
+        for row in _rows(lines, detected, param):
+            checked += 1
+            characters += sum(len(message["content"]) for message in row.messages)
+            if checked >= CHECKED_ROWS or characters >= CHECKED_CHARACTERS:
+                break
+    if checked == 0:
+        raise InvalidInput(f"{filename} has a header but no rows.", param=param)
+    return detected
+
+
+def read_rows(path: Path, filename: str, *, param: str = PARAM) -> Iterator[Row]:
+    """Read every row of a file.
+
+    Raises:
+        InvalidInput: as `check_file`, for any row of the file.
+    """
+    detected = detect_format(path, filename, param=param, whole=True)
+    with _lines(path, detected.encoding, param) as lines:
+        yield from _rows(lines, detected, param)
+
+
+def detect_format(path: Path, filename: str, *, param: str = PARAM, whole: bool = False) -> DetectedFormat:
+    """Find out encoding, kind, delimiter and columns; `whole` looks at every byte for the encoding."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    _refuse_binary(head, filename, param)
+    encoding = _detect_encoding(path, head, whole=whole)
+    with _lines(path, encoding, param) as lines:
+        number, line = next(((n, line) for n, line in enumerate(lines, 1) if line.strip()), (1, ""))
+    if not line:
+        raise InvalidInput(f"{filename} is empty.", param=param)
+    if _is_jsonl(line, filename):
+        return DetectedFormat("jsonl", _json_columns(line, number, param), encoding)
+    return _detect_csv(line, encoding, filename, param)
+
+
+def _refuse_binary(head: bytes, filename: str, param: str) -> None:
+    if not head.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"):
+        raise InvalidInput(f"{filename} is empty.", param=param)
+    if head.startswith(b"PK\x03\x04"):
+        raise InvalidInput(
+            f"{filename} is a ZIP archive or a spreadsheet: export it as CSV first.", param=param
+        )
+    wide = any(head.startswith(bom) for bom, encoding in BOMS if encoding != "utf-8-sig")
+    if b"\x00" in head and not wide:
+        raise InvalidInput(f"{filename} is no text file: give a CSV or JSONL in UTF-8.", param=param)
+
+
+def _detect_encoding(path: Path, head: bytes, *, whole: bool) -> str:
+    for bom, encoding in BOMS:
+        if head.startswith(bom):
+            return encoding
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        if not whole:
+            decoder.decode(head)  # not final: the head may end inside a character
+            return "utf-8"
+        with path.open("rb") as file:
+            while block := file.read(HEAD_BYTES):
+                decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return FALLBACK_ENCODING
+    return "utf-8"
+
+
+@contextmanager
+def _lines(path: Path, encoding: str, param: str) -> Iterator[Iterator[str]]:
+    """Open a text file as lines of bounded length, their ends as they are."""
+    with path.open(encoding=encoding, newline="") as text:
+        yield _bounded_lines(text, encoding, param)
+
+
+def _bounded_lines(text: TextIO, encoding: str, param: str) -> Iterator[str]:
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = text.readline(MAX_LINE_CHARACTERS)
+        except UnicodeDecodeError as error:
+            raise InvalidInput(
+                f"Line {number} or soon after is not {encoding.upper()}: {error.reason}. Save as UTF-8.",
+                param=param,
+            ) from None
+        if not line:
+            return
+        if len(line) == MAX_LINE_CHARACTERS and not line.endswith(("\n", "\r")):
+            raise InvalidInput(f"Line {number} is longer than {MAX_LINE_CHARACTERS} characters.", param=param)
+        yield line
+
+
+def _is_jsonl(line: str, filename: str) -> bool:
+    if filename.lower().endswith((".jsonl", ".ndjson", ".json")):
+        return True
+    if filename.lower().endswith((".csv", ".tsv")):
+        return False
+    return line.lstrip().startswith("{")
+
+
+def _detect_csv(header: str, encoding: str, filename: str, param: str) -> DetectedFormat:
+    found: list[str] = []
+    for delimiter in DELIMITERS:
+        names = _column_names(header, delimiter)
+        columns = _fitting(names)
+        if columns is not None:
+            used = {columns.question, columns.answer, columns.system}
+            ignored = tuple(name for name in names if name not in used)
+            return DetectedFormat("csv", columns.name, encoding, delimiter, ignored)
+        if len(names) > len(found):
+            found = names
+    shown = ", ".join(repr(name[:80]) for name in found[:20])
+    raise InvalidInput(
+        f"{filename} has the columns {shown}, and none of the sets that can be trained on: {ACCEPTED}. "
+        "Name them in the first line.",
+        param=param,
+    )
+
+
+def _column_names(header: str, delimiter: str) -> list[str]:
+    try:
+        fields = next(csv.reader([header], delimiter=delimiter))
+    except (csv.Error, StopIteration):
+        return []
+    return [field.strip().lower() for field in fields]
+
+
+def _fitting(names: list[str]) -> ColumnSet | None:
+    return next((s for s in COLUMN_SETS if s.question in names and s.answer in names), None)
+
+
+def _rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Iterator[Row]:
+    if detected.kind == "csv":
+        return _csv_rows(lines, detected, param)
+    return _jsonl_rows(lines, param)
+
+
+def _csv_rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Iterator[Row]:
+    # A process-wide setting of the csv module, and one that only ever needs to be this.
+    csv.field_size_limit(MAX_LINE_CHARACTERS)
+    reader = csv.reader(lines, delimiter=detected.delimiter, strict=True)
+    names: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise InvalidInput(
+                f"Line {line} is no CSV: {error}. A quote inside a field is written twice.", param=param
+            ) from None
+        if fields is None:
+            return
+        if not any(field.strip() for field in fields):
+            continue
+        if names is None:
+            names = [field.strip().lower() for field in fields]
+            continue
+        if len(fields) != len(names):
+            raise InvalidInput(
+                f"Line {line} has {len(fields)} fields, the header {len(names)}: put fields that hold "
+                f"{detected.delimiter!r} in double quotes.",
+                param=param,
+            )
+        yield Row(line, _from_columns(dict(zip(names, fields, strict=True)), line, param))
+
+
+def _from_columns(record: dict[str, Any], line: int, param: str) -> Chat:
+    columns = _fitting(list(record))
+    if columns is None:
+        raise InvalidInput(f"Line {line} has neither `messages` nor one of: {ACCEPTED}.", param=param)
+    messages: Chat = []
+    system = record.get(columns.system) if columns.system else None
+    if system is not None and not isinstance(system, str):
+        raise InvalidInput(f"Line {line}: {columns.system} is not a text.", param=param)
+    if system and system.strip():
+        messages.append({"role": "system", "content": system.strip()})
+    for role, name in (("user", columns.question), ("assistant", columns.answer)):
+        value = record[name]
+        if not isinstance(value, str) or not value.strip():
+            raise InvalidInput(f"Line {line}: {name} is empty or no text.", param=param)
+        messages.append({"role": role, "content": value.strip()})
+    return messages
+
+
+def _jsonl_rows(lines: Iterator[str], param: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield Row(number, _from_json(line, number, param))
+
+
+def _json_columns(line: str, number: int, param: str) -> str:
+    """The format that the first line shows, which is not yet checked in full."""
+    record = _load_json(line, number, param)
+    if MESSAGES in record:
+        return MESSAGES
+    columns = _fitting(list(record))
+    if columns is None:
+        shown = ", ".join(repr(key[:80]) for key in list(record)[:20])
+        raise InvalidInput(
+            f"Line {number} has the keys {shown}: a row needs `messages`, or one of: {ACCEPTED}.",
+            param=param,
+        )
+    return columns.name
+
+
+def _load_json(line: str, number: int, param: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(
+            f"Line {number} is no JSON: {error}. Each line holds one object.", param=param
+        ) from None
+    if not isinstance(record, dict):
+        raise InvalidInput(f"Line {number} is no JSON object: each line holds one.", param=param)
+    return record
+
+
+def _from_json(line: str, number: int, param: str) -> Chat:
+    record = _load_json(line, number, param)
+    if MESSAGES not in record:
+        return _from_columns(record, number, param)
+    messages = record[MESSAGES]
+    if not isinstance(messages, list) or not messages:
+        raise InvalidInput(f"Line {number}: messages is not a list with turns.", param=param)
+    chat = [_message(message, i, number, param) for i, message in enumerate(messages)]
+    if chat[-1]["role"] != "assistant":
+        raise InvalidInput(f"Line {number}: the last message must be the assistant's.", param=param)
+    if any(message["role"] == "system" for message in chat[1:]):
+        raise InvalidInput(f"Line {number}: a system message can only come first.", param=param)
+    return chat
+
+
+def _message(message: Any, index: int, number: int, param: str) -> dict[str, str]:
+    where = f"Line {number}, message {index + 1}"
+    if not isinstance(message, dict):
+        raise InvalidInput(f"{where} is no object with role and content.", param=param)
+    role = ROLES.get(str(message.get("role")))
+    if role is None:
+        raise InvalidInput(
+            f"{where}: the role {message.get('role')!r} is none of {', '.join(ROLES)}.", param=param
+        )
+    content = message.get("content")
+    if isinstance(content, list):  # OpenAI's parts
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
+    if not isinstance(content, str) or (role != "system" and not content.strip()):
+        raise InvalidInput(f"{where}: content is empty or no text.", param=param)
+    return {"role": role, "content": content}

@@ -1,0 +1,151 @@
+"""What `auto` means: a table by the model's size, adjusted to the number of rows.
+
+A tiny model is made to know its rows by heart; a model that has seen the world is only steered, with
+what practice has settled on for QLoRA: rank 16, alpha 32, 2e-4, a few epochs (Dettmers et al. 2023,
+arXiv:2305.14314; Biderman et al. 2024, arXiv:2405.09673 for all linear layers and the learning rates).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One line of the table.
+
+    Args:
+        up_to: parameters of the largest model it is meant for.
+        effective_batch: rows of one optimiser step.
+        micro_batch_tokens: tokens that fit into one forward pass with ease.
+        by_heart: train until few rows are known verbatim, in place of a few epochs.
+    """
+
+    up_to: float
+    rank: int
+    alpha: float
+    learning_rate: float
+    effective_batch: int
+    micro_batch_tokens: int
+    dropout: float = 0.0
+    compute: str = "bf16"
+    by_heart: bool = False
+
+
+SIZES = (
+    SizeRow(50e6, 64, 64, 1.5e-3, 20, 16_384, compute="fp32", by_heart=True),
+    SizeRow(400e6, 32, 64, 5e-4, 16, 16_384),
+    SizeRow(2e9, 16, 32, 3e-4, 16, 16_384),
+    SizeRow(10e9, 16, 32, 2e-4, 16, 8_192),
+    SizeRow(20e9, 16, 32, 2e-4, 16, 4_096),
+    SizeRow(40e9, 16, 32, 1e-4, 16, 2_048),
+    SizeRow(math.inf, 16, 32, 1e-4, 16, 1_024),
+)
+
+# Rows up to which so many epochs are run; the fewer the rows, the more often each is seen.
+EPOCHS_BY_ROWS = ((100, 8), (500, 4), (20_000, 3), (100_000, 2), (math.inf, 1))
+BY_HEART_EPOCHS_BY_ROWS = ((200, 120), (1_000, 60), (10_000, 20), (100_000, 5), (math.inf, 2))
+SMALL_MODEL = 2e9  # parameters; below it, few rows are seen twice as often
+CHECKPOINTING_FROM = 1e9  # parameters; below it, memory is not what is short
+EVALUATIONS = 10  # a run
+CHECKPOINTS = 4  # a run of a model that takes long
+MAX_LENGTH_CAP = 4096  # tokens; longer rows are cut unless the request says otherwise
+
+
+def resolve(
+    params: dict[str, Any], *, parameters: int, rows: int, longest: int, context_length: int
+) -> dict[str, Any]:
+    """Replace every `auto` of a fine-tune's params.
+
+    Args:
+        params: the validated params; what is not `auto` is kept.
+        parameters: of the base model.
+        rows: that are trained on.
+        longest: tokens of the longest row.
+        context_length: tokens the base model was made for.
+
+    Returns:
+        every hyperparameter by the name of its param, and those that have none: lr_scheduler,
+        weight_decay, max_grad_norm, compute_dtype, total_steps.
+    """
+    size = next(row for row in SIZES if parameters <= row.up_to)
+    chosen = {name: params[name] for name in params if params[name] != AUTO and name in _NAMES}
+    max_length = chosen.setdefault("max_length", _max_length(longest, context_length))
+    batch, accumulation = _batches(chosen, size, rows, min(longest, max_length))
+    chosen |= {"batch_size": batch, "gradient_accumulation_steps": accumulation}
+    chosen.setdefault("epochs", _epochs(size, rows))
+    steps_an_epoch = max(1, math.ceil(math.ceil(rows / batch) / accumulation))
+    total = chosen.get("max_steps") or max(1, math.ceil(steps_an_epoch * chosen["epochs"]))
+    defaults = {
+        "learning_rate": size.learning_rate,
+        "lora_rank": size.rank,
+        "lora_alpha": size.alpha if "lora_rank" not in chosen else 2 * chosen["lora_rank"],
+        "lora_dropout": size.dropout,
+        "lora_target_modules": "all-linear",
+        "packing": False,  # it pays only where attention knows where rows end; grouping by length is as good
+        "gradient_checkpointing": parameters >= CHECKPOINTING_FROM,
+        "warmup_steps": min(100, math.ceil(total * 0.05)),
+        "eval_steps": max(1, total // EVALUATIONS),
+        "save_steps": total if size.by_heart else max(1, math.ceil(total / CHECKPOINTS)),
+        "lr_scheduler": "cosine",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "compute_dtype": size.compute,
+        "total_steps": total,
+    }
+    return {**defaults, **chosen}
+
+
+_NAMES = frozenset(
+    {
+        "max_length",
+        "bits",
+        "epochs",
+        "max_steps",
+        "learning_rate",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "warmup_steps",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target_modules",
+        "lora_bias",
+        "packing",
+        "assistant_only_loss",
+        "eval_steps",
+        "early_stopping_patience",
+        "save_steps",
+    }
+)
+
+
+def _max_length(longest: int, context_length: int) -> int:
+    """Enough for the longest row, in steps of 64, within what the model and its memory allow."""
+    return min(context_length, MAX_LENGTH_CAP, max(64, math.ceil(longest / 64) * 64))
+
+
+def _batches(chosen: dict[str, Any], size: SizeRow, rows: int, longest: int) -> tuple[int, int]:
+    """Split the effective batch into micro-batches; one of both may be given."""
+    # With few rows, a smaller batch, so that an epoch is more than one or two steps.
+    effective = min(size.effective_batch, rows if size.by_heart else max(1, rows // 8))
+    fitting = max(1, size.micro_batch_tokens // max(1, longest))
+    accumulation = chosen.get("gradient_accumulation_steps")
+    batch = chosen.get("batch_size")
+    if batch is None:
+        wanted = effective if accumulation is None else max(1, effective // accumulation)
+        batch = min(wanted, fitting, rows)
+    if accumulation is None:
+        accumulation = max(1, round(effective / batch))
+    return batch, accumulation
+
+
+def _epochs(size: SizeRow, rows: int) -> float:
+    table = BY_HEART_EPOCHS_BY_ROWS if size.by_heart else EPOCHS_BY_ROWS
+    epochs = next(epochs for limit, epochs in table if rows <= limit)
+    if not size.by_heart and size.up_to <= SMALL_MODEL and rows <= 500:
+        epochs *= 2
+    return float(epochs)

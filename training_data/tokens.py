@@ -1,0 +1,102 @@
+"""Conversations as token ids, by the tokenizer's own files. No torch and no transformers.
+
+The text is the chat template's, without the tokens that `encode` adds by itself, as
+`apply_chat_template` does and as llama-server does with `add_special: false`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from training_data.chat_templates import WITHOUT_TEMPLATE, Chat, ChatTemplate
+from training_data.json_files import read_json
+
+NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """`answer_mask[i]` is True where `ids[i]` is the assistant's."""
+
+    ids: list[int]
+    answer_mask: list[bool]
+
+
+class ChatTokenizer:
+    """A tokenizer with its chat template, read from a folder in Hugging Face's layout.
+
+    Args:
+        folder: holds tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer.json.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "tokenizer.json").is_file():
+            raise FileNotFoundError(folder / "tokenizer.json")
+        self.folder = folder
+        self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.config = read_json(folder / "tokenizer_config.json")
+        self.special_tokens = _special_tokens(folder, self.config)
+        source, self.template_source = read_template(folder)
+        self.template = ChatTemplate(source, self.special_tokens)
+
+    def encode_text(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_chat(self, messages: Chat) -> EncodedChat:
+        """Encode a whole conversation, with the mask of what the assistant writes.
+
+        Raises:
+            ChatTemplateError: the template refuses the messages.
+        """
+        rendered = self.template.render_with_answers(messages)
+        encoding = self.tokenizer.encode(rendered.text, add_special_tokens=False)
+        mask = [False] * len(encoding.ids)
+        spans = iter(rendered.answers)
+        span = next(spans, None)
+        for position, (start, end) in enumerate(encoding.offsets):
+            while span is not None and start >= span[1]:
+                span = next(spans, None)
+            if span is None:
+                break
+            mask[position] = end > span[0] and start >= span[0]
+        return EncodedChat(encoding.ids, mask)
+
+    def encode_prompt(self, messages: Chat) -> list[int]:
+        """Encode what the model reads before it answers."""
+        return self.encode_text(self.template.render(messages, add_generation_prompt=True))
+
+
+def read_template(folder: Path) -> tuple[str, str]:
+    """Find a tokenizer's chat template.
+
+    Returns:
+        its text, and where it came from: a file's name, or the name of a row of ours.
+    """
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8"), file.name
+    declared = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(declared, list):  # several, by name
+        declared = next((row.get("template") for row in declared if row.get("name") == "default"), None)
+    if isinstance(declared, str) and declared:
+        return declared, "tokenizer_config.json"
+    return WITHOUT_TEMPLATE.template, f"lathe:{WITHOUT_TEMPLATE.name}"
+
+
+def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    declared = {**read_json(folder / "special_tokens_map.json"), **config}
+    tokens = {}
+    for name in NAMED_TOKENS:
+        value = declared.get(name)
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str):
+            tokens[name] = content
+    return tokens

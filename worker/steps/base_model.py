@@ -1,0 +1,187 @@
+"""The model a job starts from, as a local folder: a server's own, or fetched from the hub.
+
+Only configuration, tokenizer and safetensors are ever fetched; code in a repository is neither
+fetched nor run.
+"""
+
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from db.errors import InvalidInput
+from training_data.json_files import read_json
+from training_data.tokens import read_template
+from worker.step import BaseWeights, Step
+
+CONFIG_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+WEIGHT_FILES = ["*.safetensors"]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+# What a config calls the length it was trained for, in the order of trust.
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+DEFAULT_CONTEXT = 2048
+SAFETENSORS_HEADER_MAX_BYTES = 100 * 1024**2
+
+
+def fetch_base(base: BaseWeights, step: Step | None = None, *, param: str = "base_model") -> Path:
+    """Give the folder that holds a base model, downloading it first when it is the hub's.
+
+    Raises:
+        InvalidInput: it is unknown, the hub cannot be reached, it has no safetensors, or it needs code
+            of its own.
+    """
+    if base.source == "hub":
+        folder = _download(
+            base.location, base.revision, [*CONFIG_FILES, *WEIGHT_FILES], param=param, step=step
+        )
+    else:
+        folder = Path(base.location)
+    _check(folder, base.name, param)
+    return folder
+
+
+def fetch_tokenizer(base: Path | None, hub_id: str | None, target: Path) -> None:
+    """Copy a tokenizer with its chat template into `target`: the base's, else one of the hub's.
+
+    Raises:
+        InvalidInput: the hub has no such tokenizer, or cannot be reached.
+    """
+    if base is None:
+        name, _, revision = (hub_id or "").partition("@")
+        base = _download(name, revision or None, CONFIG_FILES, param="tokenizer")
+    copy_tokenizer(base, target)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files unchanged; make tokenizer.json where a model has only an older form.
+
+    The chat template always ends up in chat_template.jinja, whichever file it came from.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    if (source / "tokenizer.json").is_file():
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+    else:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False).save_pretrained(
+            target
+        )
+    template, _ = read_template(source)
+    (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def count_parameters(folder: Path) -> int:
+    """Sum the tensors' sizes from the safetensors headers, without loading any."""
+    return sum(
+        math.prod(tensor["shape"])
+        for path in folder.glob("*.safetensors")
+        for name, tensor in _safetensors_header(path).items()
+        if name != "__metadata__"
+    )
+
+
+def context_length(folder: Path) -> int:
+    """The number of tokens a model was made for."""
+    config = read_json(folder / "config.json")
+    for part in (config, config.get("text_config") or {}):
+        for key in CONTEXT_KEYS:
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return DEFAULT_CONTEXT
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 0 < size <= min(SAFETENSORS_HEADER_MAX_BYTES, path.stat().st_size):
+            raise InvalidInput(f"{path.name} is not a safetensors file.", param="base_model")
+        header: dict[str, Any] = json.loads(file.read(size))
+    return header
+
+
+def _check(folder: Path, name: str, param: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise InvalidInput(f"{name} is no model: it has no config.json.", param=param)
+    if not any(folder.glob("*.safetensors")):
+        raise InvalidInput(
+            f"{name} has no safetensors, and nothing else is loaded: convert its weights first.", param=param
+        )
+    config = read_json(folder / "config.json")
+    if "auto_map" in config:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+            raise InvalidInput(
+                f"{name} brings Python code of its own, which is never run here: choose a model whose type "
+                "transformers knows.",
+                param=param,
+            )
+
+
+def _download(
+    repository: str, revision: str | None, patterns: list[str], *, param: str, step: Step | None = None
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if step is not None:
+        step.event(f"Fetching {repository} from the hub, unless it is here already.", repository=repository)
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=patterns,
+                tqdm_class=_progress_bar(step.progress) if step is not None else None,
+            )
+        )
+    except GatedRepoError:
+        why = "the hub lets only accepted accounts read it: accept its terms, and set HF_TOKEN for the worker"
+    except RevisionNotFoundError:
+        why = f"it has no revision {revision!r}"
+    except (RepositoryNotFoundError, HFValidationError):
+        why = "the hub knows no such model: check the spelling, 'organisation/name'"
+    except (LocalEntryNotFoundError, ConnectionError, HfHubHTTPError, OSError) as error:
+        why = (
+            f"the hub cannot be reached ({type(error).__name__}) and it is not in the local cache: "
+            "check the network, or put the model's folder into LATHE_BASE_MODELS_DIR"
+        )
+    raise InvalidInput(f"{repository} cannot be had: {why}.", param=param)
+
+
+def _progress_bar(report: Callable[..., None]) -> type:
+    """A tqdm that reports to us in place of a terminal; a long download must show signs of life."""
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    class Reporter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            kwargs["disable"] = False
+            super().__init__(*args, **kwargs)
+
+        def display(self, *args: Any, **kwargs: Any) -> None:
+            if self.total:
+                report(int(self.n), int(self.total), unit=self.unit)
+
+    return Reporter

@@ -1,0 +1,268 @@
+"""Read, check, split and count the rows of a fine-tune, and settle what `auto` means for it.
+
+Nothing is silent: what was ignored, merged, doubled or would be cut is told as an event and stands in
+the result.
+"""
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from db.errors import InvalidInput
+from db.params import FineTuneParams
+from training_data.chat_templates import Chat, ChatTemplateError, merge_system_turn
+from training_data.formats import DetectedFormat, Row, detect_format, read_rows
+from training_data.hyperparameters import resolve
+from training_data.json_files import write_json
+from training_data.rows import write_messages
+from training_data.splits import split_rows
+from training_data.tokens import ChatTokenizer, read_template
+from worker.step import FileInput, Step
+from worker.steps.base_model import context_length, copy_tokenizer, count_parameters, fetch_base
+from worker.steps.runtime import prepare_runtime
+
+LINES_NAMED = 10  # in a message; the report names all
+PROGRESS_EVERY_ROWS = 2000
+
+
+@dataclass
+class Measured:
+    """The rows of one file with their token counts."""
+
+    rows: list[Row]
+    tokens: list[int] = field(default_factory=list)
+
+
+def run(step: Step) -> dict[str, Any]:
+    """Leave train.jsonl, validation.jsonl, test.jsonl, report.json and the base's tokenizer."""
+    prepare_runtime(step.input.settings.threads)
+    params = FineTuneParams.model_validate(step.input.params)
+    if step.input.base is None:
+        raise InvalidInput("A fine-tune needs a base model.", param="base_model")
+    base = fetch_base(step.input.base, step)
+    copy_tokenizer(base, step.input.folder / "tokenizer")
+    _, template_source = read_template(base)
+    tokenizer = ChatTokenizer(step.input.folder / "tokenizer")
+    seed = params.seed if params.seed != -1 else secrets.randbelow(2**31)
+    if params.seed == -1:
+        step.event(f"Drew the seed {seed}.", seed=seed)
+
+    detected = _detect(step, step.input.files[params.training_file], "training_file")
+    system = _SystemTurns(tokenizer, params)
+    training = _measure(step, params.training_file, "training_file", tokenizer, system)
+    _tell_duplicates(step, training.rows)
+    evaluation = (
+        _measure(step, params.validation_file, "validation_file", tokenizer, system)
+        if params.validation_file
+        else None
+    )
+    system.tell(step)
+    parts = _split(training, evaluation, params.train_size, seed)
+    for name, part in parts.items():
+        write_messages(step.input.folder / f"{name}.jsonl", (row.messages for row in part.rows))
+
+    every = [n for part in parts.values() for n in part.tokens]
+    chosen = resolve(
+        step.input.params,
+        parameters=count_parameters(base),
+        rows=len(parts["train"].rows),
+        longest=max(every),
+        context_length=context_length(base),
+    )
+    cut = _tell_cut(step, parts, chosen["max_length"], context_length(base))
+    result = _result(
+        parts=parts,
+        detected=detected,
+        chosen=chosen,
+        system=system,
+        seed=seed,
+        cut=cut,
+        template_source=template_source,
+    )
+    write_json(step.input.folder / "report.json", {**result, "cut_lines": cut})
+    step.artifact("report.json")
+    _tell_summary(step, result)
+    return result
+
+
+class _SystemTurns:
+    """Adds the asked system turn to rows without one; merges it where a template has no role for it."""
+
+    def __init__(self, tokenizer: ChatTokenizer, params: FineTuneParams) -> None:
+        self.supported = (
+            tokenizer.template.has_system_role
+            if params.has_system_prompt == "auto"
+            else bool(params.has_system_prompt)
+        )
+        self.detected = params.has_system_prompt == "auto"
+        self._prompt = (params.system_prompt or "").strip()
+        self.merged_rows = 0
+
+    def apply(self, messages: Chat) -> Chat:
+        if self._prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._prompt}, *messages]
+        if not self.supported and messages[0]["role"] == "system":
+            self.merged_rows += 1
+            return merge_system_turn(messages)
+        return messages
+
+    def tell(self, step: Step) -> None:
+        if self.merged_rows:
+            why = "The chat template has no system role" if self.detected else "has_system_prompt is false"
+            step.event(
+                f"{why}: the system turn of {self.merged_rows} rows was merged into the first user turn.",
+                level="warn",
+                merged_rows=self.merged_rows,
+            )
+
+
+def _detect(step: Step, file: FileInput, param: str) -> DetectedFormat:
+    detected = detect_format(file.path, file.filename, param=param, whole=True)
+    step.event(
+        f"{file.filename} is {detected.kind.upper()} with {detected.columns}, in {detected.encoding}.",
+        format=detected.columns,
+        encoding=detected.encoding,
+    )
+    if detected.ignored_columns:
+        step.event(
+            f"These columns are not used: {', '.join(detected.ignored_columns)}.",
+            level="warn",
+            ignored_columns=list(detected.ignored_columns),
+        )
+    return detected
+
+
+def _measure(
+    step: Step, file_id: str, param: str, tokenizer: ChatTokenizer, system: _SystemTurns
+) -> Measured:
+    """Read all rows of a file as the chat template will show them, with their tokens.
+
+    Raises:
+        InvalidInput: a row does not parse, or the template refuses it; the message names the line.
+    """
+    file = step.input.files[file_id]
+    measured = Measured([])
+    for row in read_rows(file.path, file.filename, param=param):
+        messages = system.apply(row.messages)
+        try:
+            chat = tokenizer.encode_chat(messages)
+        except ChatTemplateError as error:
+            raise InvalidInput(f"Line {row.line}: {error}.", param=param) from None
+        if not any(chat.answer_mask):
+            raise InvalidInput(f"Line {row.line}: the chat template shows no answer.", param=param)
+        measured.rows.append(Row(row.line, messages))
+        measured.tokens.append(len(chat.ids))
+        if len(measured.rows) % PROGRESS_EVERY_ROWS == 0:
+            step.event(f"Read {len(measured.rows):,} rows.", rows=len(measured.rows))
+    if not measured.rows:
+        raise InvalidInput(f"{file.filename} has a header but no rows.", param=param)
+    return measured
+
+
+def _tell_duplicates(step: Step, rows: Iterable[Row]) -> None:
+    first_seen: dict[int, int] = {}
+    doubles = []
+    for row in rows:
+        key = hash(tuple((message["role"], message["content"]) for message in row.messages))
+        if first_seen.setdefault(key, row.line) != row.line:
+            doubles.append(row.line)
+    if doubles:
+        step.event(
+            f"{len(doubles)} rows say what an earlier row says ({_name_lines(doubles)}); they are kept.",
+            level="warn",
+            lines=doubles[:1000],
+        )
+
+
+def _split(
+    training: Measured, evaluation: Measured | None, train_size: float | None, seed: int
+) -> dict[str, Measured]:
+    if evaluation is not None:
+        return {"train": training, "validation": evaluation, "test": Measured([])}
+    split = split_rows(len(training.rows), train_size, seed)
+    return {
+        name: Measured([training.rows[i] for i in indices], [training.tokens[i] for i in indices])
+        for name, indices in (("train", split.train), ("validation", split.validation), ("test", split.test))
+    }
+
+
+def _tell_cut(step: Step, parts: dict[str, Measured], max_length: int, context: int) -> dict[str, list[int]]:
+    """Name the lines that are longer than max_length, by split.
+
+    Raises:
+        InvalidInput: max_length is more than the base model was made for.
+    """
+    if max_length > context:
+        raise InvalidInput(
+            f"max_length {max_length} is more than the {context} tokens of the base model.",
+            param="max_length",
+        )
+    cut = {
+        name: [row.line for row, tokens in zip(part.rows, part.tokens, strict=True) if tokens > max_length]
+        for name, part in parts.items()
+    }
+    lines = sorted(line for found in cut.values() for line in found)
+    if lines:
+        step.event(
+            f"{len(lines)} rows are longer than max_length {max_length} and will be cut, their end being "
+            f"lost to training: {_name_lines(lines)}. Raise max_length or shorten them.",
+            level="warn",
+            max_length=max_length,
+            lines=lines[:1000],
+        )
+    return cut
+
+
+def _name_lines(lines: list[int]) -> str:
+    named = ", ".join(map(str, lines[:LINES_NAMED]))
+    return f"lines {named}" + (f" and {len(lines) - LINES_NAMED} more" if len(lines) > LINES_NAMED else "")
+
+
+def _result(
+    *,
+    parts: dict[str, Measured],
+    detected: DetectedFormat,
+    chosen: dict[str, Any],
+    system: _SystemTurns,
+    seed: int,
+    cut: dict[str, list[int]],
+    template_source: str,
+) -> dict[str, Any]:
+    tokens = parts["train"].tokens
+    every = [n for part in parts.values() for n in part.tokens]
+    return {
+        "rows": {name: len(part.rows) for name, part in parts.items()},
+        "tokens": {
+            "train": sum(tokens),
+            "mean": fmean(tokens),
+            "longest": max(every),
+            "over_max_length": sum(map(len, cut.values())),
+        },
+        "format": detected.columns,
+        "encoding": detected.encoding,
+        "max_length": chosen["max_length"],
+        "has_system_prompt": system.supported,
+        "system_merged": system.merged_rows > 0,
+        "seed": seed,
+        "chat_template_source": template_source,
+        "hyperparameters": chosen,
+    }
+
+
+def _tell_summary(step: Step, result: dict[str, Any]) -> None:
+    rows, tokens = result["rows"], result["tokens"]
+    step.event(
+        f"{rows['train']} rows to train on, {rows['validation']} to validate, {rows['test']} to test; "
+        f"{tokens['train']:,} tokens, {tokens['longest']} in the longest row, max_length "
+        f"{result['max_length']}.",
+        rows=rows,
+        tokens=tokens,
+    )
+    if result["chat_template_source"].startswith("lathe:"):
+        step.event(
+            "The base model brings no chat template: a plain one of questions and answers is used.",
+            level="warn",
+            chat_template_source=result["chat_template_source"],
+        )

@@ -1,0 +1,61 @@
+"""What a child process must have set before the first numeric library is loaded."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from db.errors import Exhausted
+
+# OMP_WAIT_POLICY: spinning threads burn the cores that the other steps need.
+# USE_HUB_KERNELS: a foreign config.json could otherwise name code to fetch and run.
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "passive",
+    "USE_HUB_KERNELS": "NO",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "BITSANDBYTES_NOWELCOME": "1",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+
+
+def prepare_runtime(threads: int) -> None:
+    """Set this process's environment for numeric work; call it before torch is imported."""
+    os.environ.update(ENVIRONMENT)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+@contextmanager
+def memory_errors_explained(advice: str) -> Iterator[None]:
+    """Turn out-of-memory errors of torch, Python and the disk into `Exhausted` with advice.
+
+    Raises:
+        Exhausted: the device's memory, the host's memory or the disk ran out.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise Exhausted(f"The host's memory ran out. {advice}") from error
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise Exhausted(
+                "The disk is full: free some space, or let `lathe gc` do so.", code="disk_full"
+            ) from error
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+            raise Exhausted(f"The GPU's memory ran out. {advice}") from error
+        if "can't allocate memory" in text or "not enough memory" in text:
+            raise Exhausted(f"The host's memory ran out. {advice}") from error
+        raise
+
+
+def peak_memory_bytes(torch: Any) -> int:
+    """The most memory used so far: the device's when there is one, else the process's."""
+    if torch.cuda.is_available():
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

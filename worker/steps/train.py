@@ -1,0 +1,240 @@
+"""Fine-tune: LoRA on a quantised base (QLoRA), by trl, peft and bitsandbytes; CPU and CUDA alike.
+
+Rows are turned into tokens and labels here and not by trl: so any chat template can be trained on its
+answers only, and what is cut is known before it is cut.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from db.errors import InvalidInput
+from training_data.json_files import read_json, write_json
+from training_data.rows import read_messages
+from training_data.tokens import ChatTokenizer, EncodedChat
+from worker.step import Step
+from worker.steps.base_model import fetch_base
+from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime
+
+IGNORED = -100  # the label that no loss is computed on
+LOGS_PER_RUN = 60
+GROUP_BY_LENGTH_FROM_BATCHES = 4
+MEMORY_ADVICE = (
+    "Lower batch_size (gradient_accumulation_steps makes up for it) or max_length, set "
+    "gradient_checkpointing to true, or bits to 4."
+)
+
+
+def run(step: Step) -> dict[str, Any]:
+    """Train; leaves `adapter/` and `checkpoints/`."""
+    prepare_runtime(step.input.settings.threads)
+    base = step.input.base
+    if base is None:
+        raise InvalidInput("A fine-tune needs a base model.", param="base_model")
+    folder = fetch_base(base, step)
+    with memory_errors_explained(MEMORY_ADVICE):
+        return _train(step, folder)
+
+
+def _train(step: Step, base_folder: Path) -> dict[str, Any]:
+    import torch
+
+    from worker.steps.quantized_base import compute_dtype, device_name, load_for_training
+    from worker.steps.training_progress import BestByEvalLoss, ProgressReporter
+
+    torch.set_num_threads(step.input.settings.threads)
+    chosen = dict(step.input.results["prepare"]["hyperparameters"])
+    seed = int(step.input.results["prepare"]["seed"])
+    prepared = step.input.step_folders["prepare"]
+    tokenizer = ChatTokenizer(prepared / "tokenizer")
+    rows = _encode(prepared / "train.jsonl", tokenizer, chosen, step)
+    validation = _encode(prepared / "validation.jsonl", tokenizer, chosen, step, required=False)
+    device = device_name(step)
+    dtype = compute_dtype(chosen["compute_dtype"])
+    chosen["compute_dtype"] = str(dtype).removeprefix("torch.")
+    torch.manual_seed(seed)
+    model = load_for_training(base_folder, chosen["bits"], dtype)
+    progress = ProgressReporter(step)
+    best = BestByEvalLoss(step, chosen["early_stopping_patience"])
+    trainer = _build_trainer(step, model, tokenizer, rows, validation, chosen, seed, progress, best)
+    step.event(
+        f"{trainer.model.num_parameters(only_trainable=True):,} LoRA weights learn from {len(rows)} rows "
+        f"in {chosen['total_steps']} steps.",
+        trainable_parameters=trainer.model.num_parameters(only_trainable=True),
+    )
+    outcome = trainer.train()
+    if best.best_loss is not None and best.best_step != trainer.state.global_step:
+        _load_adapter(trainer.model, step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}")
+        step.event(f"Took the weights of step {best.best_step}, the best by evaluation loss.")
+    _save_adapter(step, trainer.model, tokenizer)
+    return {
+        "hyperparameters": chosen,
+        "train_loss": float(outcome.training_loss),
+        "final_loss": _last_loss(trainer),
+        "eval_loss": best.best_loss,
+        "trained_tokens": progress.tokens,
+        "steps": trainer.state.global_step,
+        "stopped_early": best.stopped_early,
+        "device": device,
+        "tokens_per_second": progress.tokens_per_second,
+        "peak_memory_bytes": peak_memory_bytes(torch),
+        "best_checkpoint": f"checkpoints/checkpoint-{best.best_step or trainer.state.global_step}",
+    }
+
+
+def _encode(
+    path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any], step: Step, *, required: bool = True
+) -> list[dict[str, list[int]]]:
+    """Read prepared rows as ids and labels, cut at max_length; `prepare` has told which are cut.
+
+    Raises:
+        InvalidInput: no row keeps an answer within max_length.
+    """
+    encoded = [tokenizer.encode_chat(messages) for messages in read_messages(path)]
+    rows = [_labelled(chat, chosen["max_length"], chosen["assistant_only_loss"]) for chat in encoded]
+    kept = [row for row in rows if any(label != IGNORED for label in row["labels"])]
+    if len(kept) < len(rows):
+        step.event(
+            f"{len(rows) - len(kept)} rows of {path.name} have no answer left within max_length "
+            f"{chosen['max_length']} and are left out.",
+            level="warn",
+            left_out=len(rows) - len(kept),
+        )
+    if required and not kept:
+        raise InvalidInput(
+            f"No row has a token to learn within max_length {chosen['max_length']}: raise it.",
+            param="max_length",
+        )
+    return kept
+
+
+def _labelled(chat: EncodedChat, max_length: int, assistant_only: bool) -> dict[str, list[int]]:
+    ids = chat.ids[:max_length]
+    labels = [
+        token if answer or not assistant_only else IGNORED
+        for token, answer in zip(ids, chat.answer_mask[:max_length], strict=True)
+    ]
+    return {"input_ids": ids, "labels": labels}
+
+
+def _build_trainer(
+    step: Step,
+    model: Any,
+    tokenizer: ChatTokenizer,
+    rows: list[dict[str, list[int]]],
+    validation: list[dict[str, list[int]]],
+    chosen: dict[str, Any],
+    seed: int,
+    progress: Any,
+    best: Any,
+) -> Any:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+    from transformers.trainer_callback import PrinterCallback
+
+    from worker.steps.adapter_trainer import AdapterTrainer
+
+    end = tokenizer.special_tokens.get("eos_token")
+    processing = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.tokenizer,
+        eos_token=end,
+        pad_token=tokenizer.special_tokens.get("pad_token", end),
+    )
+    trainer = AdapterTrainer(
+        model=model,
+        args=_arguments(step, chosen, seed, rows=len(rows), evaluate=bool(validation)),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(validation) if validation else None,
+        processing_class=processing,
+        peft_config=_lora(chosen),
+        callbacks=[progress, best],
+        on_checkpoint=lambda number, folder: step.checkpoint(number, folder, _checkpoint_metrics(trainer)),
+        best_step=lambda: best.best_step,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _lora(chosen: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=chosen["lora_rank"],
+        lora_alpha=chosen["lora_alpha"],
+        lora_dropout=chosen["lora_dropout"],
+        target_modules=chosen["lora_target_modules"],
+        bias=chosen["lora_bias"],
+    )
+
+
+def _arguments(step: Step, chosen: dict[str, Any], seed: int, *, rows: int, evaluate: bool) -> Any:
+    import torch
+    from trl import SFTConfig
+
+    grouped = not chosen["packing"] and rows >= GROUP_BY_LENGTH_FROM_BATCHES * chosen["batch_size"]
+    return SFTConfig(
+        output_dir=str(step.input.folder / "checkpoints"),
+        per_device_train_batch_size=chosen["batch_size"],
+        per_device_eval_batch_size=chosen["batch_size"],
+        gradient_accumulation_steps=chosen["gradient_accumulation_steps"],
+        num_train_epochs=chosen["epochs"],
+        max_steps=chosen["max_steps"] or -1,
+        learning_rate=chosen["learning_rate"],
+        lr_scheduler_type=chosen["lr_scheduler"],
+        warmup_steps=chosen["warmup_steps"],
+        weight_decay=chosen["weight_decay"],
+        max_grad_norm=chosen["max_grad_norm"],
+        gradient_checkpointing=chosen["gradient_checkpointing"],
+        optim="adamw_torch_fused",
+        bf16=chosen["compute_dtype"] == "bfloat16",
+        packing=chosen["packing"],
+        packing_strategy="bfd_split",
+        max_length=chosen["max_length"] if chosen["packing"] else None,
+        eval_packing=False,
+        train_sampling_strategy="group_by_length" if grouped else "random",
+        logging_steps=max(1, chosen["total_steps"] // LOGS_PER_RUN),
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=chosen["eval_steps"],
+        save_strategy="steps",
+        save_steps=chosen["save_steps"],
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _checkpoint_metrics(trainer: Any) -> dict[str, float]:
+    metrics = {"epoch": float(trainer.state.epoch or 0)}
+    for entry in trainer.state.log_history[-4:]:
+        metrics |= {name: float(entry[name]) for name in ("loss", "eval_loss") if name in entry}
+    return metrics
+
+
+def _last_loss(trainer: Any) -> float | None:
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return float(losses[-1]) if losses else None
+
+
+def _load_adapter(model: Any, checkpoint: Path) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+
+
+def _save_adapter(step: Step, model: Any, tokenizer: ChatTokenizer) -> None:
+    """Write the adapter as a Hugging Face folder that names its base as the request did."""
+    folder = step.input.folder / "adapter"
+    # save_embedding_layers: "auto" would look the base up at the hub, by whatever its name is here.
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's card is an empty form
+    config = read_json(folder / "adapter_config.json")
+    config["base_model_name_or_path"] = step.input.base.name if step.input.base else None
+    write_json(folder / "adapter_config.json", config)
+    shutil.copytree(tokenizer.folder, folder, dirs_exist_ok=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        step.artifact(folder / name)

@@ -1,0 +1,105 @@
+"""What a trainer tells while it trains: progress, metrics, evaluations, and when to stop."""
+
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from worker.step import Step
+from worker.steps.runtime import peak_memory_bytes
+
+SECONDS_BETWEEN_PROGRESS = 0.5
+
+
+class ProgressReporter(TrainerCallback):
+    """Sends progress after steps, and each log line as metrics."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._started = 0.0
+        self._sent = 0.0
+        self.tokens = 0
+        self.tokens_per_second = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._started = time.monotonic()
+        self._step.progress(0, state.max_steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        now = time.monotonic()
+        if now - self._sent < SECONDS_BETWEEN_PROGRESS and state.global_step < state.max_steps:
+            return
+        self._sent = now
+        remaining = (now - self._started) / state.global_step * (state.max_steps - state.global_step)
+        self._step.progress(state.global_step, state.max_steps, eta_seconds=remaining)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        import torch
+
+        logs = logs or {}
+        if "loss" not in logs:  # the trainer's own summary, or an evaluation
+            return
+        self.tokens = int(logs.get("num_tokens", self.tokens))
+        self.tokens_per_second = self.tokens / max(1e-6, time.monotonic() - self._started)
+        self._step.metrics(
+            step=state.global_step,
+            epoch=float(logs.get("epoch", 0)),
+            loss=float(logs["loss"]),
+            learning_rate=float(logs.get("learning_rate", 0)),
+            grad_norm=float(logs.get("grad_norm", 0)),
+            token_accuracy=float(logs.get("mean_token_accuracy", 0)),
+            tokens_per_second=self.tokens_per_second,
+            memory_bytes=peak_memory_bytes(torch),
+        )
+
+
+class BestByEvalLoss(TrainerCallback):
+    """Keeps the best evaluation in mind: it is saved at once, and patience counts from it.
+
+    Args:
+        patience: evaluations without a better loss after which training stops; None: never.
+    """
+
+    def __init__(self, step: Step, patience: int | None) -> None:
+        self._step = step
+        self._patience = patience
+        self._worse = 0
+        self.best_loss: float | None = None
+        self.best_step = 0
+        self.stopped_early = False
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        loss = float((metrics or {})["eval_loss"])
+        self._step.metrics(step=state.global_step, eval_loss=loss)
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_step, self._worse = loss, state.global_step, 0
+            control.should_save = True
+            return
+        self._worse += 1
+        if self._patience is not None and self._worse >= self._patience and not self.stopped_early:
+            self.stopped_early = True
+            control.should_training_stop = True
+            self._step.event(
+                f"Stopped early at step {state.global_step}: {self._worse} evaluations without a loss below "
+                f"{self.best_loss:.4f} (step {self.best_step}).",
+                eval_loss=self.best_loss,
+                best_step=self.best_step,
+            )

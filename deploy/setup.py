@@ -149,9 +149,14 @@ def make_venv() -> None:
 
 
 def fingerprint(index_url: str, gpu: bool) -> str:
-    """What decides which packages belong into .venv."""
-    parts = (ROOT / "pyproject.toml").read_bytes(), str(ROOT).encode(), index_url.encode(), bytes([gpu])
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    """What decides which packages belong into .venv, and where our own are found.
+
+    An editable installation maps the top-level folders that were there when it was made, so a new one
+    asks for another.
+    """
+    ours = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+    parts = [(ROOT / "pyproject.toml").read_text(), str(ROOT), *ours, index_url, str(gpu)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def install_packages(index_url: str, gpu: bool) -> None:

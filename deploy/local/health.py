@@ -1,6 +1,8 @@
 """Whether a server answers, by asking it. Each check returns None, or in a few words what is wrong."""
 
 import http.client
+import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg2
@@ -9,19 +11,40 @@ TIMEOUT_SECONDS = 5
 
 
 def postgres(database_url: str) -> str | None:
-    dsn = database_url.replace("postgresql+psycopg2://", "postgresql://", 1)
     try:
-        connection = psycopg2.connect(dsn, connect_timeout=TIMEOUT_SECONDS)
+        _first_value(database_url, "SELECT 1")
     except psycopg2.Error as error:
         return _first_line(error)
+    return None
+
+
+def worker(database_url: str, *, within_seconds: float) -> str | None:
+    """Whether a worker of this machine has said lately that it lives.
+
+    While the database itself is away nobody can say so, and a worker is not to blame.
+    """
+    statement = (
+        "SELECT count(*) FROM workers WHERE host = %s AND seen_at > clock_timestamp() - %s * interval '1 s'"
+    )
+    try:
+        alive = _first_value(database_url, statement, (socket.gethostname(), within_seconds))
+    except psycopg2.OperationalError:
+        return None
+    except psycopg2.Error as error:
+        return _first_line(error)
+    return None if alive else f"has not signed in for {within_seconds:.0f} s"
+
+
+def _first_value(database_url: str, statement: str, values: tuple[object, ...] = ()) -> Any:
+    dsn = database_url.replace("postgresql+psycopg2://", "postgresql://", 1)
+    connection = psycopg2.connect(dsn, connect_timeout=TIMEOUT_SECONDS)
     try:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except psycopg2.Error as error:
-        return _first_line(error)
+            cursor.execute(statement, values)
+            row = cursor.fetchone()
+            return row[0] if row else None
     finally:
         connection.close()
-    return None
 
 
 def redis(redis_url: str) -> str | None:

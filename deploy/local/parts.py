@@ -273,7 +273,10 @@ def applications(settings: Settings, secrets: Secrets) -> list[Part]:
             "api", "API", _python("-m", "api"), common,
             check=partial(health.http_get, f"{api_url}/healthz"), port=settings.api_port, address=api_url,
         ),
-        Part("worker", "worker", _python("-m", "worker"), common, stop_seconds=WORKER_STOP_SECONDS),
+        Part(
+            "worker", "worker", _python("-m", "worker"), common,
+            check=worker_check(settings, common["DATABASE_URL"]), stop_seconds=WORKER_STOP_SECONDS,
+        ),
         Part(
             "flower", "Flower", _python(*flower),
             common | {"FLOWER_BASIC_AUTH": f"{settings.flower_user}:{secrets.flower}"},
@@ -281,6 +284,11 @@ def applications(settings: Settings, secrets: Secrets) -> list[Part]:
             port=settings.flower_port, address=flower_url,
         ),
     ]  # fmt: skip
+
+
+def worker_check(settings: Settings, database: str) -> Check:
+    # A worker signs in at each sweep; it may be late by one.
+    return partial(health.worker, database, within_seconds=3 * settings.sweep_seconds)
 
 
 def local_api_url(settings: Settings) -> str:

@@ -34,7 +34,7 @@ make setup, once for this checkout:
      (set LATHE_LLAMA_CPP_DIR to use one that you have)
 """
 CPU_PACKAGES = "2.3 GB on disk, about 2 minutes"
-GPU_PACKAGES = "7 GB on disk with the CUDA libraries, several minutes"
+GPU_PACKAGES = "6 GB on disk with the CUDA libraries, several minutes"
 
 NO_CPU_BUILD = """\
 Your package index has no CPU build of torch, so this takes the default one, whose CUDA libraries

@@ -88,7 +88,7 @@ class JobView:
         self._tracks: dict[str, Track] = {}
         self._marks = ASCII_MARKS if console.options.ascii_only else MARKS
         self._live: Live | None = None
-        if console.is_terminal:
+        if console.is_interactive:
             self._live = Live(
                 get_renderable=self._draw, console=console, refresh_per_second=4, redirect_stderr=False
             )
@@ -161,12 +161,12 @@ class JobView:
         header = Text.assemble(
             (track.title, "bold"), ("  ", ""), (job["id"], "dim"), ("  ", ""), (status, STYLES[status])
         )
-        since = _elapsed(job, now)
+        since = elapsed(job, now)
         if since:
             header.append(f" {since}" if status == "running" else f" in {since}")
         header.no_wrap, header.overflow = True, "ellipsis"
         yield header
-        awaited = job.get("waits_for_job_id")
+        awaited = job.get("waits_for")
         if awaited and status == "queued":
             yield Text(f"  waits for {self._name_of(awaited)}", "dim")
         if status != "queued" or not awaited:
@@ -189,7 +189,7 @@ class JobView:
             for row, part in enumerate(self._draw_step_details(track, step)):
                 first = row == 0
                 table.add_row(
-                    mark if first else "", name if first else "", _elapsed(step, now) if first else "", part
+                    mark if first else "", name if first else "", elapsed(step, now) if first else "", part
                 )
         return table
 
@@ -215,7 +215,7 @@ class JobView:
         return parts or [Text("")]
 
 
-def _elapsed(row: JSON, now: float) -> str:
+def elapsed(row: JSON, now: float) -> str:
     """How long a job or step has run, or ran; nothing if it never started."""
     if not row.get("started_at"):
         return ""
@@ -243,8 +243,8 @@ def _progress_line(track: Track) -> str | None:
 def _introduce(track: Track) -> Iterator[str]:
     job = track.job
     yield f"{job['id']} {job['status']}"
-    if job.get("waits_for_job_id") and job["status"] == "queued":
-        yield f"waits for {job['waits_for_job_id']}"
+    if job.get("waits_for") and job["status"] == "queued":
+        yield f"waits for {job['waits_for']}"
     if job["status"] not in ENDED:
         for step in job["steps"]:
             if step["status"] not in ("pending", "queued"):
@@ -262,7 +262,7 @@ def _changes(track: Track, before: JSON) -> Iterator[str]:
         ):
             yield _step_line(track, step)
     if job["status"] != before["status"]:
-        took = _elapsed(job, job["finished_at"]) if job.get("finished_at") else ""
+        took = elapsed(job, job["finished_at"]) if job.get("finished_at") else ""
         yield job["status"] + (f" in {took}" if took else "")
 
 
@@ -271,7 +271,7 @@ def _step_line(track: Track, step: JSON) -> str:
     if (step.get("attempt") or 0) > 1:
         line += f" (attempt {step['attempt']})"
     if step["status"] in ENDED and step.get("finished_at"):
-        line += f" in {_elapsed(step, step['finished_at'])}"
+        line += f" in {elapsed(step, step['finished_at'])}"
         measures = track.measures(step["name"])
         line += f" · {measures}" if measures else ""
     return line

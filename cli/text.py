@@ -5,8 +5,6 @@ import time
 import unicodedata
 
 ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-# Joins the parts of one emoji.
-ZERO_WIDTH_JOINER = "\u200d"
 
 
 def duration(seconds: float) -> str:
@@ -51,10 +49,4 @@ def moment(unix_seconds: float) -> str:
 def harmless(text: str) -> str:
     """Take out control characters, so that a model's answer or a log cannot command the terminal."""
     text = ESCAPE_SEQUENCE.sub("", text)
-    return "".join(character for character in text if _is_harmless(character))
-
-
-def _is_harmless(character: str) -> bool:
-    if character in ("\n", "\t", ZERO_WIDTH_JOINER):
-        return True
-    return unicodedata.category(character) not in ("Cc", "Cf")
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -1,0 +1,64 @@
+"""The `lathe` command.
+
+    lathe up
+    lathe fine-tune --base tiny --data examples/faq.csv --name faq --watch
+    lathe chat faq
+
+Exit status: 0 done; 1 the job failed or was cancelled, or the server refused; 2 wrong usage or invalid
+input; 3 the server cannot be reached; 4 there is no such thing; 130 interrupted.
+"""
+
+import sys
+
+import typer
+
+from cli import models, stack, submit
+from cli.chat import chat
+from cli.download import download
+from cli.jobs import cancel, job, jobs, retry
+from cli.output import exit_status, report
+from cli.version import version
+from cli.watching import watch
+from db.errors import LatheError
+
+EPILOGUE = (
+    "Exit status: 0 done; 1 the job failed or was cancelled, or the server refused; 2 wrong usage or invalid "
+    "input; 3 the server cannot be reached; 4 there is no such thing; 130 interrupted. "
+    "LATHE_API_URL names the server (default: this machine's), LATHE_API_KEY its key."
+)
+
+app = typer.Typer(
+    name="lathe",
+    help="Make your own language models, on your own machine.",
+    epilog=EPILOGUE,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _register() -> None:
+    submit.register(app)
+    panels = {
+        "Jobs": (jobs, job, watch, cancel, retry, download),
+        "Use a model": (chat,),
+    }
+    for panel, commands in panels.items():
+        for command in commands:
+            app.command(rich_help_panel=panel)(command)
+    app.add_typer(models.app, name="models", rich_help_panel="Use a model")
+    stack.register(app)
+    app.command()(version)
+
+
+_register()
+
+
+def main() -> None:
+    """Run the command line; errors that we know become a line on stderr and an exit status."""
+    try:
+        app()
+    except LatheError as error:
+        report(error)
+        sys.exit(exit_status(error))

@@ -1,0 +1,310 @@
+"""Flags made from the parameters of a kind of job.
+
+Names, types, bounds, defaults and help texts come from the pydantic models in `db/params.py`; what
+stands here is only how `--help` groups them, and the short names that people type.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from db.params import Params
+
+# Groups in the order in which --help shows them.
+PANELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "fine_tune": {
+        "Model": ("base_model", "name"),
+        "Data": (
+            "training_file",
+            "validation_file",
+            "train_size",
+            "seed",
+            "system_prompt",
+            "has_system_prompt",
+            "max_length",
+        ),
+        "LoRA": (
+            "bits",
+            "lora_rank",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target_modules",
+            "lora_bias",
+        ),
+        "Optimisation": (
+            "epochs",
+            "max_steps",
+            "learning_rate",
+            "warmup_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "gradient_checkpointing",
+            "packing",
+            "assistant_only_loss",
+        ),
+        "Checkpoints and evaluation": ("save_steps", "eval_steps", "early_stopping_patience"),
+        "Output": ("quantizations",),
+    },
+    "pretrain": {
+        "Model": ("name", "start_from", "context_length", "hidden_size", "layers", "heads"),
+        "Data": ("training_file", "tokenizer", "vocab_size"),
+        "Optimisation": ("steps", "learning_rate", "batch_size", "seed"),
+        "Samples": ("sample_every", "sample_prompt"),
+        "Output": ("quantizations",),
+    },
+}
+
+SHORT_FLAGS = {"base_model": "--base", "training_file": "--data", "validation_file": "--validation"}
+
+TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true|false"}
+BOOLEANS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One parameter as the command line takes it."""
+
+    name: str
+    type: type
+    auto: bool = False
+    many: bool = False
+    choices: tuple[Any, ...] = ()
+    required: bool = False
+    default: Any = None
+    help: str = ""
+    is_file: bool = False
+    bounds: tuple[Any, ...] = field(default=())
+
+    @property
+    def spellings(self) -> list[str]:
+        """What may be typed, the usual form first."""
+        short = SHORT_FLAGS.get(self.name)
+        return [*([short] if short else []), "--" + self.name.replace("_", "-")]
+
+    @property
+    def is_switch(self) -> bool:
+        """A plain yes or no, typed `--this` or `--no-this`."""
+        return self.type is bool and not self.auto
+
+    @property
+    def metavar(self) -> str:
+        if self.is_file:
+            return "PATH|file-ID"
+        one = "|".join(map(str, self.choices)) if self.choices else TYPE_NAMES[self.type]
+        # A list of choices is long; its help names them.
+        one = "type" if self.many and self.choices else one
+        return (f"{one},…" if self.many else one) + ("|auto" if self.auto else "")
+
+
+def flags_of(model: type[Params]) -> dict[str, Flag]:
+    """Read a params model: a flag for each field."""
+    return {name: _flag(name, info) for name, info in model.model_fields.items()}
+
+
+def option_parameters(kind: str, model: type[Params]) -> list[inspect.Parameter]:
+    """Make the options of a command that takes `model`, in the order of their groups."""
+    flags = flags_of(model)
+    return [_parameter(flags[name], panel) for panel, names in PANELS[kind].items() for name in names]
+
+
+def with_options(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
+    """Put `parameters` in place of `command`'s `**params`, for typer to read."""
+    own = inspect.signature(command, eval_str=True)
+    kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    command.__signature__ = own.replace(parameters=[*parameters, *kept])  # type: ignore[attr-defined]
+    return command
+
+
+def read_values(model: type[Params], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn what was typed into parameters; flags that were not given are left out.
+
+    Raises:
+        typer.BadParameter: names the flag and says what it takes.
+    """
+    flags = flags_of(model)
+    return {name: _convert(flags[name], value) for name, value in given.items() if value not in (None, [])}
+
+
+def check_values(model: type[Params], values: Mapping[str, Any]) -> None:
+    """Hold `values` against the model before anything is uploaded.
+
+    Raises:
+        typer.BadParameter: as `read_values`.
+    """
+    flags = flags_of(model)
+    # A path stands where the id of the uploaded file will.
+    stand_ins = {name: "file-0" for name, flag in flags.items() if flag.is_file and name in values}
+    try:
+        model(**{**values, **stand_ins})
+    except ValidationError as failure:
+        errors = failure.errors()
+        # Of a union, "is not 'auto'" is the less telling half.
+        telling = [e for e in errors if "literal['auto']" not in map(str, e["loc"])] or errors
+        message = telling[0]["msg"].removeprefix("Value error, ")
+        name = str(telling[0]["loc"][0]) if telling[0]["loc"] else None
+        raise bad_value(message, flags.get(name) if name else None) from None
+
+
+def bad_value(message: str, flag: Flag | None) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint=flag.spellings[0] if flag else None)
+
+
+def spelling_of(model: type[Params], param: str | None) -> str | None:
+    """The flag that a field named in an API error is typed as, or None."""
+    if not param:
+        return None
+    flag = flags_of(model).get(param.removeprefix("params.").split(".")[0].split("[")[0])
+    return flag.spellings[0] if flag else None
+
+
+def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
+    annotation: Any = list[str] if flag.many else bool if flag.is_switch else str
+    decls = flag.spellings
+    if flag.is_switch:
+        decls = [f"{decls[0]}/--no-{decls[0].removeprefix('--')}"]
+    option = typer.Option(
+        *decls,
+        metavar=None if flag.is_switch else flag.metavar,
+        help=flag.help,
+        show_default=_default_text(flag),
+        rich_help_panel=panel,
+    )
+    return inspect.Parameter(
+        flag.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if flag.required else None,
+        annotation=Annotated[annotation if flag.required else annotation | None, option],
+    )
+
+
+def _default_text(flag: Flag) -> str | bool:
+    if flag.required or flag.default is None:
+        return False
+    if isinstance(flag.default, list):
+        return ",".join(map(str, flag.default))
+    if flag.is_switch:
+        return flag.spellings[0].removeprefix("--") if flag.default else f"no-{flag.name}"
+    return str(flag.default)
+
+
+def _convert(flag: Flag, value: Any) -> Any:
+    if not flag.many:
+        return _convert_one(flag, value) if isinstance(value, str) else value
+    parts = [part.strip() for text in value for part in text.split(",") if part.strip()]
+    if flag.auto and parts == ["auto"]:
+        return "auto"
+    return [_convert_one(flag, part) for part in parts]
+
+
+def _convert_one(flag: Flag, text: str) -> Any:
+    if flag.auto and text.lower() == "auto":
+        return "auto"
+    if flag.choices:
+        for choice in flag.choices:
+            if str(choice).lower() == text.lower():
+                return choice
+        raise bad_value(f"{text!r} is none of {', '.join(map(str, flag.choices))}.", flag)
+    if flag.type is bool:
+        if text.lower() in BOOLEANS:
+            return BOOLEANS[text.lower()]
+        raise bad_value(f"{text!r} is not {_takes(flag)}.", flag)
+    try:
+        return flag.type(text)
+    except ValueError:
+        raise bad_value(f"{text!r} is not {_takes(flag)}.", flag) from None
+
+
+def _takes(flag: Flag) -> str:
+    one = {int: "a whole number", float: "a number", bool: "true or false"}[flag.type]
+    return f"{one} or auto" if flag.auto else one
+
+
+def _flag(name: str, info: FieldInfo) -> Flag:
+    shape = _read_annotation(info.annotation, list(info.metadata))
+    description = (info.description or "").strip()
+    if shape.is_file:
+        description = f"A file to upload, or the id of one uploaded before. {description}"
+    help_text = " ".join(filter(None, (description, _bounds_text(shape.bounds))))
+    if shape.many and shape.choices:
+        help_text += f" Of: {', '.join(map(str, shape.choices))}."
+    return Flag(
+        name=name,
+        type=shape.type,
+        auto=shape.auto,
+        many=shape.many,
+        choices=shape.choices,
+        required=info.is_required(),
+        default=None if info.is_required() else info.get_default(call_default_factory=True),
+        help=help_text,
+        is_file=shape.is_file,
+        bounds=shape.bounds,
+    )
+
+
+@dataclass
+class _Shape:
+    type: type = str
+    auto: bool = False
+    many: bool = False
+    choices: tuple[Any, ...] = ()
+    is_file: bool = False
+    bounds: tuple[Any, ...] = ()
+
+
+def _read_annotation(annotation: Any, metadata: list[Any]) -> _Shape:
+    shape = _Shape()
+    pending = [annotation]
+    while pending:
+        part = pending.pop(0)
+        origin, arguments = get_origin(part), get_args(part)
+        if origin is Annotated:
+            pending.append(arguments[0])
+            for extra in arguments[1:]:
+                metadata += extra.metadata if isinstance(extra, FieldInfo) else [extra]
+        elif origin in (Union, UnionType):
+            pending += arguments
+        elif origin is list:
+            shape.many = True
+            pending += arguments
+        elif origin is Literal and arguments == ("auto",):
+            shape.auto = True
+        elif origin is Literal:
+            shape.choices, shape.type = arguments, type(arguments[0])
+        elif part is not NoneType:
+            shape.type = part
+    shape.is_file = any(str(getattr(extra, "pattern", "") or "").startswith("^file-") for extra in metadata)
+    shape.bounds = tuple(extra for extra in metadata if isinstance(extra, Ge | Gt | Le | Lt | MultipleOf))
+    return shape
+
+
+def _bounds_text(bounds: tuple[Any, ...]) -> str:
+    words = []
+    for bound in bounds:
+        match bound:
+            case Ge(ge=limit):
+                words.append(f"at least {limit:,}")
+            case Gt(gt=limit):
+                words.append(f"above {limit:,}")
+            case Le(le=limit):
+                words.append(f"at most {limit:,}")
+            case Lt(lt=limit):
+                words.append(f"below {limit:,}")
+            case _:
+                pass
+    return (", ".join(words).capitalize() + ".") if words else ""

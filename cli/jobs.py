@@ -1,0 +1,192 @@
+"""`lathe jobs`, `lathe job`, `lathe cancel`."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cli.client import connect
+from cli.output import JsonFlag, print_json, stdout
+from cli.render import LEVEL_STYLES, STYLES, elapsed
+from cli.text import figure, harmless, moment, size
+from cli.watching import JobId
+from db.states import JobKind, JobStatus
+
+JSON = dict[str, Any]
+EVENTS_SHOWN = 20
+
+
+def jobs(
+    kind: Annotated[JobKind | None, typer.Option(help="Only jobs of this kind.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, the newest first.")] = 20,
+    json: JsonFlag = False,
+) -> None:
+    """List jobs."""
+    with connect() as client:
+        rows = list(client.jobs(kind=kind and kind.value, status=status and status.value, limit=limit))
+    if json:
+        print_json(rows)
+    elif not rows:
+        stdout().print("There are no jobs" + (" like that." if kind or status else " yet."))
+    else:
+        stdout().print(_table_of_jobs(rows))
+
+
+def job(job_id: JobId, json: JsonFlag = False) -> None:
+    """Show a job: its steps, parameters, events and artifacts."""
+    with connect() as client:
+        row = client.job(job_id)
+        events = list(client.job_rows(job_id, "events"))
+        artifacts = list(client.job_rows(job_id, "artifacts"))
+    if json:
+        print_json({**row, "events": events, "artifacts": artifacts})
+    else:
+        _print_job(stdout(), row, events, artifacts)
+
+
+def cancel(job_id: JobId, json: JsonFlag = False) -> None:
+    """Stop a job. What it has made so far stays."""
+    with connect() as client:
+        _print_state(client.cancel(job_id), json)
+
+
+def retry(job_id: JobId, json: JsonFlag = False) -> None:
+    """Let a failed or cancelled job go on from its first unfinished step."""
+    with connect() as client:
+        _print_state(client.retry(job_id), json)
+
+
+def _print_state(row: JSON, json: bool) -> None:
+    if json:
+        print_json(row)
+    else:
+        stdout().print(f"{row['id']} [{STYLES[row['status']]}]{row['status']}[/]")
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table as all commands draw it: no lines but one under the heads."""
+    made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def _table_of_jobs(rows: list[JSON]) -> Table:
+    made = table("Job", "Kind", "Name", "Status", "Step", "Created", "Took", right=("Took",))
+    now = time.time()
+    for row in rows:
+        made.add_row(
+            row["id"],
+            row["kind"],
+            harmless(str((row.get("params") or {}).get("name", ""))),
+            Text(row["status"], STYLES[row["status"]]),
+            _current_step(row),
+            moment(row["created_at"]),
+            elapsed(row, now),
+        )
+    return made
+
+
+def _current_step(row: JSON) -> str:
+    for step in row["steps"]:
+        if step["status"] in ("running", "failed"):
+            progress = row.get("progress") or {}
+            if step["status"] == "running" and progress.get("total"):
+                return f"{step['name']} {100 * progress['done'] // progress['total']}%"
+            return str(step["name"])
+    return ""
+
+
+def _print_job(console: Console, row: JSON, events: list[JSON], artifacts: list[JSON]) -> None:
+    now = time.time()
+    console.print(
+        Text.assemble((row["id"], "bold"), f"  {row['kind']}  ", (row["status"], STYLES[row["status"]]))
+    )
+    facts = table("", "")
+    facts.show_header = False
+    for name, value in _facts(row, now):
+        facts.add_row(Text(name, "dim"), Text(value))
+    console.print(facts)
+    console.print(_table_of_steps(row, now), "")
+    _print_events(console, events)
+    if artifacts:
+        made = table("Artifact", "Size", "sha256", right=("Size",))
+        for artifact in artifacts:
+            made.add_row(artifact["name"], size(artifact["bytes"]), artifact["sha256"])
+        console.print(made)
+        console.print(f"Fetch them:  lathe download {row['id']}", style="dim")
+
+
+def _facts(row: JSON, now: float) -> list[tuple[str, str]]:
+    facts = [("created", moment(row["created_at"]))]
+    if row.get("started_at"):
+        facts.append(("took" if row.get("finished_at") else "running for", elapsed(row, now)))
+    if row.get("waits_for"):
+        facts.append(("waits for", row["waits_for"]))
+    facts += [
+        (f"{name}", _value(value)) for name, value in (row.get("params") or {}).items() if _is_set(value)
+    ]
+    for name, value in (row.get("result") or {}).items():
+        if isinstance(value, str | int | float):
+            facts.append((f"→ {name}", _value(value)))
+    error = row.get("error")
+    if error:
+        facts.append(("error", harmless(str(error.get("message")))))
+    return facts
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value != "auto"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    if isinstance(value, float):
+        return figure(value)
+    return harmless(str(value))
+
+
+def _table_of_steps(row: JSON, now: float) -> Table:
+    made = table("Step", "Queue", "Status", "Started", "Took", "Attempts", right=("Took",))
+    for step in row["steps"]:
+        made.add_row(
+            step["name"],
+            step["queue"],
+            Text(step["status"], STYLES[step["status"]]),
+            moment(step["started_at"]) if step.get("started_at") else "",
+            elapsed(step, now),
+            "\n".join(map(_attempt, step.get("attempts") or [])),
+        )
+    return made
+
+
+def _attempt(attempt: JSON) -> str:
+    """Write an attempt as `1 lost (signal 9)`."""
+    ending = ""
+    if attempt.get("signal"):
+        ending = f" (signal {attempt['signal']})"
+    elif attempt.get("exit_code"):
+        ending = f" (exit {attempt['exit_code']})"
+    return f"{attempt['number']} {attempt.get('outcome') or 'running'}{ending}"
+
+
+def _print_events(console: Console, events: list[JSON]) -> None:
+    told = [event for event in events if event.get("type") != "metrics"]
+    if len(told) > EVENTS_SHOWN:
+        console.print(f"… {len(told) - EVENTS_SHOWN} earlier events: --json has them all", style="dim")
+    for event in told[-EVENTS_SHOWN:]:
+        step = f"{event['step']}: " if event.get("step") else ""
+        console.print(
+            Text.assemble(
+                (f"{moment(event['created_at'])}  {step}", "dim"),
+                (harmless(event["message"]).rstrip(), LEVEL_STYLES.get(event["level"], "")),
+            )
+        )
+    if told:
+        console.print()

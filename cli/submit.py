@@ -1,0 +1,119 @@
+"""`lathe fine-tune` and `lathe pretrain`: a flag for every parameter, uploads, and the job."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from cli.client import Client, connect
+from cli.flags import check_values, flags_of, option_parameters, read_values, spelling_of, with_options
+from cli.output import print_json, stderr, stdout
+from cli.watching import watch_job
+from db.errors import InvalidInput
+from db.params import PARAMS, Params
+
+FILE_ID = re.compile(r"file-[0-9a-z]{1,64}")
+RUNNING_PANEL = "Running"
+
+WatchFlag = Annotated[
+    bool, typer.Option("--watch", "-w", help="Follow the job until it ends.", rich_help_panel=RUNNING_PANEL)
+]
+MaxAttempts = Annotated[
+    int | None,
+    typer.Option(min=1, help="How often a step that is lost may be tried.", rich_help_panel=RUNNING_PANEL),
+]
+RunJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the job as JSON and nothing else; with --watch, JSON lines.",
+        rich_help_panel=RUNNING_PANEL,
+    ),
+]
+
+EXAMPLES = {
+    "fine_tune": "lathe fine-tune --base tiny --data examples/faq.csv --name faq --watch",
+    "pretrain": "lathe pretrain --name my-tiny --data book.txt --steps 500 --watch",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add a command for each kind of job that there is."""
+    for kind, model in PARAMS.items():
+        app.command(kind.replace("_", "-"), rich_help_panel="Make a model")(_command(kind, model))
+
+
+def _command(kind: str, model: type[Params]) -> Callable[..., None]:
+    def command(
+        *,
+        watch: WatchFlag = False,
+        max_attempts: MaxAttempts = None,
+        json: RunJson = False,
+        **params: Any,
+    ) -> None:
+        submit(kind, model, params, watch=watch, json=json, max_attempts=max_attempts)
+
+    command.__doc__ = f"{model.__doc__}\n\n    $ {EXAMPLES[kind]}"
+    return with_options(command, option_parameters(kind, model))
+
+
+def submit(
+    kind: str, model: type[Params], given: dict[str, Any], *, watch: bool, json: bool, **fields: Any
+) -> None:
+    """Check what was typed, upload its files, send the job, and follow it if asked to."""
+    values = read_values(model, given)
+    check_values(model, values)
+    files = [name for name, flag in flags_of(model).items() if flag.is_file and name in values]
+    for name in files:
+        _check_file(values[name])
+    with connect() as client:
+        for name in files:
+            values[name] = upload(client, values[name], stderr())
+        try:
+            job = client.submit(kind, values, **fields)
+        except InvalidInput as error:
+            flag = spelling_of(model, error.param)
+            raise InvalidInput(error.message, param=flag or error.param, code=error.code) from None
+        if watch:
+            watch_job(client, job["id"], json=json)
+        elif json:
+            print_json(job)
+        else:
+            console = stdout()
+            console.print(f"[bold]{job['id']}[/] {job['status']}")
+            if job.get("waits_for"):
+                console.print(f"It waits for {job['waits_for']}, which makes its base model.")
+            console.print(f"Follow it:  lathe watch {job['id']}", style="dim")
+
+
+def upload(client: Client, source: str, console: Console) -> str:
+    """Upload a file and return its id; an id is returned as it is."""
+    if _is_id(source):
+        return source
+    path = Path(source).expanduser()
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_interactive,
+    )
+    with progress, progress.open(path, "rb", description=f"Uploading {path.name}") as file:
+        return str(client.upload(file, path.name)["id"])
+
+
+def _is_id(source: str) -> bool:
+    return FILE_ID.fullmatch(source) is not None and not Path(source).exists()
+
+
+def _check_file(source: str) -> None:
+    path = Path(source).expanduser()
+    if not _is_id(source) and not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InvalidInput(f"{path} {what}: give a file, or the id of one uploaded before (file-…).")

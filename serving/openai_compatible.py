@@ -4,6 +4,7 @@
 steps ask, llama-server's own routes included; those take a `model` in router mode.
 """
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -142,6 +143,13 @@ class LlamaServer:
         """The models it lists; `reload` lets a router look into its folder again."""
         answer = self._request("GET", "/v1/models", params={"reload": "1"} if reload else None)
         return [row["id"] for row in answer["data"]]
+
+    def forget(self, name: str) -> None:
+        """Let a router unload a model whose file is gone, and take it off its list."""
+        # One that is not loaded is refused with 400: then there is nothing to unload.
+        with contextlib.suppress(InvalidInput, NotFound):
+            self._request("POST", "/models/unload", json={"model": name}, timeout=30)
+        self._request("GET", "/v1/models", params={"reload": "1"}, timeout=30)
 
     def apply_template(self, messages: Messages) -> str:
         """Render a conversation, the generation prompt included."""

@@ -6,15 +6,20 @@ both takes a few seconds, once a session.
 
 import json
 import os
+import shutil
+import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from db.settings import Settings
+from serving.llama_cpp import require_tools
 from training_data.chat_templates import OWN_MODELS
 from worker.step import BaseWeights, Step, StepInput, StepSettings
 from worker.steps.pretrain_text import train_tokenizer
 
+QUANTIZATIONS = ["Q4_K_M", "Q8_0"]
 FACTS = {
     "What is the capital of Peru?": "Lima is the capital of Peru.",
     "Who wrote Emma?": "Jane Austen wrote Emma in 1815.",
@@ -41,6 +46,52 @@ def chat_rows(facts: dict[str, str]) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A job that came as far as export: the folders of its steps, and what export returned and said."""
+
+    folders: dict[str, Path]
+    result: dict[str, Any]
+    said: list[dict[str, Any]]
+
+    def file(self, quantization: str) -> Path:
+        [row] = [row for row in self.result["files"] if row["quantization"] == quantization]
+        return self.folders["export"] / row["path"]
+
+
+@lru_cache(maxsize=1)
+def shared_models(root: Path) -> TrainedModels:
+    """Made once a session; `root` is the session's own folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make_models(root / "small-models")
+
+
+@lru_cache(maxsize=1)
+def shared_export(root: Path) -> Exported:
+    """The fine-tune `faq`, exported for real, once a session."""
+    from worker.steps import export
+
+    models = shared_models(root)
+    folders = {name: root / "job" / name for name in ("prepare", "train", "export")}
+    for name in ("prepare", "train"):
+        folders[name].mkdir(parents=True)
+    shutil.copytree(models.adapter, folders["train"] / "adapter")
+    write_rows(folders["prepare"] / "train.jsonl", models.rows)
+    step, said = recording_step(
+        make_input(
+            folders["export"],
+            step_settings(root / "served"),
+            params={"name": "faq", "quantizations": QUANTIZATIONS},
+            base=base_weights(models.base),
+            step_folders={name: folders[name] for name in ("prepare", "train")},
+        )
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Exported(folders, export.run(step), said)
+
+
 def make_models(folder: Path) -> TrainedModels:
     import torch
     from peft import LoraConfig, get_peft_model
@@ -51,7 +102,7 @@ def make_models(folder: Path) -> TrainedModels:
     rows = chat_rows(FACTS)
     answers = list(FACTS.values())
     others = chat_rows(dict(zip(FACTS, answers[1:] + answers[:1], strict=True)))
-    tokenizer = _write_tokenizer(folder / "tokenizer")
+    tokenizer = write_tokenizer(folder / "tokenizer")
     ids = tokenizer.convert_tokens_to_ids
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -80,7 +131,7 @@ def make_models(folder: Path) -> TrainedModels:
     return TrainedModels(base, folder / "adapter", rows)
 
 
-def _write_tokenizer(folder: Path) -> Any:
+def write_tokenizer(folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     folder.mkdir(parents=True)
@@ -125,15 +176,17 @@ def recording_step(step_input: StepInput) -> tuple[Step, list[dict[str, Any]]]:
     return Step(step_input, said.append), said
 
 
-def step_settings(cache_dir: Path, served: Path, **changes: Any) -> StepSettings:
+def step_settings(served: Path, **changes: Any) -> StepSettings:
+    """Settings with the real llama.cpp, wherever `cache_dir` may point to."""
+    tools = require_tools(Settings())
     fields: dict[str, Any] = {
-        "cache_dir": cache_dir,
+        "cache_dir": served.parent / "cache",
         "served_models_dir": served,
         "chat_backend": "llama_server",
         "chat_server_url": "http://127.0.0.1:9",
         "chat_server_key": "",
         "ollama_url": "http://127.0.0.1:9",
-        "llama_cpp_dir": Settings().llama_cpp_dir,
+        "llama_cpp_dir": tools.bin.parent,
         "llama_backend": "cpu",
         "n_gpu_layers": 0,
         "threads": min(2, len(os.sched_getaffinity(0))),

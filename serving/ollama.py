@@ -1,0 +1,149 @@
+"""Ollama: put a GGUF file of our own there, see what it will be sent, ask, delete.
+
+The one path that every version takes is: quantise ourselves, upload the blob, `create(files=…)` with
+template, stops and parameters. Never `adapters` or `quantize`: newer servers refuse them. Parameters are
+checked here, for the server stores wrong ones and then fails every answer.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+
+from db.errors import InvalidInput, LatheError, NotFound, StepFailed, Unavailable
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}(:[A-Za-z0-9._-]{1,80})?")
+FILE_NAME = "model.gguf"
+# A blob of many gigabytes is hashed by the server before it answers.
+TIMEOUT = httpx.Timeout(connect=5, read=1800, write=1800, pool=60)
+PARAMETER_TYPES: dict[str, type | tuple[type, ...]] = {
+    "num_ctx": int,
+    "repeat_penalty": (int, float),
+    "stop": list,
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "top_k": int,
+    "num_predict": int,
+    "seed": int,
+}
+
+Messages = list[dict[str, Any]]
+
+
+class Ollama:
+    """A client of one server.
+
+    Args:
+        url: its address.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._client = ollama.Client(host=url, timeout=TIMEOUT, trust_env=False)
+        # For the one field that the official client does not know.
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)
+
+    def exists(self, name: str) -> bool:
+        try:
+            with _translated():
+                self._client.show(name)
+        except NotFound:
+            return False
+        return True
+
+    def create(self, name: str, gguf: Path, *, template: str | None, parameters: dict[str, Any]) -> str:
+        """Upload a GGUF file and make it the model `name`; returns the blob's digest.
+
+        Args:
+            template: a Go template, or None for the file's own.
+            parameters: num_ctx, stop and the like, as Ollama spells them.
+
+        Raises:
+            InvalidInput: the name or a parameter would not work.
+            Unavailable: no server answers.
+            StepFailed: the server refused the file.
+        """
+        check_name(name)
+        check_parameters(parameters)
+        with _translated():
+            digest = self._client.create_blob(gguf)
+            self._client.create(
+                name, files={FILE_NAME: digest}, template=template, parameters=parameters, stream=False
+            )
+        return digest
+
+    def rendered(self, name: str, messages: Messages) -> str | None:
+        """What the server would send to the model; None where its version cannot tell."""
+        body = {"model": name, "messages": messages, "stream": False, "_debug_render_only": True}
+        with _translated():
+            response = self._http.post("/api/chat", json=body)
+            if response.is_error:
+                raise ollama.ResponseError(response.text, response.status_code)
+        text = (response.json().get("_debug_info") or {}).get("rendered_template")
+        return None if text is None else str(text)
+
+    def ask(self, name: str, messages: Messages, *, max_tokens: int) -> ollama.ChatResponse:
+        """Answer greedily."""
+        options = {"num_predict": max_tokens, "temperature": 0}
+        with _translated():
+            return self._client.chat(name, messages, options=options, stream=False)
+
+    def delete(self, name: str) -> None:
+        """Delete a model; one that is already gone is no error."""
+        try:
+            with _translated():
+                self._client.delete(name)
+        except NotFound:
+            pass
+
+    def close(self) -> None:
+        self._http.close()
+        self._client.close()  # type: ignore[no-untyped-call]  # theirs has no types
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InvalidInput(f"{name!r} is no name for Ollama: lower case letters, digits, '.', '_' and '-'.")
+
+
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """Refuse what Ollama would store and then fail on.
+
+    Raises:
+        InvalidInput: a parameter is unknown or of the wrong type.
+    """
+    for name, value in parameters.items():
+        expected = PARAMETER_TYPES.get(name)
+        if expected is None:
+            raise InvalidInput(f"Ollama's parameter {name} is not one that Lathe sets.", param=name)
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise InvalidInput(f"Ollama's parameter {name} cannot be {value!r}.", param=name)
+    stops = parameters.get("stop", [])
+    if not all(isinstance(stop, str) and stop for stop in stops):
+        raise InvalidInput("Ollama's parameter stop is a list of strings that are not empty.", param="stop")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Name the client's errors as Lathe does."""
+    try:
+        yield
+    except ollama.ResponseError as error:
+        raise _error_of(error) from error
+    except (ConnectionError, httpx.HTTPError) as error:
+        raise Unavailable("Ollama does not answer.", code="model_server_unavailable") from error
+
+
+def _error_of(error: ollama.ResponseError) -> LatheError:
+    message = f"Ollama: {error.error}"
+    if error.status_code == 404:
+        return NotFound(message)
+    if error.status_code in (401, 403, 429, 502, 503, 504):
+        return Unavailable(message)
+    if error.status_code == 400:
+        return InvalidInput(message, code="ollama_refused")
+    # 500, or -1 for an error in the midst of a stream: the file itself is what it did not like.
+    return StepFailed(message)

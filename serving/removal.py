@@ -1,0 +1,46 @@
+"""Take a published model away from the server that holds it."""
+
+import contextlib
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import SecretStr
+
+from db.errors import LatheError
+from serving.ollama import Ollama
+from serving.openai_compatible import LlamaServer
+
+
+class RemovalSettings(Protocol):
+    """What is needed of `db.settings.Settings`."""
+
+    @property
+    def served_models_dir(self) -> Path: ...
+    @property
+    def chat_url(self) -> str: ...
+    @property
+    def chat_server_key(self) -> SecretStr: ...
+    @property
+    def ollama_url(self) -> str: ...
+
+
+def remove_served(settings: RemovalSettings, backend: str, backend_name: str) -> None:
+    """Remove a model from its backend. One that is already gone is no error.
+
+    Raises:
+        Unavailable: Ollama does not answer, so the model is still there.
+    """
+    if backend == "ollama":
+        server = Ollama(settings.ollama_url)
+        try:
+            server.delete(backend_name)
+        finally:
+            server.close()
+        return
+    (settings.served_models_dir / f"{backend_name}.gguf").unlink(missing_ok=True)
+    # A llama-server that is down finds the file gone when it starts, so that is no error.
+    with (
+        contextlib.suppress(LatheError),
+        LlamaServer(settings.chat_url, api_key=settings.chat_server_key.get_secret_value()) as router,
+    ):
+        router.forget(backend_name)

@@ -1,0 +1,250 @@
+"""A small and strict Ollama: refuses what real servers refuse, and answers through a real llama-server.
+
+`version` decides what differs between them: 0.24 sends the Go template, 0.32 and 0.34 the file's Jinja;
+0.34 refuses `adapters` and `quantize`. What each does was seen on real servers.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader
+
+from serving.openai_compatible import LlamaServer
+from tests.serving.go_interpreter import BadTemplate, parse, render
+from tests.serving.llama_process import LlamaProcess
+from training_data.chat_templates import ChatTemplate
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(:[A-Za-z0-9._-]{1,80})?")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+LAST_USER_TEXT = "{{ .Prompt }}"
+
+
+class Refused(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class Model:
+    blob: Path
+    template: str | None
+    jinja: str | None
+    parameters: dict[str, Any]
+    process: LlamaProcess | None = None
+
+
+@dataclass
+class FakeOllama:
+    """The server's state; `url` once it runs. `templates_broken` renders every prompt wrongly."""
+
+    folder: Path
+    version: str = "0.34.1"
+    templates_broken: bool = False
+    models: dict[str, Model] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    _server: ThreadingHTTPServer | None = None
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def start(self) -> "FakeOllama":
+        handler = type("Handler", (_Handler,), {"ollama": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+        for model in self.models.values():
+            if model.process is not None:
+                model.process.stop()
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.version.split("."))
+
+    # --- what is asked of it
+
+    def blob(self, digest: str) -> Path:
+        if not DIGEST.fullmatch(digest):
+            raise Refused(400, "invalid digest format")
+        return self.folder / digest.replace(":", "-")
+
+    def put_blob(self, digest: str, content: bytes) -> int:
+        path = self.blob(digest)
+        if path.exists():
+            return 200
+        if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
+            raise Refused(400, "digest mismatch")
+        path.write_bytes(content)
+        return 201
+
+    def create(self, body: dict[str, Any]) -> dict[str, Any]:
+        name = body.get("model", "")
+        if not NAME.fullmatch(name):
+            raise Refused(400, "invalid model name")
+        if self._numbers >= (0, 34):
+            if body.get("adapters"):
+                raise Refused(400, "LoRA adapters are no longer supported")
+            if body.get("quantize"):
+                raise Refused(400, "quantization of GGUF models is not supported")
+        if not body.get("files"):
+            raise Refused(400, "neither 'from' or 'files' was specified")
+        [digest] = body["files"].values()
+        path = self.blob(digest)
+        if not path.exists():
+            raise Refused(500, f"open {path.name}: no such file or directory")
+        jinja = _jinja_of(path)
+        if body.get("template"):
+            try:
+                parse(body["template"])
+            except BadTemplate as error:
+                raise Refused(400, f"template error: {error}") from None
+        # `parameters` are kept unseen, as the real ones do.
+        self.models[name] = Model(path, body.get("template"), jinja, body.get("parameters") or {})
+        return {"status": "success"}
+
+    def find(self, name: str) -> Model:
+        if name not in self.models:
+            raise Refused(404, f"model '{name}' not found")
+        return self.models[name]
+
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        model = self.find(body["model"])
+        prompt = self._render(model, body["messages"])
+        if body.get("_debug_render_only") and self._numbers >= (0, 12):
+            return {"model": body["model"], "_debug_info": {"rendered_template": prompt}}
+        options = {**model.parameters, **(body.get("options") or {})}
+        if not isinstance(options.get("stop", []), list):
+            raise Refused(500, 'option "stop" must be of type array')
+        if model.process is None:
+            model.process = LlamaProcess(model.blob)
+        return self._answer(body["model"], model.process.server, prompt, options)
+
+    def _answer(
+        self, name: str, server: LlamaServer, prompt: str, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        answer = server._post(
+            "/completion",
+            {
+                "prompt": prompt,
+                "n_predict": options.get("num_predict", -1),
+                "temperature": options.get("temperature", 0.8),
+                "stop": options.get("stop", []),
+                "repeat_penalty": options.get("repeat_penalty", 1.1),
+            },
+        )
+        return {
+            "model": name,
+            "created_at": "2026-01-01T00:00:00Z",
+            "message": {"role": "assistant", "content": answer["content"]},
+            "done": True,
+            "done_reason": "length" if answer["stop_type"] == "limit" else "stop",
+            "prompt_eval_count": answer["tokens_evaluated"],
+            "eval_count": answer["tokens_predicted"],
+        }
+
+    def _render(self, model: Model, messages: list[dict[str, Any]]) -> str:
+        if self.templates_broken:
+            return str(messages[-1]["content"])
+        if model.jinja and self._numbers >= (0, 32):
+            template = ChatTemplate(model.jinja, {"eos_token": "<|im_end|>"})
+            return template.render(messages, add_generation_prompt=True)
+        if model.template is None:
+            return str(messages[-1]["content"])
+        rows = [{"Role": row["role"], "Content": row["content"]} for row in messages]
+        return render(parse(model.template), {"Messages": rows})
+
+
+def _jinja_of(path: Path) -> str | None:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise Refused(400, "invalid file magic")
+    try:
+        reader = GGUFReader(path)
+        end = max(tensor.data_offset + tensor.n_bytes for tensor in reader.tensors)
+    except (ValueError, IndexError) as error:
+        raise Refused(500, f"offset+size exceeds file size: {error}") from None
+    if end > path.stat().st_size:
+        raise Refused(500, f"offset+size {end} exceeds file size {path.stat().st_size}")
+    field_ = reader.get_field("tokenizer.chat_template")
+    return None if field_ is None else str(field_.contents())
+
+
+class _Handler(BaseHTTPRequestHandler):
+    ollama: FakeOllama
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        digest = self.path.removeprefix("/api/blobs/")
+        self._send(200 if self.ollama.blob(digest).exists() else 404, None)
+
+    def do_GET(self) -> None:
+        self._run(lambda _: (200, {"version": self.ollama.version}))
+
+    def do_POST(self) -> None:
+        routes = {
+            "/api/create": lambda body: (200, self.ollama.create(json.loads(body))),
+            "/api/show": lambda body: (200, self._show(json.loads(body))),
+            "/api/chat": lambda body: (200, self.ollama.chat(json.loads(body))),
+        }
+        if self.path.startswith("/api/blobs/"):
+            digest = self.path.removeprefix("/api/blobs/")
+            self._run(lambda body: (self.ollama.put_blob(digest, body), None))
+        else:
+            self._run(routes.get(self.path, lambda _: (404, {"error": "not found"})))
+
+    def do_DELETE(self) -> None:
+        def delete(body: bytes) -> tuple[int, None]:
+            name = json.loads(body)["model"]
+            process = self.ollama.find(name).process
+            if process is not None:
+                process.stop()
+            del self.ollama.models[name]
+            return 200, None
+
+        self._run(delete)
+
+    def _show(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"template": self.ollama.find(body["model"]).template or ""}
+
+    def _run(self, route: Any) -> None:
+        self.ollama.requests.append((self.command, self.path))
+        try:
+            status, answer = route(self._body())
+        except Refused as error:
+            status, answer = error.status, {"error": str(error)}
+        self._send(status, answer)
+
+    def _body(self) -> bytes:
+        if self.headers.get("transfer-encoding", "").lower() == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("content-length", 0)))
+
+    def _send(self, status: int, answer: dict[str, Any] | None) -> None:
+        content = b"" if answer is None else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""

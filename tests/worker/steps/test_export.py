@@ -1,0 +1,167 @@
+import json
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+
+from db.errors import StepFailed
+from tests.worker.steps.export_fixtures import (
+    Exported,
+    TrainedModels,
+    make_input,
+    recording_step,
+    shared_export,
+    shared_models,
+    step_settings,
+)
+from training_data.chat_templates import OWN_MODELS, ChatTemplate
+from worker.steps import export
+from worker.steps.gguf_files import convert, quantize, serving_template
+from worker.steps.programs import run_program
+from serving.llama_cpp import require_tools
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> TrainedModels:
+    return shared_models(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return shared_export(tmp_path_factory.getbasetemp())
+
+
+class TestMerge:
+    def test_equals_fp32_arithmetic_rounded_once_to_bfloat16(
+        self, models: TrainedModels, exported: Exported
+    ) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        base = load_file(models.base / "model.safetensors")
+        adapter = load_file(models.adapter / "adapter_model.safetensors")
+        merged = load_file(exported.folders["export"] / "merged" / "model.safetensors")
+        config = json.loads((models.adapter / "adapter_config.json").read_text())
+        for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+            a = adapter[f"base_model.model.{name}.lora_A.weight"].float()
+            b = adapter[f"base_model.model.{name}.lora_B.weight"].float()
+            delta = (b @ a) * (config["lora_alpha"] / config["r"])
+            expected = (base[f"{name}.weight"].float() + delta).to(torch.bfloat16)
+            assert merged[f"{name}.weight"].dtype == torch.bfloat16
+            assert torch.equal(merged[f"{name}.weight"], expected)
+
+    def test_leaves_what_has_no_adapter_as_it_was(self, models: TrainedModels, exported: Exported) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        base = load_file(models.base / "model.safetensors")
+        merged = load_file(exported.folders["export"] / "merged" / "model.safetensors")
+        assert base.keys() == merged.keys()
+        assert torch.equal(base["model.embed_tokens.weight"], merged["model.embed_tokens.weight"])
+
+
+class TestExport:
+    def test_makes_each_quantization_and_declares_it(self, exported: Exported) -> None:
+        rows = exported.result["files"]
+        assert [row["quantization"] for row in rows] == ["Q4_K_M", "Q8_0"]
+        for row in rows:
+            assert (exported.folders["export"] / row["path"]).stat().st_size == row["bytes"]
+        declared = [said["name"] for said in exported.said if said["type"] == "artifact"]
+        assert declared == [row["path"] for row in rows]
+
+    def test_removes_the_16_bit_file_nobody_asked_for(self, exported: Exported) -> None:
+        names = {path.name for path in exported.folders["export"].glob("*.gguf")}
+        assert names == {"faq-Q4_K_M.gguf", "faq-Q8_0.gguf"}
+        assert exported.result["full"] is None
+
+    def test_embeds_the_template_and_the_pre_tokenizer(self, exported: Exported) -> None:
+        reader = GGUFReader(exported.file("Q4_K_M"))
+        template = reader.get_field("tokenizer.chat_template")
+        pre = reader.get_field("tokenizer.ggml.pre")
+        assert template is not None and template.contents() == exported.result["chat_template"]
+        assert pre is not None and pre.contents() == "qwen2"
+        assert "generation %" not in exported.result["chat_template"]
+
+    def test_tells_sizes_times_and_the_model(self, exported: Exported) -> None:
+        events = [said for said in exported.said if said["type"] == "event"]
+        quantised = [event["data"] for event in events if "Quantised" in event["message"]]
+        assert [event["quantization"] for event in quantised] == ["Q4_K_M", "Q8_0"]
+        assert all(event["bytes"] > 0 and event["seconds"] >= 0 for event in quantised)
+        assert exported.result["architecture"] == "LlamaForCausalLM"
+        assert exported.result["context_length"] == 256
+
+    def test_pretrained_model_is_taken_as_it_is_and_keeps_its_16_bit_file(
+        self, models: TrainedModels, tmp_path: Path
+    ) -> None:
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "model").symlink_to(models.base)
+        step, _ = recording_step(
+            make_input(
+                tmp_path / "export",
+                step_settings(tmp_path / "served"),
+                kind="pretrain",
+                params={"name": "my-tiny", "quantizations": ["Q8_0"]},
+                step_folders={"train": tmp_path / "train"},
+            )
+        )
+        result = export.run(step)
+        assert result["full"] == "my-tiny-BF16.gguf"
+        assert (tmp_path / "export" / result["full"]).is_file()
+        weights = (tmp_path / "export" / "merged" / "model.safetensors").read_bytes()
+        assert weights == (models.base / "model.safetensors").read_bytes()
+
+
+class TestQuantize:
+    def test_says_which_tensors_did_not_fit(self, tmp_path: Path) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from tests.worker.steps.export_fixtures import write_tokenizer
+
+        tokenizer = write_tokenizer(tmp_path / "tokenizer")
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+                num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+            )
+        )  # fmt: skip
+        model.save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        step, _ = recording_step(make_input(tmp_path / "work", step_settings(tmp_path / "served")))
+        tools = require_tools(step.input.settings)
+        convert(step, tools, tmp_path / "model", tmp_path / "full.gguf", "f16")
+        said = quantize(step, tools, tmp_path / "full.gguf", tmp_path / "q4.gguf", "Q4_K_M")
+        assert sum(said.fallbacks.values()) >= 7
+        assert set(said.fallbacks) <= {"Q5_0", "Q8_0", "Q5_1"}
+
+
+class TestServingTemplate:
+    def test_renders_as_the_training_template_does(self) -> None:
+        tokens = {"eos_token": "<|im_end|>"}
+        messages = [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+            {"role": "user", "content": "q2"},
+        ]
+        trained = ChatTemplate(OWN_MODELS.template, tokens)
+        served = ChatTemplate(serving_template(OWN_MODELS.template), tokens)
+        assert "generation %" not in served.source
+        for prompt in (False, True):
+            expected = trained.render(messages, add_generation_prompt=prompt)
+            assert served.render(messages, add_generation_prompt=prompt) == expected
+
+
+class TestRunProgram:
+    def test_failure_carries_the_end_of_the_output(self) -> None:
+        argv = ["sh", "-c", "echo first; echo 'no such tensor' >&2; exit 3"]
+        with pytest.raises(StepFailed, match="no such tensor") as failure:
+            run_program(argv, "converter", lambda line: None)
+        assert failure.value.exit_code == 3
+        assert failure.value.stderr == "first\nno such tensor"
+
+    def test_death_by_signal_is_told_as_one(self) -> None:
+        with pytest.raises(StepFailed) as failure:
+            run_program(["sh", "-c", "kill -9 $$"], "converter", lambda line: None)
+        assert (failure.value.exit_code, failure.value.signal) == (None, 9)

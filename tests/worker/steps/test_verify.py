@@ -1,0 +1,185 @@
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.errors import InvalidInput
+from serving.openai_compatible import NextToken
+from tests.worker.steps.export_fixtures import (
+    Exported,
+    TrainedModels,
+    base_weights,
+    chat_rows,
+    make_input,
+    recording_step,
+    shared_export,
+    shared_models,
+    step_settings,
+    write_rows,
+)
+from worker.steps import verify
+from worker.steps.teacher_forcing import divergence
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="module")
+def models(root: Path) -> TrainedModels:
+    return shared_models(root)
+
+
+@pytest.fixture(scope="module")
+def exported(root: Path) -> Exported:
+    return shared_export(root)
+
+
+def run_verify(
+    folder: Path, root: Path, exported: Exported, models: TrainedModels, **changes: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    settings = step_settings(root / "served", **changes.pop("settings", {}))
+    fields = {
+        "step": "verify",
+        "params": {"name": "faq", "quantizations": ["Q4_K_M", "Q8_0"]},
+        "base": base_weights(models.base),
+        "step_folders": exported.folders,
+        "results": {"export": exported.result},
+    }
+    step, said = recording_step(make_input(folder, settings, **{**fields, **changes}))
+    return verify.run(step), said
+
+
+class TestVerify:
+    def test_measures_each_file_and_what_quantising_costs_the_base(
+        self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
+    ) -> None:
+        result, said = run_verify(tmp_path, root, exported, models)
+        assert [row["quantization"] for row in result["files"]] == ["Q4_K_M", "Q8_0"]
+        for row in result["files"]:
+            assert row["top1_agreement"] >= 0.98
+            assert 0 <= row["kl"] <= row["kl_limit"]
+            assert row["kl_base"] > 0
+            assert row["template_equal"] and row["stops"]
+            assert row["answers_by_heart"] == row["answers_ended"] == row["rows"] == 6
+            assert row["split"] == "train"
+        assert any("no held-out rows" in message.get("message", "") for message in said)
+
+    def test_held_out_rows_come_first_and_the_base_is_not_measured_twice(
+        self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
+    ) -> None:
+        (tmp_path / "prepare").mkdir()
+        write_rows(tmp_path / "prepare" / "train.jsonl", chat_rows({"Nobody?": "No."}))
+        write_rows(tmp_path / "prepare" / "test.jsonl", models.rows)
+        folders = {**exported.folders, "prepare": tmp_path / "prepare"}
+        run_verify(tmp_path / "first", root, exported, models)
+        result, said = run_verify(tmp_path / "second", root, exported, models, step_folders=folders)
+        assert {row["split"] for row in result["files"]} == {"test"}
+        assert not any("Quantising the base" in message.get("message", "") for message in said)
+
+    def test_refuses_a_file_of_other_weights_with_the_figures(
+        self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
+    ) -> None:
+        """The untuned base in the place of the tuned file: as an adapter that was never merged."""
+        run_verify(tmp_path / "fill-cache", root, exported, models)
+        [base_file] = (root / "cache" / "base-gguf").glob("*/Q8_0.gguf")
+        (tmp_path / "export").mkdir()
+        shutil.copytree(exported.folders["export"] / "merged", tmp_path / "export" / "merged")
+        shutil.copyfile(base_file, tmp_path / "export" / "faq-Q8_0.gguf")
+        result = {**exported.result, "files": [exported.result["files"][1]]}
+        with pytest.raises(InvalidInput, match=r"top-1 agreement is 0\.\d+.*KL divergence is") as refusal:
+            run_verify(
+                tmp_path / "verify",
+                root,
+                exported,
+                models,
+                step_folders={**exported.folders, "export": tmp_path / "export"},
+                results={"export": result},
+            )
+        assert refusal.value.code == "verification_failed"
+
+    def test_refuses_a_file_that_renders_another_prompt(
+        self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
+    ) -> None:
+        train = tmp_path / "train"
+        shutil.copytree(exported.folders["train"], train)
+        template = train / "adapter" / "chat_template.jinja"
+        template.write_text(template.read_text().replace("assistant\\n", "assistant: "))
+        with pytest.raises(InvalidInput, match="renders or tokenizes the prompt otherwise"):
+            run_verify(
+                tmp_path / "verify",
+                root,
+                exported,
+                models,
+                settings={"min_top1_agreement": 0, "max_kl_ratio": 1e9},
+                step_folders={**exported.folders, "train": train},
+            )
+
+    def test_model_from_scratch_is_held_against_its_16_bit_file(
+        self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
+    ) -> None:
+        (tmp_path / "train").mkdir()
+        shutil.copytree(exported.folders["export"] / "merged", tmp_path / "train" / "model")
+        (tmp_path / "export").mkdir()
+        shutil.copytree(exported.folders["export"] / "merged", tmp_path / "export" / "merged")
+        for name in ("faq-Q8_0.gguf", "faq-Q4_K_M.gguf"):
+            shutil.copyfile(exported.folders["export"] / name, tmp_path / "export" / name)
+        text = tmp_path / "text.txt"
+        text.write_text("\n\n".join(f"{q} {a}" for q, a in _sentences()) * 20)
+        from worker.step import FileInput
+
+        result, _ = run_verify(
+            tmp_path / "verify",
+            root,
+            exported,
+            models,
+            kind="pretrain",
+            base=None,
+            files={"file-1": FileInput(text, "text.txt", text.stat().st_size)},
+            params={"name": "faq", "training_file": "file-1", "quantizations": ["Q4_K_M"]},
+            step_folders={"train": tmp_path / "train", "export": tmp_path / "export"},
+            results={"export": {**exported.result, "full": "faq-Q8_0.gguf"}},
+            settings={"min_top1_agreement": 0.9},
+        )
+        assert {row["split"] for row in result["files"]} == {"text"}
+        assert all("kl_base" not in row and row["template_equal"] for row in result["files"])
+
+
+def _sentences() -> list[tuple[str, str]]:
+    return [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in _rows()]
+
+
+def _rows() -> list[dict[str, Any]]:
+    from tests.worker.steps.export_fixtures import FACTS
+
+    return chat_rows(FACTS)
+
+
+class TestDivergence:
+    def test_equals_the_definition_when_every_token_is_served(self) -> None:
+        import torch
+
+        p, q = [0.7, 0.2, 0.1], [0.5, 0.3, 0.2]
+        expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        served = NextToken([(i, math.log(value)) for i, value in enumerate(q)])
+        assert divergence(torch.tensor(p).log(), served) == pytest.approx(expected, rel=1e-6)
+
+    def test_counts_what_was_not_served_as_one_token(self) -> None:
+        import torch
+
+        p = torch.tensor([0.6, 0.3, 0.1])
+        served = NextToken([(0, math.log(0.5))])
+        expected = 0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.5)
+        assert divergence(p.log(), served) == pytest.approx(expected, rel=1e-6)
+
+    def test_is_nothing_between_equals(self) -> None:
+        import torch
+
+        p = torch.tensor([0.9, 0.1])
+        served = NextToken([(0, math.log(0.9)), (1, math.log(0.1))])
+        assert divergence(p.log(), served) == pytest.approx(0, abs=1e-7)

@@ -1,0 +1,106 @@
+"""Give the verified files to the server that answers for them, and prove that it does.
+
+A backend's name holds the content's hash, so publishing the same file again changes nothing, and a file
+that is being served is never overwritten.
+"""
+
+import os
+import re
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from db.errors import Unavailable
+from serving.openai_compatible import LlamaServer
+from training_data.tokens import ChatTokenizer
+from worker.step import Step
+from worker.steps.export import trained_folder
+from worker.steps.publish_ollama import publish_to_ollama
+
+PROOF: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+PROOF_TOKENS = 8
+
+
+def run(step: Step) -> dict[str, Any]:
+    """Publish every file; the first quantization is the one that the model's name answers with."""
+    backend = step.input.settings.chat_backend
+    exported = step.input.results["export"]
+    files = []
+    for done, row in enumerate(exported["files"]):
+        step.progress(done, len(exported["files"]), unit="files")
+        source = step.input.step_folders["export"] / row["path"]
+        name = backend_name(step.input.params["name"], row["sha256"])
+        started = time.monotonic()
+        if backend == "ollama":
+            tokenizer = ChatTokenizer(trained_folder(step.input))
+            publish_to_ollama(step, source, name, tokenizer, int(exported["context_length"]))
+        else:
+            publish_to_llama_server(step, source, name)
+        seconds = time.monotonic() - started
+        step.event(
+            f"{row['quantization']} answers as {name} on {backend} ({seconds:.1f} s).",
+            quantization=row["quantization"],
+            backend=backend,
+            backend_name=name,
+            seconds=round(seconds, 2),
+        )
+        files.append({**row, "backend": backend, "backend_name": name})
+    return {
+        "model": step.input.params["name"],
+        "default": files[0],
+        "files": files,
+        "context_length": exported["context_length"],
+    }
+
+
+def backend_name(name: str, sha256: str) -> str:
+    """A name that every backend takes, and that only this content has."""
+    slug = re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip(".-") or "model"
+    return f"{slug}-v-{sha256[:12]}"
+
+
+def publish_to_llama_server(step: Step, source: Path, name: str) -> None:
+    """Put the file into the router's folder, let it look, and ask it something.
+
+    Raises:
+        Unavailable: the router does not answer, or not with this model; worth another try.
+    """
+    settings = step.input.settings
+    place(source, settings.served_models_dir / f"{name}.gguf")
+    with LlamaServer(settings.chat_server_url, api_key=settings.chat_server_key, model=name) as server:
+        if name not in server.model_names(reload=True):
+            raise Unavailable(
+                f"llama-server does not list {name}: does it serve {settings.served_models_dir}?",
+                code="model_not_served",
+            )
+        answer = server.chat(PROOF, max_tokens=PROOF_TOKENS)
+        if not answer.get("choices"):
+            raise Unavailable(f"llama-server gave no answer for {name}.", code="model_not_served")
+
+
+def place(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`: complete from the moment it has its name.
+
+    A hard link costs nothing; across file systems it is a copy.
+    """
+    if target.is_file() and target.stat().st_size == source.stat().st_size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.stem}.{uuid.uuid4().hex}")  # no .gguf: the router passes it by
+    try:
+        try:
+            beside.hardlink_to(source)
+        except OSError:
+            _copy(source, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing, 16 * 1024**2)
+        writing.flush()
+        os.fsync(writing.fileno())

@@ -1,5 +1,7 @@
 """Uploaded files."""
 
+from typing import Literal
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -7,15 +9,25 @@ from db.errors import NotFound
 from db.models import File
 
 
-def get_file(session: Session, file_id: str, *, project_id: str, param: str = "id") -> File:
+def get_file(
+    session: Session,
+    file_id: str,
+    *,
+    project_id: str,
+    param: str = "id",
+    lock: Literal["share", "update"] | None = None,
+) -> File:
     """Find an uploaded file of a project.
 
+    Args:
+        lock: `share` keeps it from being deleted until the transaction ends, `update` is for who deletes.
     Raises:
         NotFound: there is none by that id; `param` names the field that asked for it.
     """
-    file = session.scalars(
-        select(File).where(File.id == file_id, File.project_id == project_id)
-    ).one_or_none()
+    query = select(File).where(File.id == file_id, File.project_id == project_id)
+    if lock is not None:
+        query = query.with_for_update(read=lock == "share")
+    file = session.scalars(query).one_or_none()
     if file is None:
         raise NotFound(f"There is no file {file_id!r}: upload it with POST /v1/files first.", param=param)
     return file

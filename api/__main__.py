@@ -1,0 +1,74 @@
+"""Serve the API: `python -m api`."""
+
+import logging
+import sys
+
+import structlog
+import uvicorn
+
+from api.app import create_app
+from api.security import is_loopback
+from db.errors import InvalidInput, LatheError
+from db.settings import Settings, load_settings
+
+SHUTDOWN_SECONDS = 10
+
+
+def check_address(settings: Settings) -> None:
+    """Refuse to be reachable by others without a key.
+
+    Raises:
+        InvalidInput: the address is not loopback, and LATHE_API_KEY is empty.
+    """
+    if not is_loopback(settings.api_host) and not settings.api_key.get_secret_value():
+        raise InvalidInput(
+            f"LATHE_API_HOST is {settings.api_host}, which others can reach: set LATHE_API_KEY to a long "
+            "random text, or listen on 127.0.0.1.",
+            param="LATHE_API_KEY",
+        )
+
+
+def configure_logs(settings: Settings) -> None:
+    render = structlog.processors.JSONRenderer() if settings.log_json else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info if settings.log_json else _unchanged,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[settings.log_level.upper()]
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _unchanged(
+    logger: structlog.typing.WrappedLogger, name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    return event
+
+
+def main() -> None:
+    try:
+        settings = load_settings()
+        check_address(settings)
+        app = create_app(settings)
+    except LatheError as error:
+        sys.exit(f"api: {error.message}")
+    configure_logs(settings)
+    uvicorn.run(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The application: `create_app(settings)`. Importing this module does nothing else."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from api.chat.routes import router as chat
+from api.edge import Edge
+from api.embeddings.routes import router as embeddings
+from api.errors import ErrorBody, answer_to
+from api.files.routes import router as files
+from api.health.routes import router as health
+from api.jobs.routes import router as jobs
+from api.models.routes import router as models
+from api.security import Gate
+from api.unit_of_work import Services
+from db.doorbell import Doorbell
+from db.session import make_engine, make_session_factory
+from db.settings import Settings
+from serving.openai_compatible import make_async_client
+
+VERSION = "0.1.0"
+DESCRIPTION = """Submit a job, go away, and come back to a model that you serve yourself.
+
+Errors are `{"error": {"message", "type", "param", "code"}}`, lists
+`{"object": "list", "data", "has_more", "first_id", "last_id"}`, times Unix seconds. Files, models, chat and
+embeddings take OpenAI's own clients: point `base_url` here. Where the server has a key, send it as
+`Authorization: Bearer …`.
+"""
+TAGS = [
+    {"name": "jobs", "description": "What takes a while: submit, watch, cancel, fetch what it made."},
+    {"name": "files", "description": "What jobs read, streamed to disk on upload."},
+    {"name": "models", "description": "What answers. `faq`, `faq:Q8_0`, `faq@2` and `faq@2:Q8_0` are names."},
+    {"name": "chat", "description": "Prompts, passed on to the server that holds the model."},
+    {"name": "embeddings", "description": "Vectors of text, from the model `default`."},
+    {"name": "health", "description": "For whoever watches over the server."},
+]
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {
+        "model": ErrorBody,
+        "description": "The request is wrong: the field, and the fix.",
+    },
+    401: {"model": ErrorBody, "description": "The API key is missing or wrong."},
+    403: {"model": ErrorBody, "description": "A foreign Host or Origin."},
+    404: {"model": ErrorBody, "description": "There is none by that name."},
+    413: {"model": ErrorBody, "description": "The body is too large."},
+    503: {"model": ErrorBody, "description": "A server that we need does not answer; see Retry-After."},
+}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Make the application. Servers are first reached for when a request needs them.
+
+    Raises:
+        InvalidInput: DATABASE_URL or REDIS_URL is not set.
+    """
+    engine = make_engine(settings.require_database_url())
+    factory = make_session_factory(engine)
+    doorbell = Doorbell(settings.require_redis_url())
+    doorbell.listen(factory)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with make_async_client() as client:
+            app.state.services = Services(settings, engine, factory, doorbell, client)
+            yield
+        doorbell.close()
+        engine.dispose()
+
+    app = FastAPI(
+        title="Lathe",
+        version=VERSION,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        responses=ERRORS,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    for router in (jobs, files, models, chat, embeddings, health):
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_error)
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Edge)  # added last, so outermost
+    app.openapi = _openapi_of(app)  # type: ignore[method-assign]
+    return app
+
+
+def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    response = answer_to(error, request.scope)
+    if response is None:
+        raise error
+    return response
+
+
+def _openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """FastAPI's own description, less its 422 answers, which we never give."""
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=app.openapi_tags,
+            )
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"key": []}, {}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    return describe

@@ -1,0 +1,81 @@
+"""Bodies of chat, completions and generation. The first two are passed on, so they are only described."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+JSONBody = dict[str, Any]
+
+
+def _request_body(description: str, required: list[str], example: JSONBody, fields: JSONBody) -> JSONBody:
+    schema = {
+        "type": "object",
+        "required": required,
+        "properties": {"model": {"type": "string", "description": "As GET /v1/models names it."}, **fields},
+        "additionalProperties": True,
+        "description": description,
+    }
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "example": example}},
+        }
+    }
+
+
+CHAT_BODY = _request_body(
+    "OpenAI's fields, and those of the server that holds the model: they are passed on as they are.",
+    ["model", "messages"],
+    {"model": "faq", "messages": [{"role": "user", "content": "What does Lathe make?"}], "stream": False},
+    {
+        "messages": {"type": "array", "items": {"type": "object"}},
+        "stream": {"type": "boolean", "default": False},
+    },
+)
+COMPLETION_BODY = _request_body(
+    "OpenAI's fields. The prompt meets no chat template.",
+    ["model", "prompt"],
+    {"model": "faq", "prompt": "Once upon a time", "max_tokens": 32},
+    {"prompt": {"type": "string"}, "stream": {"type": "boolean", "default": False}},
+)
+CHAT_ANSWER: JSONBody = {
+    200: {
+        "description": "As the model's server gives it; with `stream` as server-sent events.",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    }
+}
+
+
+class GenerateParams(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    n_predict: int | None = Field(default=None, ge=-1, le=1_048_576, description="Tokens; -1: no limit.")
+    temp: float | None = Field(default=None, ge=0, le=10)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    stop: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, max_length=16)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=10)
+    seed: int | None = Field(default=None, ge=-1, le=2**31 - 1)
+
+
+class GenerateRequest(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "What does Lathe make?", "model": "faq", "params": {"n_predict": 64, "temp": 0}}
+            ]
+        },
+    )
+
+    prompt: str = Field(min_length=1)
+    model: str | None = Field(default=None, description="Default: the model that was published last.")
+    params: GenerateParams = GenerateParams()
+
+
+class GenerateAnswer(BaseModel):
+    text: str
+    model: str
+    finish_reason: str | None = Field(description="stop, or length when n_predict was reached")
+    prompt_tokens: int | None
+    completion_tokens: int | None

@@ -1,0 +1,1 @@
+"""Embeddings: text passed on to the server of the embedding model."""

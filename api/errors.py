@@ -1,0 +1,127 @@
+"""The one table from what went wrong to an HTTP answer, in the shape that OpenAI's clients read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from api.validation import explain
+from db.errors import Conflict, Exhausted, InvalidInput, LatheError, NotFound, StepFailed, Unavailable
+
+RETRY_AFTER_SECONDS = 5
+
+
+class Unauthenticated(LatheError):
+    code = "invalid_api_key"
+
+
+class Forbidden(LatheError):
+    code = "forbidden"
+
+
+class TooLarge(LatheError):
+    code = "too_large"
+
+
+class WrongContentType(LatheError):
+    code = "wrong_content_type"
+
+
+STATUS: dict[type[LatheError], int] = {
+    InvalidInput: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    TooLarge: 413,
+    WrongContentType: 415,
+    StepFailed: 500,
+    Unavailable: 503,
+    Exhausted: 503,
+}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ErrorDetail(BaseModel):
+    message: str = Field(description="What is wrong, and how to mend it.")
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = Field(description="The field that is meant.", examples=["learning_rate"])
+    code: str = Field(description="The same, for a program.", examples=["invalid_input"])
+
+
+class ErrorBody(BaseModel):
+    """Every answer of status 400 and above."""
+
+    error: ErrorDetail
+
+
+def error_body(status: int, message: str, *, code: str, param: str | None = None) -> dict[str, Any]:
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    code: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    sent = dict(headers or {})
+    if status == 503:
+        sent.setdefault("retry-after", str(RETRY_AFTER_SECONDS))
+    if status == 409:
+        # OpenAI's client repeats a request on 409 unless it is told that this is of no use.
+        sent["x-should-retry"] = "false"
+    if status == 401:
+        sent["www-authenticate"] = "Bearer"
+    return JSONResponse(error_body(status, message, code=code, param=param), status, sent)
+
+
+def answer_to(error: Exception, scope: Scope) -> JSONResponse | None:
+    """The answer to an error that we know, or None."""
+    if isinstance(error, LatheError):
+        return _answer_to_ours(error)
+    if isinstance(error, RequestValidationError):
+        field = getattr(scope.get("route"), "body_field", None)
+        body = field.field_info.annotation if field is not None else None
+        message, param, code = explain(error.errors(), body)
+        return error_response(400, message, code=code, param=param)
+    if isinstance(error, HTTPException):
+        return _answer_to_starlettes(error, scope["method"], scope["path"])
+    if isinstance(error, DataError):
+        return error_response(
+            400, "A value is out of the range that the database takes.", code="invalid_input"
+        )
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return error_response(
+            503, "The database does not answer now; try again.", code="database_unavailable"
+        )
+    return None
+
+
+def _answer_to_ours(error: LatheError) -> JSONResponse:
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+    # Waiting does not make room on a disk.
+    headers = {"x-should-retry": "false"} if isinstance(error, Exhausted) else None
+    return error_response(status, error.message, code=error.code, param=error.param, headers=headers)
+
+
+def _answer_to_starlettes(error: HTTPException, method: str, path: str) -> JSONResponse:
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return error_response(404, f"There is no {method} {path}.", code="unknown_route", headers=headers)
+    if error.status_code == 405:
+        allowed = headers.get("allow") or headers.get("Allow") or "another method"
+        message = f"{path} does not take {method}: it takes {allowed}."
+        return error_response(405, message, code="method_not_allowed", headers=headers)
+    status = 400 if error.status_code == 422 else error.status_code
+    code = "invalid_input" if status < 500 else "server_error"
+    return error_response(status, str(error.detail), code=code, headers=headers)

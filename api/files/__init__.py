@@ -1,0 +1,1 @@
+"""Files: uploads streamed to disk, with their size and sha256."""

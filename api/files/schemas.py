@@ -1,0 +1,25 @@
+"""Bodies of files, in OpenAI's shape."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from api.pages import Identified
+
+Purpose = Literal["fine-tune", "assistants", "batch", "user_data", "evals", "vision"]
+
+
+class FileOut(Identified):
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    sha256: str = Field(description="Of the bytes as they arrived.")
+
+
+class FileDeleted(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True

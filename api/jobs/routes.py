@@ -1,0 +1,188 @@
+"""HTTP of jobs."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.responses import Response
+
+from api.files.sending import send_file
+from api.jobs import service
+from api.jobs.event_stream import stream_events
+from api.jobs.logs import log_page
+from api.jobs.schemas import (
+    ArtifactOut,
+    EventOut,
+    JobDeleted,
+    JobOut,
+    JobRequest,
+    JobWithAttempts,
+    LogLine,
+    MetricsOut,
+)
+from api.jobs.submission import submit
+from api.jobs.views import artifact_out, event_number, event_out, job_out, job_with_attempts, metrics_out
+from api.pages import After, Limit, Page, page
+from api.unit_of_work import Unit, services_of, transactional
+from db.errors import InvalidInput
+from db.queries.jobs import cancel_job, get_artifact, get_job, list_artifacts, list_events, list_jobs
+from db.states import JobKind, JobStatus
+
+router = APIRouter(tags=["jobs"])
+
+EVENT_STREAM = "text/event-stream"
+IdempotencyKey = Annotated[str | None, Header(include_in_schema=False)]
+
+
+@router.post("/v1/jobs", status_code=202, response_model=JobOut, summary="Submit a job")
+@transactional
+def submit_job(unit: Unit, body: JobRequest, idempotency_key: IdempotencyKey = None) -> JobOut:
+    """Check a job and queue it. Whatever is wrong with it, nothing is queued."""
+    if idempotency_key is not None:
+        raise InvalidInput(
+            "Idempotency-Key is not supported by this version of Lathe: leave it out.",
+            param="Idempotency-Key",
+            code="not_supported",
+        )
+    return job_out(submit(unit, body))
+
+
+@router.get("/v1/jobs", response_model=Page[JobOut], summary="List jobs, newest first")
+@transactional
+def list_all_jobs(
+    unit: Unit,
+    kind: JobKind | None = None,
+    status: JobStatus | None = None,
+    after: After = None,
+    limit: Limit = 20,
+) -> Page[JobOut]:
+    jobs, more = list_jobs(
+        unit.session, project_id=unit.project_id, kind=kind, status=status, after=after, limit=limit
+    )
+    return page([job_out(job) for job in jobs], more)
+
+
+@router.get("/v1/jobs/{job_id}", response_model=JobWithAttempts, summary="Look at a job")
+@transactional
+def get_one_job(unit: Unit, job_id: str) -> JobWithAttempts:
+    """Its steps with every attempt, progress and time left, and in the end its result or its error."""
+    return job_with_attempts(get_job(unit.session, job_id, project_id=unit.project_id))
+
+
+@router.delete("/v1/jobs/{job_id}", response_model=JobDeleted, summary="Delete an ended job and its files")
+@transactional
+def delete_one_job(unit: Unit, job_id: str) -> JobDeleted:
+    service.delete_job(unit, job_id)
+    return JobDeleted(id=job_id)
+
+
+@router.post("/v1/jobs/{job_id}/cancel", response_model=JobOut, summary="Cancel a job")
+@transactional
+def cancel_one_job(unit: Unit, job_id: str) -> JobOut:
+    """A queued job never runs; of a running one, every process ends within seconds."""
+    return job_out(cancel_job(unit.session, job_id, project_id=unit.project_id))
+
+
+@router.post("/v1/jobs/{job_id}/retry", response_model=JobOut, summary="Try a failed job again")
+@transactional
+def retry_one_job(unit: Unit, job_id: str) -> JobOut:
+    """A failed or cancelled job goes on from its first step that has not succeeded."""
+    return job_out(service.retry_job(unit, job_id))
+
+
+@router.post("/v1/jobs/{job_id}/pause", include_in_schema=False)
+@router.post("/v1/jobs/{job_id}/resume", include_in_schema=False)
+@transactional
+def refuse_pause(unit: Unit, job_id: str) -> None:
+    get_job(unit.session, job_id, project_id=unit.project_id)
+    raise InvalidInput(
+        f"This version of Lathe can neither pause nor resume jobs; POST /v1/jobs/{job_id}/cancel stops it, "
+        "and …/retry goes on from the first unfinished step.",
+        code="not_supported",
+    )
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    response_model=Page[EventOut],
+    summary="What a job says",
+    responses={200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}},
+)
+async def list_job_events(
+    request: Request,
+    *,
+    job_id: str,
+    after: After = None,
+    limit: Limit = 100,
+    type: Annotated[str | None, Query(max_length=100, description="message or metrics")] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Page[EventOut] | Response:
+    """Oldest first, in pages; with `Accept: text/event-stream` as a stream that ends with the job.
+
+    A stream goes on after `Last-Event-ID`, and its last event is `end`.
+    """
+    services = services_of(request)
+    streamed = EVENT_STREAM in request.headers.get("accept", "")
+    seen = last_event_id if streamed and last_event_id else after
+    number = event_number(seen, param="Last-Event-ID" if seen is last_event_id and seen else "after")
+
+    def first_page(unit: Unit) -> Page[EventOut]:
+        get_job(unit.session, job_id, project_id=unit.project_id)
+        events, more = list_events(unit.session, job_id, type=type, after=number, limit=limit)
+        return page([event_out(event) for event in events], more)
+
+    answer = await services.run_in_transaction(first_page)
+    if not streamed:
+        return answer
+    return StreamingResponse(
+        stream_events(services, job_id, number, type),
+        media_type=EVENT_STREAM,
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
+
+
+@router.get("/v1/jobs/{job_id}/metrics", response_model=Page[MetricsOut], summary="What a job measured")
+@transactional
+def list_job_metrics(unit: Unit, job_id: str, after: After = None, limit: Limit = 100) -> Page[MetricsOut]:
+    """Step, loss, learning rate, tokens/s and so on as they were measured, oldest first."""
+    get_job(unit.session, job_id, project_id=unit.project_id)
+    events, more = list_events(unit.session, job_id, type="metrics", after=event_number(after), limit=limit)
+    return page([metrics_out(event) for event in events], more)
+
+
+@router.get("/v1/jobs/{job_id}/logs", response_model=Page[LogLine], summary="What a job's processes printed")
+@transactional
+def list_job_logs(
+    unit: Unit,
+    *,
+    job_id: str,
+    step: str | None = None,
+    attempt: Annotated[int | None, Query(ge=1)] = None,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Page[LogLine]:
+    job = get_job(unit.session, job_id, project_id=unit.project_id)
+    lines, more = log_page(unit, job, step=step, attempt=attempt, after=after, limit=limit)
+    return page(lines, more)
+
+
+@router.get("/v1/jobs/{job_id}/artifacts", response_model=Page[ArtifactOut], summary="What a job made")
+@transactional
+def list_job_artifacts(unit: Unit, job_id: str) -> Page[ArtifactOut]:
+    get_job(unit.session, job_id, project_id=unit.project_id)
+    return page([artifact_out(row) for row in list_artifacts(unit.session, job_id)], False)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/artifacts/{name}",
+    summary="The bytes of an artifact",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file; takes Range."}},
+)
+@transactional
+def get_job_artifact(unit: Unit, request: Request, job_id: str, name: str) -> Response:
+    get_job(unit.session, job_id, project_id=unit.project_id)
+    artifact = get_artifact(unit.session, job_id, name)
+    return send_file(
+        unit.settings.storage_root, artifact.path, name=artifact.name, sha256=artifact.sha256, request=request
+    )

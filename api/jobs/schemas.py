@@ -1,0 +1,164 @@
+"""Bodies of jobs."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from fastapi import Body
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from api.pages import Identified
+from db.params import PARAMS, Params
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "fine_tune": {
+        "kind": "fine_tune",
+        "params": {
+            "base_model": "tiny",
+            "training_file": "file-0199f3a2c4d17b60a1b2c3d4e5f60718",
+            "name": "faq",
+        },
+    },
+    "pretrain": {"kind": "pretrain", "params": {"name": "my-tiny", "layers": 4, "steps": 300}},
+}
+
+
+class JobRequestBase(BaseModel):
+    """What every kind of job takes beside its own params."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    params: Params
+    max_attempts: int = Field(
+        default=3, ge=1, le=20, description="Tries of one step whose worker, host or process died."
+    )
+    priority: int = Field(default=0, ge=-1000, le=1000, description="Higher goes first.")
+
+
+def _request_of(kind: str, params: type[Params]) -> type[JobRequestBase]:
+    return create_model(
+        f"{params.__name__.removesuffix('Params')}Request",
+        __base__=JobRequestBase,
+        kind=(Literal[kind], Field(description="What the job does.")),
+        params=(params, ...),
+    )
+
+
+# One model for each row of PARAMS, so that a new kind of job is nothing new here.
+if TYPE_CHECKING:
+    JobRequest = JobRequestBase
+else:
+    JobRequest = Annotated[
+        Union[tuple(_request_of(kind, params) for kind, params in PARAMS.items())],  # noqa: UP007 - made here
+        Field(discriminator="kind"),
+        Body(openapi_examples={kind: {"value": example} for kind, example in EXAMPLES.items()}),
+    ]
+
+
+class AttemptOut(BaseModel):
+    """One try at a step."""
+
+    number: int
+    worker: str
+    host: str
+    started_at: int
+    ended_at: int | None
+    outcome: str | None = Field(description="done, lost, refused, exhausted or released")
+    exit_code: int | None
+    signal: int | None
+
+
+class StepOut(BaseModel):
+    name: str
+    queue: str
+    status: str
+    attempt: int = Field(description="The number of the newest attempt; 0 before the first.")
+    started_at: int | None
+    finished_at: int | None
+
+
+class StepWithAttempts(StepOut):
+    attempts: list[AttemptOut]
+
+
+class Progress(BaseModel):
+    """How far the running step is."""
+
+    step: str
+    done: int
+    total: int | None
+    unit: str | None
+    eta_seconds: float | None
+
+
+class JobError(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class JobOut(Identified):
+    object: Literal["job"] = "job"
+    kind: str
+    status: str
+    params: dict[str, Any]
+    priority: int
+    max_attempts: int
+    waits_for: str | None = Field(description="The job that makes what this one needs first.")
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    steps: list[StepOut]
+    progress: Progress | None
+    result: dict[str, Any] | None = Field(
+        description="`result.model` answers chat once the job has succeeded."
+    )
+    error: JobError | None
+
+
+class JobWithAttempts(JobOut):
+    steps: list[StepWithAttempts]  # type: ignore[assignment]
+
+
+class JobDeleted(BaseModel):
+    id: str
+    object: Literal["job"] = "job"
+    deleted: Literal[True] = True
+
+
+class EventOut(Identified):
+    object: Literal["job.event"] = "job.event"
+    created_at: int
+    type: str = Field(description="message, or metrics, whose values are in data")
+    level: str
+    step: str | None
+    attempt: int | None
+    message: str
+    data: dict[str, Any] | None
+
+
+class MetricsOut(Identified):
+    """Values that a step measured at one moment."""
+
+    object: Literal["job.metrics"] = "job.metrics"
+    created_at: int
+    step: str | None
+    attempt: int | None
+    data: dict[str, Any] = Field(examples=[{"step": 10, "loss": 1.24, "tokens_per_second": 850.0}])
+
+
+class LogLine(Identified):
+    object: Literal["job.log"] = "job.log"
+    step: str
+    attempt: int
+    line: str
+
+
+class ArtifactOut(Identified):
+    object: Literal["job.artifact"] = "job.artifact"
+    name: str
+    bytes: int
+    sha256: str
+    step: str
+    created_at: int

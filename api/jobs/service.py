@@ -1,0 +1,77 @@
+"""What happens to jobs that exist: retry and delete. Cancelling is the workers' too, so it is in `db/`."""
+
+import shutil
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from api.unit_of_work import Unit
+from db.errors import Conflict
+from db.models import Job, ModelVersion
+from db.queries.jobs import add_event, get_job, lock_steps
+from db.queries.states import move
+from db.states import ENDED_JOB, JobStatus, StepStatus
+from db.storage import job_folder
+
+
+def retry_job(unit: Unit, job_id: str) -> Job:
+    """Queue a failed or cancelled job again, from its first step that has not succeeded.
+
+    Raises:
+        NotFound: there is none by that id.
+        Conflict: it has not ended, has succeeded, or waits for a job that made nothing.
+    """
+    session = unit.session
+    job = get_job(session, job_id, project_id=unit.project_id, lock=True)
+    if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
+        raise Conflict(
+            f"The job is {job.status}: only a failed or cancelled one can be tried again.",
+            code="job_not_ended",
+        )
+    _check_awaited(session, job)
+    move(session, job, JobStatus.QUEUED)
+    job.error = None
+    left = [step for step in lock_steps(session, job) if step.status != StepStatus.SUCCEEDED]
+    for position, step in enumerate(left):
+        step.failures, step.not_before, step.progress = 0, None, None
+        wanted = StepStatus.QUEUED if position == 0 else StepStatus.PENDING
+        if step.status != wanted:
+            move(session, step, wanted)
+    add_event(session, job.id, f"Tried again, from {left[0].name}.")
+    return job
+
+
+def _check_awaited(session: Session, job: Job) -> None:
+    awaited = session.get(Job, job.waits_for_job_id) if job.waits_for_job_id else None
+    if awaited is not None and awaited.status != JobStatus.SUCCEEDED:
+        raise Conflict(
+            f"The job waited for {awaited.id}, which is {awaited.status}: submit it anew.",
+            code="awaited_job_ended",
+        )
+
+
+def delete_job(unit: Unit, job_id: str) -> None:
+    """Remove an ended job with its folder; the models it published stay.
+
+    Raises:
+        NotFound: there is none by that id.
+        Conflict: it has not ended, or a model keeps the weights that it made.
+    """
+    session = unit.session
+    job = get_job(session, job_id, project_id=unit.project_id, lock=True)
+    if job.status not in ENDED_JOB:
+        raise Conflict(f"The job is {job.status}: cancel it first.", code="job_not_ended")
+    held = session.scalars(
+        select(ModelVersion).where(
+            ModelVersion.job_id == job.id, ModelVersion.weights.startswith(f"jobs/{job.id}/", autoescape=True)
+        )
+    ).first()
+    if held is not None:
+        raise Conflict(
+            "A model that others can be made from keeps its weights in this job: delete the model first.",
+            code="job_in_use",
+        )
+    session.execute(update(Job).where(Job.waits_for_job_id == job.id).values(waits_for_job_id=None))
+    session.delete(job)
+    folder = job_folder(unit.settings.storage_root, job.id)
+    unit.after_commit(lambda: shutil.rmtree(folder) if folder.exists() else None)

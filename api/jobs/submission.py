@@ -1,0 +1,113 @@
+"""What a job must pass before it is queued: files that exist and can be read, a base model, a free name."""
+
+from typing import Any
+
+from api.jobs.schemas import JobRequestBase
+from api.unit_of_work import Unit
+from db.errors import InvalidInput, NotFound
+from db.models import File, Job
+from db.params import FineTuneParams, Params, PretrainParams
+from db.queries.base_models import resolve_base_model
+from db.queries.files import get_file
+from db.queries.jobs import create_job
+from db.queries.models import find_model
+from db.states import JobKind
+from training_data.formats import check_file
+
+# It names the embedding model on every surface.
+RESERVED_NAMES = frozenset({"default"})
+
+
+def submit(unit: Unit, request: JobRequestBase) -> Job:
+    """Check everything that can be checked now, then queue the job.
+
+    Raises:
+        InvalidInput: nothing is queued; `param` names the field.
+    """
+    params = request.params
+    stored = params.model_dump(mode="json")
+    _refuse_unstorable(stored)
+    waits_for = None
+    if isinstance(params, FineTuneParams):
+        waits_for = _check_fine_tune(unit, params)
+    elif isinstance(params, PretrainParams):
+        _check_pretrain(unit, params)
+    return create_job(
+        unit.session,
+        project_id=unit.project_id,
+        kind=JobKind(request.kind),
+        params=stored,
+        priority=request.priority,
+        max_attempts=request.max_attempts,
+        waits_for_job_id=waits_for,
+    )
+
+
+def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
+    """Return the job that makes the base model's weights first, if there has to be one."""
+    _check_name(params, params.name)
+    model = find_model(unit.session, unit.project_id, params.name)
+    if model is not None and model.recipe is not None:
+        raise InvalidInput(
+            f"name: {params.name!r} is a base model of this server, which a fine-tune must not replace. "
+            "Take another name.",
+            param="name",
+        )
+    if params.name == params.base_model.partition("@")[0]:
+        raise InvalidInput("name must differ from base_model, or the base would be replaced.", param="name")
+    for field, file_id in (
+        ("training_file", params.training_file), ("validation_file", params.validation_file)
+    ):  # fmt: skip
+        if file_id is not None:
+            file = _file(unit, file_id, field)
+            try:
+                check_file(unit.settings.storage_root / file.path, file.filename)
+            except InvalidInput as error:
+                raise InvalidInput(error.message, param=field, code=error.code) from error
+    base = resolve_base_model(unit.session, unit.settings, unit.project_id, params.base_model)
+    return base.waits_for_job_id
+
+
+def _check_pretrain(unit: Unit, params: PretrainParams) -> None:
+    _check_name(params, params.name)
+    if params.training_file is not None:
+        _file(unit, params.training_file, "training_file")
+    for field, reference in (("start_from", params.start_from), ("tokenizer", params.tokenizer)):
+        if reference is None:
+            continue
+        base = resolve_base_model(unit.session, unit.settings, unit.project_id, reference, param=field)
+        if base.waits_for_job_id is not None:
+            raise InvalidInput(
+                f"{field}: {reference!r} has not been made yet. A job that fine-tunes it makes it.",
+                param=field,
+            )
+
+
+def _check_name(params: Params, name: str) -> None:
+    if name in RESERVED_NAMES:
+        raise InvalidInput(f"name: {name!r} is the embedding model's. Take another name.", param="name")
+
+
+def _file(unit: Unit, file_id: str, field: str) -> File:
+    try:
+        # Locked against being deleted until the job that needs it is there.
+        return get_file(unit.session, file_id, project_id=unit.project_id, param=field, lock="share")
+    except NotFound as error:
+        raise InvalidInput(f"{field}: {error.message}", param=field, code="file_not_found") from error
+
+
+def _refuse_unstorable(value: Any, field: str | None = None) -> None:
+    """JSON may hold characters that are no text: NUL and halves of surrogate pairs."""
+    if isinstance(value, str):
+        try:
+            broken = "\0" in value or not value.encode()
+        except UnicodeEncodeError:
+            broken = True
+        if broken and value:
+            raise InvalidInput(f"{field} holds a character that is no text.", param=field)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_unstorable(inner, field or name)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_unstorable(inner, field)

@@ -1,0 +1,149 @@
+"""Rows as the bodies that show them."""
+
+from datetime import UTC, datetime
+
+from api.jobs.schemas import (
+    ArtifactOut,
+    AttemptOut,
+    EventOut,
+    JobError,
+    JobOut,
+    JobWithAttempts,
+    MetricsOut,
+    Progress,
+    StepOut,
+    StepWithAttempts,
+)
+from api.pages import unix_seconds, unix_seconds_or_none
+from db.errors import InvalidInput
+from db.models import Artifact, Attempt, Event, Job, Step
+from db.states import StepStatus
+
+EVENT_PREFIX = "event-"
+MAX_EVENT_NUMBER = 2**63 - 1
+
+
+def job_out(job: Job) -> JobOut:
+    return JobOut.model_construct(**_job_fields(job), steps=[_step_out(step) for step in job.steps])
+
+
+def job_with_attempts(job: Job) -> JobWithAttempts:
+    steps = [
+        StepWithAttempts(
+            **_step_out(step).model_dump(), attempts=[_attempt_out(attempt) for attempt in step.attempts]
+        )
+        for step in job.steps
+    ]
+    return JobWithAttempts.model_construct(**_job_fields(job), steps=steps)
+
+
+def _job_fields(job: Job) -> dict[str, object]:
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "status": job.status,
+        "params": job.params,
+        "priority": job.priority,
+        "max_attempts": job.max_attempts,
+        "waits_for": job.waits_for_job_id,
+        "created_at": unix_seconds(job.created_at),
+        "started_at": unix_seconds_or_none(job.started_at),
+        "finished_at": unix_seconds_or_none(job.finished_at),
+        "progress": _progress_of(job),
+        "result": job.result,
+        "error": JobError.model_validate(job.error) if job.error else None,
+    }
+
+
+def _step_out(step: Step) -> StepOut:
+    return StepOut.model_construct(
+        name=step.name,
+        queue=step.queue,
+        status=step.status,
+        attempt=step.attempt,
+        started_at=unix_seconds_or_none(step.started_at),
+        finished_at=unix_seconds_or_none(step.finished_at),
+    )
+
+
+def _attempt_out(attempt: Attempt) -> AttemptOut:
+    return AttemptOut(
+        number=attempt.number,
+        worker=attempt.worker,
+        host=attempt.host,
+        started_at=unix_seconds(attempt.started_at),
+        ended_at=unix_seconds_or_none(attempt.ended_at),
+        outcome=attempt.outcome,
+        exit_code=attempt.exit_code,
+        signal=attempt.signal,
+    )
+
+
+def _progress_of(job: Job) -> Progress | None:
+    step = next((step for step in job.steps if step.status == StepStatus.RUNNING), None)
+    if step is None or not step.progress:
+        return None
+    eta = step.progress.get("eta_seconds")
+    if eta is not None and step.progressed_at is not None:
+        # The estimate is as old as the progress; the time since then has been spent.
+        eta = max(0.0, round(eta - (datetime.now(UTC) - step.progressed_at).total_seconds(), 1))
+    return Progress(
+        step=step.name,
+        done=int(step.progress.get("done", 0)),
+        total=step.progress.get("total"),
+        unit=step.progress.get("unit"),
+        eta_seconds=eta,
+    )
+
+
+def event_id(number: int) -> str:
+    """Sortable, like every id: the number is padded."""
+    return f"{EVENT_PREFIX}{number:016d}"
+
+
+def event_number(name: str | None, *, param: str = "after") -> int:
+    """The number in an event's id; 0, the beginning, for none.
+
+    Raises:
+        InvalidInput: it is no event's id.
+    """
+    if name is None:
+        return 0
+    digits = name.removeprefix(EVENT_PREFIX)
+    if not digits.isascii() or not digits.isdecimal() or int(digits) > MAX_EVENT_NUMBER:
+        raise InvalidInput(f"{param} must be the id of an event, such as {event_id(42)}.", param=param)
+    return int(digits)
+
+
+def event_out(event: Event) -> EventOut:
+    return EventOut(
+        id=event_id(event.id),
+        created_at=unix_seconds(event.created_at),
+        type=event.type,
+        level=event.level,
+        step=event.step,
+        attempt=event.attempt,
+        message=event.message,
+        data=event.data,
+    )
+
+
+def metrics_out(event: Event) -> MetricsOut:
+    return MetricsOut(
+        id=event_id(event.id),
+        created_at=unix_seconds(event.created_at),
+        step=event.step,
+        attempt=event.attempt,
+        data=event.data or {},
+    )
+
+
+def artifact_out(artifact: Artifact) -> ArtifactOut:
+    return ArtifactOut(
+        id=artifact.name,
+        name=artifact.name,
+        bytes=artifact.bytes,
+        sha256=artifact.sha256,
+        step=artifact.step,
+        created_at=unix_seconds(artifact.created_at),
+    )

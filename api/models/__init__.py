@@ -1,0 +1,1 @@
+"""Models: names that answer, their versions and quantizations."""

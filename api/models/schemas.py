@@ -1,0 +1,52 @@
+"""Bodies of models: OpenAI's fields, and what Lathe knows beside them."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class QuantizationOut(BaseModel):
+    name: str = Field(description="What chat calls it.", examples=["faq:Q8_0"])
+    quantization: str
+    bytes: int
+    sha256: str
+    backend: str
+    verification: dict[str, Any] | None = Field(description="How it answers beside the trained weights.")
+
+
+class VersionOut(BaseModel):
+    number: int
+    name: str = Field(examples=["faq@2"])
+    created_at: int
+    job_id: str | None
+    base_model: str | None
+    details: dict[str, Any]
+    can_be_base: bool = Field(description="Whether it keeps weights that a job can start from.")
+    quantizations: list[QuantizationOut]
+
+
+class ModelOut(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "lathe"
+    name: str
+    type: Literal["chat", "embedding"] = "chat"
+    status: Literal["ready", "not made yet"] = Field(
+        description="`not made yet`: the job that first needs it makes it."
+    )
+    version: int | None = Field(description="The version that the id answers with.")
+    versions: list[VersionOut]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelOut]
+
+
+class ModelDeleted(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True
+    versions: list[int] = Field(description="The numbers of the versions that are gone.")
+    current_version: int | None = Field(description="What the name answers with now, if it is still there.")

@@ -1,0 +1,211 @@
+"""What happens to models: shown with their versions, and deleted with what serves them."""
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.models.schemas import ModelDeleted, ModelOut, QuantizationOut, VersionOut
+from api.pages import unix_seconds
+from api.unit_of_work import Unit
+from db.errors import Conflict, InvalidInput, NotFound
+from db.models import Job, Model, ModelFile, ModelVersion
+from db.queries.models import REFERENCE, get_model, list_models, list_versions, resolve
+from db.states import ENDED_JOB
+from serving.removal import remove_served
+
+# The params of jobs that name models.
+MODEL_FIELDS = ("base_model", "start_from", "tokenizer")
+EMBEDDING_MODEL = "default"
+
+
+def list_all(unit: Unit) -> list[ModelOut]:
+    models = list_models(unit.session, unit.project_id)
+    return [_model_out(unit.session, model) for model in models] + [_embedding_model()]
+
+
+def show(unit: Unit, reference: str) -> ModelOut:
+    """One model by any name it answers to; a name with a version or quantization shows that one alone.
+
+    Raises:
+        NotFound: lists what there is.
+    """
+    if reference == EMBEDDING_MODEL:
+        return _embedding_model()
+    match = REFERENCE.fullmatch(reference)
+    if match is None or (match["version"] is None and match["quantization"] is None):
+        return _model_out(unit.session, get_model(unit.session, unit.project_id, reference))
+    served = resolve(unit.session, unit.project_id, reference)
+    shown = _version_out(served.model, served.version)
+    if match["quantization"] is not None:
+        shown.quantizations = [
+            row for row in shown.quantizations if row.quantization == served.file.quantization
+        ]
+    return ModelOut(
+        id=reference,
+        created=unix_seconds(served.version.created_at),
+        name=served.model.name,
+        status="ready",
+        version=served.version.number,
+        versions=[shown],
+    )
+
+
+def delete(unit: Unit, reference: str) -> ModelDeleted:
+    """Delete a name with all its versions, or by `name@2` that version alone.
+
+    When the version is the one that the name answers with, the name moves back to the newest one left.
+    The server that holds the files lets go of them before the transaction ends: if it does not answer,
+    nothing is deleted, and asking again goes on where this left off. A model of the catalogue stays, as one
+    that has not been made yet.
+
+    Raises:
+        NotFound: lists what can be deleted.
+        Conflict: a job that has not ended starts from it.
+        InvalidInput: the reference names a single quantization.
+        Unavailable: the server that holds the files does not answer.
+    """
+    match = REFERENCE.fullmatch(reference)
+    if reference == EMBEDDING_MODEL:
+        raise InvalidInput("The embedding model cannot be deleted.", param="model")
+    if match is None:
+        raise InvalidInput(f"{reference!r} is not a model's name.", param="model")
+    if match["quantization"] is not None:
+        raise InvalidInput(
+            f"A quantization cannot be deleted alone: name {match['name']}, or a version of it.",
+            param="model",
+        )
+    model = _lock(unit, match["name"])
+    versions = list_versions(unit.session, model.id)
+    if match["version"] is None:
+        doomed = versions
+        if not doomed and model.recipe is not None:
+            raise NotFound(
+                f"Model {model.name!r} has not been made yet. {_deletable(unit)}",
+                param="model",
+                code="model_not_found",
+            )
+    else:
+        doomed = [row for row in versions if row.number == int(match["version"])]
+        if not doomed:
+            known = ", ".join(f"{model.name}@{row.number}" for row in versions) or "none"
+            raise NotFound(
+                f"Model {model.name!r} has no version {match['version']}. There are: {known}.",
+                param="model",
+                code="model_not_found",
+            )
+    _refuse_if_needed(unit, model, None if match["version"] is None else doomed[0])
+    left = [row for row in versions if row not in doomed]
+    _delete_versions(unit, model, doomed, left)
+    return ModelDeleted(
+        id=reference,
+        versions=[row.number for row in doomed],
+        current_version=left[-1].number if left else None,
+    )
+
+
+def _lock(unit: Unit, name: str) -> Model:
+    try:
+        return get_model(unit.session, unit.project_id, name, lock=True)
+    except NotFound:
+        raise NotFound(
+            f"There is no model {name!r}. {_deletable(unit)}", param="model", code="model_not_found"
+        ) from None
+
+
+def _deletable(unit: Unit) -> str:
+    names = [
+        row.name
+        for row in list_models(unit.session, unit.project_id)
+        if row.recipe is None or row.current_version
+    ]
+    return f"What can be deleted: {', '.join(names) or 'nothing'}."
+
+
+def _refuse_if_needed(unit: Unit, model: Model, version: ModelVersion | None) -> None:
+    """A job that has not ended may still read what it starts from."""
+    unfinished = unit.session.execute(
+        select(Job.id, Job.params).where(Job.project_id == unit.project_id, Job.status.not_in(ENDED_JOB))
+    )
+    for job_id, params in unfinished:
+        for field in MODEL_FIELDS:
+            name, _, number = str(params.get(field) or "").partition("@")
+            if name == model.name and (version is None or number in ("", str(version.number))):
+                raise Conflict(
+                    f"Job {job_id} starts from {params[field]}: cancel it, or wait until it ends.",
+                    param="model",
+                    code="model_in_use",
+                )
+
+
+def _delete_versions(unit: Unit, model: Model, doomed: list[ModelVersion], left: list[ModelVersion]) -> None:
+    session = unit.session
+    files = [file for version in doomed for file in version.files]
+    model.current_version_id = left[-1].id if left else None
+    session.flush()
+    for version in doomed:
+        session.delete(version)
+    session.flush()
+    if not left and model.recipe is None:
+        session.refresh(model)
+        session.delete(model)
+        session.flush()
+    for file in files:
+        if not _is_served_for_another(session, file):
+            remove_served(unit.settings, file.backend, file.backend_name)
+
+
+def _is_served_for_another(session: Session, file: ModelFile) -> bool:
+    """The backend's name holds the content's hash, so what was published twice is there once."""
+    query = select(func.count()).where(
+        ModelFile.backend == file.backend, ModelFile.backend_name == file.backend_name
+    )
+    return session.scalars(query).one() > 0
+
+
+def _model_out(session: Session, model: Model) -> ModelOut:
+    current = model.current_version
+    versions = list_versions(session, model.id)
+    return ModelOut(
+        id=model.name,
+        created=unix_seconds(model.created_at),
+        name=model.name,
+        status="ready" if current is not None else "not made yet",
+        version=current.number if current is not None else None,
+        versions=[_version_out(model, version) for version in versions],
+    )
+
+
+def _version_out(model: Model, version: ModelVersion) -> VersionOut:
+    name = f"{model.name}@{version.number}"
+    is_current = version.id == model.current_version_id
+    return VersionOut(
+        number=version.number,
+        name=name,
+        created_at=unix_seconds(version.created_at),
+        job_id=version.job_id,
+        base_model=version.base_model,
+        details=version.details,
+        can_be_base=version.weights is not None,
+        quantizations=[
+            QuantizationOut(
+                name=f"{model.name if is_current else name}:{file.quantization}",
+                quantization=file.quantization,
+                bytes=file.bytes,
+                sha256=file.sha256,
+                backend=file.backend,
+                verification=file.verification,
+            )
+            for file in version.files
+        ],
+    )
+
+
+def _embedding_model() -> ModelOut:
+    return ModelOut(
+        id=EMBEDDING_MODEL,
+        created=0,
+        name=EMBEDDING_MODEL,
+        type="embedding",
+        status="ready",
+        version=None,
+        versions=[],
+    )

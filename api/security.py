@@ -1,0 +1,151 @@
+"""Who may ask, and with what kind of body. Every request passes here before any route sees it.
+
+A page in the user's browser can reach a server on loopback, key or no key: by a form post, by a script
+with a foreign Origin, or under a name that it made point here (DNS rebinding). So Host must be ours, an
+Origin must be the page's own server, and a body must be declared as what the route takes. There are no
+CORS headers.
+"""
+
+import hashlib
+import hmac
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import Forbidden, TooLarge, Unauthenticated, WrongContentType
+from db.errors import InvalidInput
+from db.settings import LOOPBACK, Settings
+
+JSON = "application/json"
+MULTIPART = "multipart/form-data"
+TAKES_MULTIPART = frozenset({("POST", "/v1/files")})
+# What shows nothing that is the user's: for health checks, and for reading the documentation.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+# A multipart body is a little longer than the file in it.
+MULTIPART_OVERHEAD_BYTES = 64 * 1024
+
+
+def is_loopback(host: str) -> bool:
+    return host in LOOPBACK
+
+
+class Gate:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._hosts = {
+            *LOOPBACK,
+            settings.api_host.lower(),
+            *(name.lower() for name in settings.allowed_hosts),
+        }
+        key = settings.api_key.get_secret_value()
+        self._key = hashlib.sha256(key.encode()).digest() if key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        self._check_host(headers)
+        self._check_origin(headers)
+        if scope["path"] not in OPEN_PATHS:
+            self._check_key(headers)
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            raise InvalidInput("An address may not hold the character NUL.")
+        await self._app(scope, await self._checked_body(scope, headers, receive), send)
+
+    def _check_host(self, headers: Headers) -> None:
+        host = _host_name(headers.get("host", ""))
+        if host not in self._hosts:
+            raise Forbidden(
+                f"This server is not {host or 'nameless'!r}. Ask it as 127.0.0.1 or localhost, or add the name "
+                "to LATHE_ALLOWED_HOSTS.",
+                code="foreign_host",
+            )
+
+    def _check_origin(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise Forbidden(f"Pages of {origin} may not use this server.", code="foreign_origin")
+
+    def _check_key(self, headers: Headers) -> None:
+        if self._key is None:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._key):
+            raise Unauthenticated(
+                "The API key is missing or wrong: send the server's LATHE_API_KEY as "
+                "`Authorization: Bearer …`."
+            )
+
+    async def _checked_body(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        declared = headers.get("content-type", "").partition(";")[0].strip().lower()
+        length = _length(headers)
+        has_body = length != 0 or "transfer-encoding" in headers
+        multipart = (scope["method"], scope["path"]) in TAKES_MULTIPART
+        expected = MULTIPART if multipart else JSON
+        limit = (
+            self._settings.max_file_bytes + MULTIPART_OVERHEAD_BYTES
+            if multipart
+            else self._settings.max_body_bytes
+        )
+        if length > limit:
+            raise _too_large(multipart, limit, length)
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return receive
+        if declared != expected and (declared or has_body):
+            given = f"not {declared}" if declared else "and the request declares none"
+            raise WrongContentType(
+                f"{scope['path']} takes content-type {expected}, {given}.", param="content-type"
+            )
+        if multipart or not has_body:
+            return receive  # the upload counts for itself, as it goes to disk
+        return _replay(await _read(receive, limit), receive)
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _length(headers: Headers) -> int:
+    value = headers.get("content-length", "0")
+    return int(value) if value.isdecimal() else 0
+
+
+def _too_large(multipart: bool, limit: int, length: int | None = None) -> TooLarge:
+    what, setting = ("A file", "LATHE_MAX_FILE_BYTES") if multipart else ("A body", "LATHE_MAX_BODY_BYTES")
+    given = f"; this one has {length}" if length is not None else ""
+    return TooLarge(
+        f"{what} may have at most {limit} bytes here ({setting}){given}.", param="file" if multipart else None
+    )
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    """The whole body, never more of it in memory than the limit."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(False, limit)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Give a body that has been read to who asks next, and afterwards what the server has."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay

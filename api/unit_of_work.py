@@ -1,0 +1,95 @@
+"""One transaction a request, committed here and nowhere else, before the answer is sent.
+
+It begins, works and commits in one go on one thread of the pool. A dependency with `yield` would take
+the connection on one thread and give it back on another: with more requests than threads all connections
+are held by requests that wait for a thread, and nothing moves until the pool's timeout.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+import structlog
+from fastapi import Request
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from db.doorbell import Doorbell
+from db.models import DEFAULT_PROJECT
+from db.session import SessionFactory, transaction
+from db.settings import Settings
+
+Answer = TypeVar("Answer")
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Unit:
+    """What one request works with: a session in a transaction, for one project."""
+
+    session: Session
+    settings: Settings
+    project_id: str = DEFAULT_PROJECT
+    _afterwards: list[Callable[[], object]] = field(default_factory=list)
+
+    def after_commit(self, action: Callable[[], object]) -> None:
+        """Do something that cannot be taken back, such as removing a file, once the rows say so."""
+        self._afterwards.append(action)
+
+
+@dataclass
+class Services:
+    """What the process holds for all requests. The doorbell rings by itself after commits."""
+
+    settings: Settings
+    engine: Engine
+    session_factory: SessionFactory
+    doorbell: Doorbell
+    client: httpx.AsyncClient
+
+    def in_transaction(self, work: Callable[[Unit], Answer]) -> Answer:
+        """Do `work` in one transaction, then commit, then what it left for afterwards."""
+        with transaction(self.session_factory) as session:
+            unit = Unit(session, self.settings)
+            answer = work(unit)
+        for action in unit._afterwards:
+            try:
+                action()
+            except OSError:
+                # The rows are the truth and they are committed: a file left behind is `lathe gc`'s.
+                log.exception("after_commit_failed")
+        return answer
+
+    async def run_in_transaction(self, work: Callable[[Unit], Answer]) -> Answer:
+        """The same from an async endpoint, on a thread."""
+        return await run_in_threadpool(self.in_transaction, work)
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def transactional(endpoint: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Give a `def` endpoint its `Unit` as first argument, and commit when it returns."""
+
+    signature = inspect.signature(endpoint)
+    _, *others = signature.parameters.values()
+    wants_request = "request" in signature.parameters
+
+    @functools.wraps(endpoint)
+    def in_one_transaction(*, request: Request, **arguments: Any) -> Answer:
+        if wants_request:
+            arguments["request"] = request
+        return services_of(request).in_transaction(lambda unit: endpoint(unit, **arguments))
+
+    # FastAPI reads this signature: the unit is ours to give, the request is FastAPI's.
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [parameter.replace(kind=keyword) for parameter in others if parameter.name != "request"]
+    parameters.append(inspect.Parameter("request", keyword, annotation=Request))
+    in_one_transaction.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return in_one_transaction

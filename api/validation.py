@@ -1,0 +1,182 @@
+"""Pydantic's errors in plain words: which field, what is wrong with it, and what to give instead."""
+
+import difflib
+import re
+import types
+from collections.abc import Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+# Fields of later versions: named, so that nobody believes that they were heard.
+NOT_YET = frozenset(
+    {"webhook_url", "max_runtime_seconds", "max_runtime", "metadata", "expires_after", "idempotency_key"}
+)
+SHOWN_AT_ONCE = 3
+# What pydantic adds to the place of an error to say which member of a union it tried.
+UNION_MEMBERS = re.compile(r"int|float|bool|str|none|constrained-\w+|list\[.*|literal\[.*|function-.*|.*\(.*")
+
+PATTERNS = {
+    r"^[a-z0-9][a-z0-9._-]{0,62}$": "is lower-case letters, digits, '.', '_' and '-', begins with a letter "
+    "or a digit, and has at most 63 characters",
+    r"^file-[0-9a-z]{1,64}$": "is the id of an uploaded file, such as file-0199…: upload it with "
+    "POST /v1/files",
+}
+MESSAGES = {
+    "missing": "{field} is missing",
+    "greater_than": "{field} must be greater than {gt}",
+    "greater_than_equal": "{field} must be at least {ge}",
+    "less_than": "{field} must be less than {lt}",
+    "less_than_equal": "{field} must be at most {le}",
+    "multiple_of": "{field} must be a multiple of {multiple_of}",
+    "literal_error": "{field} must be {expected}",
+    "enum": "{field} must be {expected}",
+    "union_tag_invalid": "{field} must be one of {expected_tags}",
+    "union_tag_not_found": "{field} is missing",
+    "string_too_short": "{field} must have at least {min_length} characters",
+    "string_too_long": "{field} must have at most {max_length} characters",
+    "too_short": "{field} must hold at least {min_length}",
+    "too_long": "{field} must hold at most {max_length}",
+    "finite_number": "{field} must be a finite number",
+    "int_from_float": "{field} must be a whole number",
+    "int_type": "{field} must be a whole number",
+    "int_parsing": "{field} must be a whole number",
+    "int_parsing_size": "{field} is too large a number",
+    "float_type": "{field} must be a number",
+    "float_parsing": "{field} must be a number",
+    "bool_type": "{field} must be true or false",
+    "bool_parsing": "{field} must be true or false",
+    "string_type": "{field} must be text",
+    "string_unicode": "{field} must be text in valid Unicode",
+    "list_type": "{field} must be a list",
+    "dict_type": "{field} must be an object",
+    "model_type": "{field} must be an object",
+    "model_attributes_type": "{field} must be an object",
+}
+
+
+def explain(rows: Sequence[ErrorDetails], annotation: Any) -> tuple[str, str | None, str]:
+    """What is wrong with a request: (message, the first field meant, code).
+
+    Args:
+        rows: pydantic's errors, their places beginning with `body`, `query` or `path`.
+        annotation: the type of the body, where the names of its fields are.
+    """
+    problems: dict[str, list[str]] = {}
+    first_code: str | None = None
+    for row in rows:
+        field = field_of(row["loc"])
+        message, named, code = _in_words(row, field, annotation)
+        problems.setdefault(named or "", []).append(message)
+        first_code = first_code or code
+    messages = [_merged(found) for found in problems.values()]
+    text = "; ".join(messages[:SHOWN_AT_ONCE])
+    if len(messages) > SHOWN_AT_ONCE:
+        text += f"; and {len(messages) - SHOWN_AT_ONCE} more"
+    return text + ("" if text.endswith(("?", ".")) else "."), next(iter(problems)) or None, first_code or ""
+
+
+def field_of(place: tuple[int | str, ...]) -> str:
+    """The field's name as its user wrote it: `learning_rate`, `quantizations[1]`, `params.stop`."""
+    parts = list(place)
+    source = parts.pop(0) if parts and parts[0] in ("body", "query", "path", "header", "form") else None
+    if source == "body" and len(parts) > 1 and parts[1] in ("params", "kind", "priority", "max_attempts"):
+        parts.pop(0)  # the kind, by which the body's model was chosen
+    if len(parts) > 1 and parts[0] == "params":
+        parts.pop(0)
+    name = ""
+    for part in parts:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif UNION_MEMBERS.fullmatch(part):
+            break
+        else:
+            name += f".{part}" if name else part
+    return name
+
+
+def _in_words(row: ErrorDetails, field: str, annotation: Any) -> tuple[str, str | None, str]:
+    kind, context = row["type"], row.get("ctx", {})
+    if kind == "json_invalid":
+        place = row["loc"][-1]
+        at = f" at byte {place}" if isinstance(place, int) else ""
+        return f"The body is not valid JSON{at}: {context.get('error', row['msg'])}", None, "invalid_json"
+    if kind == "extra_forbidden":
+        return _unknown_field(row["loc"], field, annotation)
+    if kind == "value_error":
+        message = str(context.get("error", row["msg"])).removeprefix("Value error, ")
+        return message, field or _first_word(message, annotation), "invalid_input"
+    if kind.startswith("union_tag"):
+        field = str(context["discriminator"]).strip("'")
+    return _sentence(row, field or "the body"), field, "invalid_input"
+
+
+def _sentence(row: ErrorDetails, field: str) -> str:
+    kind, context = row["type"], row.get("ctx", {})
+    if kind == "string_pattern_mismatch":
+        rule = PATTERNS.get(str(context["pattern"]), f"must match {context['pattern']}")
+        return f"{field} {rule}"
+    if kind in MESSAGES:
+        return MESSAGES[kind].format(**{**context, "field": field})
+    return f"{field}: {row['msg']}"
+
+
+def _merged(messages: list[str]) -> str:
+    """One sentence for a field that takes a number or "auto", of which pydantic tells both."""
+    first, *others = messages
+    if others and others[-1].endswith("must be 'auto'"):
+        return f'{first}, or "auto"'
+    return first
+
+
+def _unknown_field(place: tuple[int | str, ...], field: str, annotation: Any) -> tuple[str, str | None, str]:
+    name = str(place[-1])
+    if name in NOT_YET:
+        return f"{name} is not supported by this version of Lathe: leave it out", field, "not_supported"
+    known = _fields_beside(place, annotation)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"There is no field {name}. Did you mean {close[0]}?", field, "unknown_field"
+    inner = _fields_beside((*place[:-1], "params", name), annotation) if "params" in known else []
+    if name in inner:
+        return f"{name} belongs inside params", field, "unknown_field"
+    return f"There is no field {name}. There are: {', '.join(known)}", field, "unknown_field"
+
+
+def _fields_beside(place: tuple[int | str, ...], annotation: Any) -> list[str]:
+    """The fields of the object that holds `place`."""
+    model = annotation
+    for part in place[1:-1] if place[0] == "body" else place[:-1]:
+        model = _step_into(model, part)
+    models = [member for member in _members(model) if _is_model(member)]
+    return [name for member in models for name in member.model_fields]
+
+
+def _step_into(annotation: Any, part: int | str) -> Any:
+    for member in _members(annotation):
+        if not _is_model(member):
+            continue
+        if part in member.model_fields:
+            return member.model_fields[part].annotation
+        if "kind" in member.model_fields and part in get_args(member.model_fields["kind"].annotation):
+            return member
+    return None
+
+
+def _members(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in _members(member)]
+    return [annotation]
+
+
+def _is_model(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, BaseModel)
+
+
+def _first_word(message: str, annotation: Any) -> str | None:
+    """A rule over several fields names the one it is about first."""
+    word = message.split(" ", 1)[0]
+    return word if re.fullmatch(r"[a-z][a-z0-9_]*", word) else None

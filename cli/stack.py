@@ -1,30 +1,26 @@
 """The verbs that touch this machine: `lathe up | down | status | logs | doctor`."""
 
-import json
 import os
 import sys
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.text import duration, size
-from db.errors import InvalidInput, LatheError
-from db.settings import Settings, load_settings
+from cli.output import ExitStatus, JsonFlag, print_json, stdout
+from cli.text import duration, harmless, size
+from db.errors import LatheError, NotFound
+from db.settings import load_settings
 from deploy.local import doctor as examination
 from deploy.local import logs as log_files
 from deploy.local import report, stack
 
-NOT_RUNNING = 3
-INTERRUPTED = 130
 STATE_STYLES = {"ready": "green", "external": "green", "starting": "cyan"}
 FINDING_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 FINDING_MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
 PANEL = "This machine"
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +39,7 @@ def up(
     A server whose address is set (DATABASE_URL, REDIS_URL, OLLAMA_HOST, LATHE_CHAT_SERVER_URL,
     LATHE_EMBEDDING_SERVER_URL) is used in place of our own.
     """
-    settings = _settings()
+    settings = load_settings()
     if not detach:
         # In this process's place: the supervisor needs none of what the command line has loaded.
         sys.stdout.flush()
@@ -51,36 +47,35 @@ def up(
     try:
         code = stack.start(settings, report.for_terminal())
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = ExitStatus.INTERRUPTED
     except OSError as error:
-        code = _failed(f"{error.strerror}: {error.filename}")
+        raise LatheError(f"{error.strerror}: {error.filename}") from None
     raise typer.Exit(code)
 
 
 def down() -> None:
     """Stop what `lathe up` started, in order; running steps are given 30 s to put their work down."""
-    settings = _settings()
-    try:
-        stopped = stack.stop(settings)
-    except LatheError as error:
-        raise typer.Exit(_failed(error.message)) from None
-    typer.echo("stopped" if stopped else f"nothing runs on {settings.data_dir}")
+    settings = load_settings()
+    stopped = stack.stop(settings)
+    stdout().print("stopped" if stopped else f"nothing runs on {settings.data_dir}", soft_wrap=True)
 
 
-def status(as_json: AsJson = False) -> None:
+def status(json: JsonFlag = False) -> None:
     """Show every part: its process, whether it answers, and its memory.
 
     Exit code: 0 when all is well, 1 when a part is not, 3 when nothing runs.
     """
-    settings = _settings()
+    settings = load_settings()
     found = stack.describe(settings)
-    if as_json:
-        typer.echo(json.dumps(found or {"running": False, "data_dir": str(settings.data_dir)}, indent=2))
+    if json:
+        print_json(found or {"running": False, "data_dir": str(settings.data_dir)})
     elif found is None:
-        typer.echo(f"nothing runs on {settings.data_dir}")
+        stdout().print(f"nothing runs on {settings.data_dir}", soft_wrap=True)
     else:
         _print_status(found)
-    raise typer.Exit(NOT_RUNNING if found is None else 0 if found["ready"] else 1)
+    if found is None:
+        raise typer.Exit(ExitStatus.UNREACHABLE)
+    raise typer.Exit(ExitStatus.OK if found["ready"] else ExitStatus.FAILED)
 
 
 def logs(
@@ -89,13 +84,13 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines to begin with.")] = 20,
 ) -> None:
     """Print the ends of the parts' logs."""
-    folder = log_files.folder(_settings().data_dir)
+    folder = log_files.folder(load_settings().data_dir)
     found = sorted(folder.glob("*.log"))
     paths = [path for path in found if part in (None, path.stem)]
     if not paths:
         known = ", ".join(path.stem for path in found)
         what = f"no log of {part!r} in {folder}" if part else f"no logs in {folder}"
-        raise typer.Exit(_failed(what + (f"; there are {known}" if known else "")))
+        raise NotFound(what + (f"; there are {known}" if known else "") + ".")
     width = 0 if part else max(len(path.stem) for path in paths)
     for path in paths:
         for line in log_files.tail(path, lines):
@@ -105,45 +100,32 @@ def logs(
             for name, line in log_files.follow(paths):
                 _print_line(name, line, width)
         except KeyboardInterrupt:
-            raise typer.Exit(0) from None
+            raise typer.Exit(ExitStatus.OK) from None
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(json: JsonFlag = False) -> None:
     """Check whether this machine has what Lathe needs, and say how to mend what it has not.
 
     Exit code: 1 when a check fails.
     """
-    findings = examination.examine(_settings())
+    findings = examination.examine(load_settings())
     ok = all(finding.status != "fail" for finding in findings)
-    if as_json:
-        rows = [vars(finding) for finding in findings]
-        typer.echo(json.dumps({"ok": ok, "checks": rows}, indent=2))
+    if json:
+        print_json({"ok": ok, "checks": [asdict(finding) for finding in findings]})
     else:
         _print_findings(findings)
-    raise typer.Exit(0 if ok else 1)
+    raise typer.Exit(ExitStatus.OK if ok else ExitStatus.FAILED)
 
 
 # --- how it looks -----------------------------------------------------------------------------------
 
 
-def _settings() -> Settings:
-    try:
-        return load_settings()
-    except InvalidInput as error:
-        raise typer.Exit(_failed(error.message)) from None
-
-
-def _failed(message: str) -> int:
-    typer.echo(f"lathe: {message}", err=True)
-    return 1
-
-
 def _print_line(name: str, line: str, width: int) -> None:
-    typer.echo(f"{name:<{width}} | {line}" if width else line)
+    typer.echo(f"{name:<{width}} | {harmless(line)}" if width else harmless(line))
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = stdout()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("part", "state", "pid", "address", "up", "restarts", "memory"):
         table.add_column(
@@ -174,10 +156,10 @@ def _print_status(found: dict[str, Any]) -> None:
 
 
 def _print_findings(findings: list[examination.Finding]) -> None:
-    console = Console(highlight=False)
+    console = stdout()
     table = Table(box=None, pad_edge=False, show_header=False)
     for overflow in ("ellipsis", "ellipsis", "fold"):
-        table.add_column(overflow=overflow)  # type: ignore[arg-type]
+        table.add_column(overflow=overflow)
     for finding in findings:
         mark = FINDING_MARKS[finding.status] if not console.options.ascii_only else finding.status
         message = Text(finding.message)

@@ -49,7 +49,7 @@ def watch_job(client: Client, job_id: str, *, json: bool = False) -> None:
         if not json:
             _print_result(job, stdout())
         return
-    _print_failure(client, job, stderr())
+    print_failure(client, job, stderr())
     raise typer.Exit(ExitStatus.FAILED)
 
 
@@ -66,7 +66,7 @@ def _print_result(job: JSON, console: Console) -> None:
     console.print(f"Its files:  lathe download {job['id']}", style="dim")
 
 
-def _print_failure(client: Client, job: JSON, console: Console) -> None:
+def print_failure(client: Client, job: JSON, console: Console) -> None:
     if job["status"] == "cancelled":
         console.print(f"{job['id']} was cancelled.")
         return

@@ -152,10 +152,12 @@ class TestDockerfile:
         assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1] == "10001:10001"
 
     def test_pins_what_pyproject_pins(self) -> None:
-        extras = PYPROJECT["project"]["optional-dependencies"]
-        pinned = {requirement for extra in extras.values() for requirement in extra}
-        for requirement in re.findall(r"\b[a-z]+==[\d.]+", self.dockerfile):
-            assert requirement in pinned
+        project = PYPROJECT["project"]
+        extras = project["optional-dependencies"].values()
+        pinned = {*project["dependencies"], *(requirement for extra in extras for requirement in extra)}
+        repeated = set(re.findall(r"[\w-]+==[\d.]+", self.dockerfile))
+        assert repeated
+        assert repeated <= pinned
 
     def test_context_holds_every_package(self) -> None:
         kept = set(re.findall(r"^!(\S+)$", read("deploy/docker/Dockerfile.dockerignore"), re.MULTILINE))

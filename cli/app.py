@@ -9,6 +9,8 @@ input; 3 the server cannot be reached; 4 there is no such thing; 130 interrupted
 """
 
 import sys
+from importlib.metadata import version as version_of
+from typing import Annotated
 
 import typer
 
@@ -29,13 +31,27 @@ EPILOGUE = (
 
 app = typer.Typer(
     name="lathe",
-    help="Make your own language models, on your own machine.",
     epilog=EPILOGUE,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lathe {version_of('lathe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def lathe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make your own language models, on your own machine."""
 
 
 def _register() -> None:
@@ -49,7 +65,7 @@ def _register() -> None:
             app.command(rich_help_panel=panel)(command)
     app.add_typer(models.app, name="models", rich_help_panel="Use a model")
     stack.register(app)
-    app.command()(version)
+    app.command(rich_help_panel=stack.PANEL)(version)
 
 
 _register()

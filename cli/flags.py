@@ -6,12 +6,12 @@ stands here is only how `--help` groups them, and the short names that people ty
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -61,8 +61,17 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-SHORT_FLAGS = {"base_model": "--base", "training_file": "--data", "validation_file": "--validation"}
+# What people type; the parameter's own name is understood as well.
+SHORT_NAMES = {
+    "base_model": "base",
+    "training_file": "data",
+    "validation_file": "validation",
+    "gradient_accumulation_steps": "gradient-accumulation",
+}
 
+NAME_RULE = "a-z, 0-9, '.', '_' and '-', at most 63 of them, the first one a letter or a digit."
+# A bound this high is the database's, and tells nobody anything.
+UNBOUNDED = 2**31 - 1
 TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true|false"}
 BOOLEANS = {
     "true": True,
@@ -86,21 +95,12 @@ class Flag:
     many: bool = False
     choices: tuple[Any, ...] = ()
     required: bool = False
-    default: Any = None
     help: str = ""
     is_file: bool = False
-    bounds: tuple[Any, ...] = field(default=())
 
     @property
-    def spellings(self) -> list[str]:
-        """What may be typed, the usual form first."""
-        short = SHORT_FLAGS.get(self.name)
-        return [*([short] if short else []), "--" + self.name.replace("_", "-")]
-
-    @property
-    def is_switch(self) -> bool:
-        """A plain yes or no, typed `--this` or `--no-this`."""
-        return self.type is bool and not self.auto
+    def spelling(self) -> str:
+        return f"--{_typed_name(self.name)}"
 
     @property
     def metavar(self) -> str:
@@ -131,6 +131,15 @@ def with_options(command: Callable[..., None], parameters: list[inspect.Paramete
     return command
 
 
+def understand(option: str) -> str:
+    """Let `--base-model` and `--learning_rate` mean the flags `--base` and `--learning-rate`."""
+    return _typed_name(option.replace("-", "_"))
+
+
+def _typed_name(parameter: str) -> str:
+    return SHORT_NAMES.get(parameter, parameter.replace("_", "-"))
+
+
 def read_values(model: type[Params], given: Mapping[str, Any]) -> dict[str, Any]:
     """Turn what was typed into parameters; flags that were not given are left out.
 
@@ -157,12 +166,14 @@ def check_values(model: type[Params], values: Mapping[str, Any]) -> None:
         # Of a union, "is not 'auto'" is the less telling half.
         telling = [e for e in errors if "literal['auto']" not in map(str, e["loc"])] or errors
         message = telling[0]["msg"].removeprefix("Value error, ")
+        if telling[0]["type"] == "string_pattern_mismatch":
+            message = f"{telling[0]['input']!r} does not fit: {NAME_RULE}"
         name = str(telling[0]["loc"][0]) if telling[0]["loc"] else None
         raise bad_value(message, flags.get(name) if name else None) from None
 
 
 def bad_value(message: str, flag: Flag | None) -> typer.BadParameter:
-    return typer.BadParameter(message, param_hint=flag.spellings[0] if flag else None)
+    return typer.BadParameter(message, param_hint=flag.spelling if flag else None)
 
 
 def spelling_of(model: type[Params], param: str | None) -> str | None:
@@ -170,20 +181,13 @@ def spelling_of(model: type[Params], param: str | None) -> str | None:
     if not param:
         return None
     flag = flags_of(model).get(param.removeprefix("params.").split(".")[0].split("[")[0])
-    return flag.spellings[0] if flag else None
+    return flag.spelling if flag else None
 
 
 def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
-    annotation: Any = list[str] if flag.many else bool if flag.is_switch else str
-    decls = flag.spellings
-    if flag.is_switch:
-        decls = [f"{decls[0]}/--no-{decls[0].removeprefix('--')}"]
+    annotation: Any = list[str] if flag.many else str
     option = typer.Option(
-        *decls,
-        metavar=None if flag.is_switch else flag.metavar,
-        help=flag.help,
-        show_default=_default_text(flag),
-        rich_help_panel=panel,
+        flag.spelling, metavar=flag.metavar, help=flag.help, show_default=False, rich_help_panel=panel
     )
     return inspect.Parameter(
         flag.name,
@@ -191,16 +195,6 @@ def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
         default=inspect.Parameter.empty if flag.required else None,
         annotation=Annotated[annotation if flag.required else annotation | None, option],
     )
-
-
-def _default_text(flag: Flag) -> str | bool:
-    if flag.required or flag.default is None:
-        return False
-    if isinstance(flag.default, list):
-        return ",".join(map(str, flag.default))
-    if flag.is_switch:
-        return flag.spellings[0].removeprefix("--") if flag.default else f"no-{flag.name}"
-    return str(flag.default)
 
 
 def _convert(flag: Flag, value: Any) -> Any:
@@ -237,12 +231,6 @@ def _takes(flag: Flag) -> str:
 
 def _flag(name: str, info: FieldInfo) -> Flag:
     shape = _read_annotation(info.annotation, list(info.metadata))
-    description = (info.description or "").strip()
-    if shape.is_file:
-        description = f"A file to upload, or the id of one uploaded before. {description}"
-    help_text = " ".join(filter(None, (description, _bounds_text(shape.bounds))))
-    if shape.many and shape.choices:
-        help_text += f" Of: {', '.join(map(str, shape.choices))}."
     return Flag(
         name=name,
         type=shape.type,
@@ -250,11 +238,30 @@ def _flag(name: str, info: FieldInfo) -> Flag:
         many=shape.many,
         choices=shape.choices,
         required=info.is_required(),
-        default=None if info.is_required() else info.get_default(call_default_factory=True),
-        help=help_text,
+        help=_help(info, shape),
         is_file=shape.is_file,
-        bounds=shape.bounds,
     )
+
+
+def _help(info: FieldInfo, shape: "_Shape") -> str:
+    sentences = [(info.description or "").strip(), _bounds_text(shape.bounds)]
+    if shape.is_file:
+        sentences.append("Given a path, uploads it.")
+    if shape.many and shape.choices:
+        sentences.append(f"Of {', '.join(map(str, shape.choices))}.")
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    if default is not None:
+        sentences.append(f"Default: {_typed(default)}.")
+    return " ".join(filter(None, sentences))
+
+
+def _typed(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, str) and value != value.strip() else str(value)
 
 
 @dataclass
@@ -289,22 +296,29 @@ def _read_annotation(annotation: Any, metadata: list[Any]) -> _Shape:
         elif part is not NoneType:
             shape.type = part
     shape.is_file = any(str(getattr(extra, "pattern", "") or "").startswith("^file-") for extra in metadata)
-    shape.bounds = tuple(extra for extra in metadata if isinstance(extra, Ge | Gt | Le | Lt | MultipleOf))
+    shape.bounds = tuple(extra for extra in metadata if isinstance(extra, Ge | Gt | Le | Lt))
     return shape
 
 
 def _bounds_text(bounds: tuple[Any, ...]) -> str:
-    words = []
-    for bound in bounds:
-        match bound:
-            case Ge(ge=limit):
-                words.append(f"at least {limit:,}")
-            case Gt(gt=limit):
-                words.append(f"above {limit:,}")
-            case Le(le=limit):
-                words.append(f"at most {limit:,}")
-            case Lt(lt=limit):
-                words.append(f"below {limit:,}")
-            case _:
-                pass
-    return (", ".join(words).capitalize() + ".") if words else ""
+    low = next(
+        (f"{'above ' if isinstance(b, Gt) else ''}{_limit(b):,}" for b in bounds if isinstance(b, Ge | Gt)),
+        "",
+    )
+    high = next(
+        (
+            f"{'below ' if isinstance(b, Lt) else ''}{_limit(b):,}"
+            for b in bounds
+            if isinstance(b, Le | Lt) and _limit(b) < UNBOUNDED
+        ),
+        "",
+    )
+    if low and high:
+        return f"{low} to {high}.".capitalize()
+    if low.startswith("above"):
+        return f"{low}.".capitalize()
+    return f"At least {low}." if low else f"At most {high}." if high else ""
+
+
+def _limit(bound: Any) -> Any:
+    return next(getattr(bound, name) for name in ("ge", "gt", "le", "lt") if hasattr(bound, name))

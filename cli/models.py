@@ -1,14 +1,17 @@
 """`lathe models`: the names that answer."""
 
+import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from cli.client import connect
 from cli.jobs import table
 from cli.output import JsonFlag, print_json, stdout
-from cli.text import harmless
+from cli.text import harmless, size
 
 JSON = dict[str, Any]
 
@@ -16,7 +19,11 @@ app = typer.Typer(help="List models; `lathe models delete NAME` deletes one.", i
 
 
 @app.callback()
-def models(context: typer.Context, json: JsonFlag = False) -> None:
+def models(
+    context: typer.Context,
+    versions: Annotated[bool, typer.Option("--versions", help="Show older versions too.")] = False,
+    json: JsonFlag = False,
+) -> None:
     if context.invoked_subcommand is not None:
         return
     with connect() as client:
@@ -24,28 +31,71 @@ def models(context: typer.Context, json: JsonFlag = False) -> None:
     if json:
         print_json(rows)
     else:
-        stdout().print(_table_of_models(rows))
+        _print_models(rows, versions)
 
 
 @app.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="The model's name.", show_default=False)],
-    versions: Annotated[
-        bool, typer.Option("--versions", help="Delete its older versions too, not only the name.")
-    ] = False,
+    name: Annotated[
+        str,
+        typer.Argument(help="faq: the name and all its versions. faq@1: that version.", show_default=False),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Delete a model."""
+    """Delete a model, or one version of it."""
+    if not yes and not json and sys.stdin.isatty():
+        whole = "" if "@" in name else " and all its versions"
+        typer.confirm(f"Delete {name}{whole}?", abort=True)
     with connect() as client:
         answer = client.delete_model(name)
     if json:
         print_json(answer)
-    else:
-        stdout().print(f"{answer['id']} is deleted.", markup=False)
+        return
+    gone = ", ".join(f"@{number}" for number in answer["versions"])
+    console = stdout()
+    console.print(f"{answer['id']} is deleted ({gone}).", markup=False)
+    if answer.get("current_version"):
+        bare = name.partition("@")[0]
+        console.print(f"{bare} answers with @{answer['current_version']} now.", markup=False)
 
 
-def _table_of_models(rows: list[JSON]) -> Table:
-    made = table("Name", "Version", "Quantization", "Size", "Base", "Verified", right=("Size",))
+def _print_models(rows: list[JSON], versions: bool) -> None:
+    made = table(
+        "Name", "Version", "Type", "Size", "Base", "Like the trained weights", right=("Version", "Size")
+    )
+    older = 0
     for row in rows:
-        made.add_row(harmless(row["id"]))
-    return made
+        shown = [v for v in row["versions"] if versions or v["number"] == row["version"]]
+        older += len(row["versions"]) - len(shown)
+        if not shown:
+            note = "embeddings" if row["type"] == "embedding" else row["status"]
+            made.add_row(Text(row["id"], "bold"), "", Text(note, "dim"))
+        for version in reversed(shown):
+            _add_version(made, row, version)
+    console = stdout()
+    console.print(made)
+    if older:
+        console.print(f"{older} older: --versions shows them.", style="dim")
+
+
+def _add_version(made: Table, row: JSON, version: JSON) -> None:
+    is_current = version["number"] == row["version"]
+    for position, file in enumerate(version["quantizations"]):
+        first = position == 0
+        made.add_row(
+            Text(row["id"], "bold" if is_current else "dim") if first else "",
+            f"@{version['number']}" if first else "",
+            file["quantization"],
+            size(file["bytes"]),
+            harmless(version["base_model"] or "") if first else "",
+            " ".join(_verification(file["verification"] or {})),
+        )
+
+
+def _verification(figures: JSON) -> Iterator[str]:
+    """How a file answers beside the weights it was made from."""
+    if figures.get("top1_agreement") is not None:
+        yield f"{100 * figures['top1_agreement']:.1f} % of tokens,"
+    if figures.get("kl") is not None:
+        yield f"KL {figures['kl']:.2g}"

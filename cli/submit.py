@@ -10,7 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from cli.client import Client, connect
-from cli.flags import check_values, flags_of, option_parameters, read_values, spelling_of, with_options
+from cli.flags import (
+    Flag,
+    bad_value,
+    check_values,
+    flags_of,
+    option_parameters,
+    read_values,
+    spelling_of,
+    understand,
+    with_options,
+)
 from cli.output import print_json, stderr, stdout
 from cli.watching import watch_job
 from db.errors import InvalidInput
@@ -44,7 +54,11 @@ EXAMPLES = {
 def register(app: typer.Typer) -> None:
     """Add a command for each kind of job that there is."""
     for kind, model in PARAMS.items():
-        app.command(kind.replace("_", "-"), rich_help_panel="Make a model")(_command(kind, model))
+        app.command(
+            kind.replace("_", "-"),
+            rich_help_panel="Make a model",
+            context_settings={"token_normalize_func": understand},
+        )(_command(kind, model))
 
 
 def _command(kind: str, model: type[Params]) -> Callable[..., None]:
@@ -67,9 +81,9 @@ def submit(
     """Check what was typed, upload its files, send the job, and follow it if asked to."""
     values = read_values(model, given)
     check_values(model, values)
-    files = [name for name, flag in flags_of(model).items() if flag.is_file and name in values]
-    for name in files:
-        _check_file(values[name])
+    files = {name: flag for name, flag in flags_of(model).items() if flag.is_file and name in values}
+    for name, flag in files.items():
+        _check_file(values[name], flag)
     with connect() as client:
         for name in files:
             values[name] = upload(client, values[name], stderr())
@@ -112,8 +126,8 @@ def _is_id(source: str) -> bool:
     return FILE_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
-def _check_file(source: str) -> None:
+def _check_file(source: str, flag: Flag) -> None:
     path = Path(source).expanduser()
     if not _is_id(source) and not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise InvalidInput(f"{path} {what}: give a file, or the id of one uploaded before (file-…).")
+        raise bad_value(f"{path} {what}: give a file, or the id of one uploaded before (file-…).", flag)

@@ -76,7 +76,7 @@ class Demo:
     def _introduce(self) -> None:
         self.console.print("[bold]Lathe's demo[/]: a CSV of 20 facts becomes a model that knows them.")
         self.console.print(
-            f"The first run makes the base model `{BASE}` from scratch, once (about 3 minutes on two cores), and "
+            f"The first run makes the base model `{BASE}` from scratch (about 3 minutes on two cores) and "
             f"keeps it in {self.settings.cache_dir}; then, and in every later run, the fine-tuning itself "
             "takes about 2 minutes. Nothing is downloaded.\n",
             style="dim",

@@ -40,7 +40,7 @@ class Supervisor:
         self.secrets = Secrets(settings)
         self.ready = False
         self._groups: list[list[Supervised]] = []
-        self._written: list[PartState] = []
+        self._written: tuple[bool, list[PartState]] | None = None
         self._externals = externals(settings)
 
     # --- what startup.py builds on
@@ -209,9 +209,9 @@ class Supervisor:
 
     def _write_state(self) -> None:
         parts = [supervised.describe() for supervised in self._all()]
-        if parts == self._written and parts:
+        if (self.ready, parts) == self._written:
             return
-        self._written = parts
+        self._written = (self.ready, parts)
         theirs = [PartState(e.name, e.title, "external", e.address) for e in self._externals]
         state.write(
             StackState(

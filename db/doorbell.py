@@ -59,13 +59,22 @@ class Doorbell:
                 self._thread.start()
             self._lock.notify()
 
-    def unheard(self, queue: str) -> int:
-        """How many rings of `queue` lie in the broker."""
+    def ring_later(self, queue: str, seconds: float) -> None:
+        """Ring `queue` after some seconds, should this process live that long."""
+        timer = threading.Timer(seconds, self.ring, (queue,))
+        timer.daemon = True
+        timer.start()
+
+    def unheard(self, queue: str) -> int | None:
+        """How many rings of `queue` lie in the broker; None when it cannot be reached."""
         with Connection(self._redis_url, transport_options=CONNECTION_OPTIONS) as connection:
             try:
                 found = connection.default_channel.queue_declare(queue, passive=True)
             except ChannelError:
                 return 0  # an empty list does not exist in Redis
+            except connection.connection_errors as error:
+                log.warning("broker_away", error=str(error))
+                return None
             return int(found.message_count)
 
     def close(self, timeout_seconds: float = 3) -> None:

@@ -14,6 +14,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from db.errors import InvalidInput
 
+# In the environment of each process that a step starts: which attempt it belongs to.
+STEP_MARKER = "LATHE_ATTEMPT"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -175,6 +177,16 @@ class Settings(BaseSettings):
                 param="REDIS_URL",
             )
         return self.redis_url.get_secret_value()
+
+
+def step_environment(marker: str) -> dict[str, str]:
+    """The environment of a step's processes: this process's, less every setting and secret of Lathe's.
+
+    `marker` names the attempt; all that the step starts inherits it, and can be found by it.
+    """
+    ours = ("LATHE_", "DATABASE_URL", "REDIS_URL")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return environment | {STEP_MARKER: marker}
 
 
 def load_settings() -> Settings:

@@ -1,0 +1,139 @@
+"""Real worker processes with toy steps, on the test's own database and broker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from db.doorbell import Doorbell
+from db.models import Job
+from db.queries.jobs import create_job, get_job
+from db.session import SessionFactory, transaction
+from db.settings import STEP_MARKER, Settings
+from db.states import ENDED_JOB, JobKind
+
+TOYS = Path(__file__).parent / "toys"
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Leases and sweeps in seconds, so that losses are noticed within the test's patience."""
+    return settings.model_copy(
+        update={"lease_seconds": 3.0, "heartbeat_seconds": 0.5, "sweep_seconds": 1.0, "cpu_concurrency": 2}
+    )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Say `settings` to a process."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("LATHE_")}
+    own |= {
+        f"LATHE_{name.upper()}": str(value)
+        for name, value in settings
+        if isinstance(value, (int, float, Path)) and not isinstance(value, bool)
+    }
+    own |= {
+        "DATABASE_URL": settings.require_database_url(),
+        "REDIS_URL": settings.require_redis_url(),
+        "PYTHONPATH": f"{TOYS}{os.pathsep}{REPOSITORY}",
+    }
+    return own
+
+
+class Bench:
+    """Jobs, workers and processes of one test."""
+
+    def __init__(self, settings: Settings, factory: SessionFactory, folder: Path) -> None:
+        self.settings = settings
+        self.factory = factory
+        self.folder = folder
+        self.ledger = folder / "ledger"
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.doorbell = Doorbell(settings.require_redis_url())
+        self.doorbell.listen(factory)
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
+        worker = subprocess.Popen(
+            [sys.executable, str(TOYS / "serve_toys.py")],
+            env=environment(self.settings),
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+        self.workers.append(worker)
+        return worker
+
+    def submit(
+        self, kind: JobKind = JobKind.PRETRAIN, *, do: dict[str, str] | None = None, **options: Any
+    ) -> str:
+        params = {"name": "m", "ledger": str(self.ledger), "do": do or {}, **options.pop("params", {})}
+        with transaction(self.factory) as session:
+            options = {"project_id": "default", "params": params, **options}
+            return create_job(session, kind=kind, **options).id
+
+    def job(self, job_id: str) -> Job:
+        with self.factory() as session:
+            return get_job(session, job_id, project_id="default")
+
+    def wait_for(self, condition: Callable[[], bool], *, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.05)
+
+    def ended(self, job_id: str, *, seconds: float = 20) -> Job:
+        self.wait_for(lambda: self.job(job_id).status in ENDED_JOB, seconds=seconds)
+        return self.job(job_id)
+
+    def notes(self) -> list[list[str]]:
+        """What the steps wrote: job, step, attempt, what, pid."""
+        lines = self.ledger.read_text().splitlines() if self.ledger.exists() else []
+        return [line.split() for line in lines]
+
+    def began(self, job_id: str, step: str = "train", attempt: int = 1) -> bool:
+        return [job_id, step, str(attempt), "began"] in [note[:4] for note in self.notes()]
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("worker-*.log")))
+
+    def close(self) -> None:
+        self.doorbell.close()
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGCONT)
+                worker.terminate()
+        for worker in self.workers:
+            worker.wait(30)
+
+
+def processes_of(job_id: str) -> list[psutil.Process]:
+    """Every process of a job's steps that lives, by the marker in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(STEP_MARKER, "").startswith(job_id):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+@pytest.fixture
+def bench(settings: Settings, session_factory: SessionFactory, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(settings, session_factory, tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def processes() -> Callable[[str], list[psutil.Process]]:
+    return processes_of

@@ -1,0 +1,114 @@
+"""A real step for tests of what runs steps. `params["do"][step]` says what it does; default: `quick`."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from db.errors import Exhausted, InvalidInput
+from worker.step import Step
+
+
+def run(step: Step) -> dict[str, Any]:
+    note(step, "began")
+    what = step.input.params.get("do", {}).get(step.input.step, "quick")
+    result: dict[str, Any] = BEHAVIOURS[what](step)
+    note(step, "ended")
+    return result
+
+
+def note(step: Step, what: str) -> None:
+    """Write to the ledger that the tests count by: one line, appended at once."""
+    ledger = step.input.params.get("ledger")
+    if ledger:
+        line = f"{step.input.job_id} {step.input.step} {step.input.attempt} {what} {os.getpid()}\n"
+        with Path(ledger).open("a") as file:
+            file.write(line)
+
+
+def quick(step: Step) -> dict[str, Any]:
+    step.event("Working.", rows=3)
+    step.metrics(step=1, loss=float("nan"), text_tokens=7)
+    step.progress(1, 2, eta_seconds=0.5)
+    (step.input.folder / "model").mkdir()
+    (step.input.folder / "model" / "weights.bin").write_bytes(os.urandom(70_000))
+    step.artifact("model/weights.bin", name=f"{step.input.step}.bin")
+    step.checkpoint(1, "model", {"loss": 1.0})
+    step.progress(2, 2)
+    if step.input.step == "publish":
+        file = {"quantization": "Q8_0", "path": "x.gguf", "bytes": 5, "sha256": "ab" * 32}
+        served = {**file, "backend": "llama_server", "backend_name": "m-v-abababababab"}
+        return {"model": step.input.params["name"], "default": served, "files": [served], "context_length": 64}
+    if step.input.step == "verify":
+        return {"files": [{"quantization": "Q8_0", "top1_agreement": 0.99}]}
+    return {"step": step.input.step, "base": step.input.base.location if step.input.base else None}
+
+
+def slow(step: Step) -> dict[str, Any]:
+    """Work for a minute, with a subprocess of its own and one that has left the session."""
+    (step.input.folder / "half.bin").write_bytes(b"half")
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    print("a word on stdout", flush=True)
+    for number in range(600):
+        step.progress(number, 600)
+        time.sleep(0.1)
+    return {}
+
+
+def once(step: Step) -> dict[str, Any]:
+    """Slow at the first attempt, quick afterwards."""
+    return slow(step) if step.input.attempt == 1 else quick(step)
+
+
+def stubborn(step: Step) -> dict[str, Any]:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return slow(step)
+
+
+def hang(step: Step) -> dict[str, Any]:
+    time.sleep(60)
+    return {}
+
+
+def refuse(step: Step) -> dict[str, Any]:
+    raise InvalidInput("Line 3 has no answer.", param="training_file")
+
+
+def exhaust(step: Step) -> dict[str, Any]:
+    raise Exhausted("The GPU's memory ran out.")
+
+
+def fill_the_disk(step: Step) -> dict[str, Any]:
+    """Meet a real error of a write that does not fit."""
+    with Path("/dev/full").open("wb") as file:
+        file.write(b"x" * 100_000)
+    return {}
+
+
+def fill_the_memory(step: Step) -> dict[str, Any]:
+    limit = 1024**3
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return {"bytes": len(bytearray(2 * limit))}
+
+
+def crash(step: Step) -> dict[str, Any]:
+    raise RuntimeError("boom")
+
+
+def segfault(step: Step) -> dict[str, Any]:
+    print("about to fall", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return {}
+
+
+BEHAVIOURS = {
+    function.__name__: function
+    for function in (
+        quick, slow, once, stubborn, hang, refuse, exhaust, fill_the_disk, fill_the_memory, crash, segfault,
+    )
+}  # fmt: skip

@@ -1,0 +1,266 @@
+"""One attempt, from its claim to its end: its worker starts the child, listens, renews the lease, and
+writes what follows. Everything that ends an attempt early is decided in `_reason_to_end`.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from db.errors import InvalidInput, NotFound, StepFailed
+from db.models import Attempt
+from db.queries.jobs import get_job
+from db.session import SessionFactory, transaction
+from db.settings import Settings
+from db.states import JobStatus, Outcome
+from db.storage import attempt_folder, attempt_log
+from worker.child import Child
+from worker.claim import Claim
+from worker.clock import host_seconds
+from worker.endings import ArtifactFile, Ended, Ending, end_attempt
+from worker.lease import LeaseLost, hold_fence, job_status, renew
+from worker.publishing import lock_model
+from worker.reports import Reports, write_reports
+from worker.run_step import MANIFEST
+from worker.step import StepInput
+from worker.step_input import build_step_input
+
+LISTEN_SECONDS = 0.25
+WRITE_EVERY_SECONDS = 0.5
+LOOK_EVERY_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What attempts need of their worker. `stopping` is set once the worker shall stop."""
+
+    settings: Settings
+    factory: SessionFactory
+    modules: Mapping[tuple[str, str], str]
+    stopping: threading.Event
+
+
+class AttemptRunner:
+    """Runs one claimed attempt; afterwards no process of it is left, and its rows say how it ended."""
+
+    def __init__(self, surroundings: Surroundings, claim: Claim) -> None:
+        self._settings = surroundings.settings
+        self._factory = surroundings.factory
+        self._modules = surroundings.modules
+        self._stopping = surroundings.stopping
+        self._claim = claim
+        self._deadline = claim.deadline
+        self._folder = attempt_folder(self._settings.storage_root, claim.job_id, claim.step, claim.attempt)
+        self._reports = Reports()
+
+    def run(self) -> float | None:
+        """Run the attempt to its end.
+
+        Returns:
+            seconds until the step may be claimed again, when it is to be tried again later.
+        Raises:
+            LeaseLost: the attempt is no longer ours; whoever took it over decides about it.
+        """
+        try:
+            step_input = self._write(lambda session: build_step_input(session, self._settings, self._claim))
+        except (InvalidInput, NotFound) as error:
+            return self._finish(Ending(Outcome.REFUSED, error=_error(error.code, error.message, error.param)))
+        try:
+            self._folder.mkdir(parents=True)
+            child = self._start(step_input)
+        except OSError as error:
+            message = f"The process of step {self._claim.step} could not be started: {error}."
+            return self._finish(Ending(Outcome.LOST, error=_error("step_not_started", message)))
+        try:
+            ending = self._watch(child)
+        finally:
+            child.close()
+        return self._finish(ending)
+
+    def _start(self, step_input: StepInput) -> Child:
+        claim = self._claim
+        return Child(
+            self._modules[claim.kind, claim.step],
+            step_input,
+            deadline=self._deadline,
+            marker=claim.marker,
+            log_path=attempt_log(self._settings.storage_root, claim.job_id, claim.step, claim.attempt),
+        )
+
+    def _watch(self, child: Child) -> Ending:
+        """Listen to the child until it ends, or until there is a reason to end it."""
+        self._write(lambda session: _note_process(session, self._claim, child.pid))
+        now = time.monotonic()
+        heard, written, looked, renewed = now, now, now, now
+        while child.exit is None:
+            messages = child.listen(LISTEN_SECONDS)
+            self._reports.take(messages)
+            now = time.monotonic()
+            heard = now if messages else heard
+            reason = self._reason_to_end(now - heard)
+            if reason is None and now - renewed >= self._settings.heartbeat_seconds:
+                reason, renewed, looked = self._renew(child), now, now
+            elif reason is None and now - looked >= LOOK_EVERY_SECONDS:
+                reason, looked = self._look(), now
+            if reason is not None and child.exit is None:
+                self._reports.take(child.end())
+                return self._ended_by_us(child, reason)
+            if self._reports.waiting and now - written >= WRITE_EVERY_SECONDS:
+                if self._try(self._write_reports):
+                    self._reports.waiting.clear()
+                written = now
+        return self._ended_by_itself(child)
+
+    def _reason_to_end(self, silent_seconds: float) -> Ending | None:
+        if self._stopping.is_set():
+            return Ending(Outcome.RELEASED)
+        if host_seconds() >= self._deadline:
+            raise LeaseLost("The lease could not be renewed in time.")
+        if silent_seconds > self._settings.stall_seconds:
+            message = f"Step {self._claim.step} showed no progress for {self._settings.stall_seconds:.0f} s."
+            return Ending(Outcome.LOST, error=_error("step_stalled", message))
+        return None
+
+    def _renew(self, child: Child) -> Ending | None:
+        renewed = self._try(lambda session: renew(session, self._claim, self._settings.lease_seconds))
+        if renewed is None:
+            return None
+        status, self._deadline = renewed
+        child.renew(self._deadline)
+        return Ending(Outcome.RELEASED) if status == JobStatus.CANCELLING else None
+
+    def _look(self) -> Ending | None:
+        status = self._try(lambda session: job_status(session, self._claim))
+        return Ending(Outcome.RELEASED) if status == JobStatus.CANCELLING else None
+
+    def _ended_by_us(self, child: Child, reason: Ending) -> Ending:
+        killed_by = child.exit.signal if child.exit is not None else None
+        return Ending(reason.outcome, error=reason.error, signal=killed_by, stderr=child.tail)
+
+    def _ended_by_itself(self, child: Child) -> Ending:
+        """Tell from the child's last words and its exit what became of the attempt."""
+        word, exited = self._reports.last_word, child.exit
+        code = exited.code if exited is not None else None
+        number = exited.signal if exited is not None else None
+        if word is not None and word["type"] in ("refused", "exhausted"):
+            error = _error(word["code"], word["message"], word.get("param"))
+            return Ending(Outcome(word["type"]), error=error, exit_code=code, stderr=child.tail)
+        step = self._claim.step
+        if word is not None and code == 0:
+            try:
+                artifacts = self._artifacts()
+            except StepFailed as failure:
+                error = _error(failure.code, failure.message)
+                return Ending(Outcome.LOST, error=error, exit_code=code, stderr=child.tail)
+            return Ending(
+                Outcome.DONE, exit_code=code, stderr=child.tail, result=word["result"], artifacts=artifacts
+            )
+        lines = child.tail.strip().splitlines()
+        last_line = f": {lines[-1][:500]}" if number is None and lines else ""
+        error = _error("step_failed", f"Step {step} ended by {exited}{last_line}")
+        return Ending(Outcome.LOST, error=error, exit_code=code, signal=number, stderr=child.tail)
+
+    def _artifacts(self) -> list[ArtifactFile]:
+        """The files that the step offered, with the sizes and hashes of its manifest."""
+        files = json.loads((self._folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        artifacts = []
+        for name, path in self._reports.artifacts.items():
+            entry = files.get(path)
+            if entry is None or (self._folder / path).stat().st_size != entry["bytes"]:
+                raise StepFailed(f"The artifact {name!r} is not in the manifest as the step left it.")
+            stored = f"jobs/{self._claim.marker}/{path}"
+            artifacts.append(ArtifactFile(name, stored, entry["bytes"], entry["sha256"]))
+        return artifacts
+
+    def _finish(self, ending: Ending) -> float | None:
+        """Write the attempt's end. Its processes are gone, so what it leaves on the disk can go too."""
+        if ending.outcome == Outcome.RELEASED:
+            # First, so that a cancelled job has left nothing.
+            self._remove_folder()
+        ended = self._write(lambda session: self._end(session, ending))
+        if ended.outcome != Outcome.DONE:
+            self._remove_folder()
+        log.info(
+            "attempt_ended",
+            outcome=str(ended.outcome),
+            exit_code=ending.exit_code,
+            signal=ending.signal,
+            error=ending.error["message"] if ending.error else None,
+        )
+        return ended.retry_seconds
+
+    def _end(self, session: Session, ending: Ending) -> Ended:
+        if ending.outcome == Outcome.DONE and self._claim.step == "publish" and ending.result is not None:
+            lock_model(session, self._claim.project_id, ending.result["model"])
+        job = get_job(session, self._claim.job_id, project_id=self._claim.project_id, lock=True)
+        step = hold_fence(session, self._claim)
+        write_reports(session, self._claim, step, self._reports.waiting)
+        return end_attempt(session, job, step, ending)
+
+    def _write_reports(self, session: Session) -> bool:
+        write_reports(session, self._claim, hold_fence(session, self._claim), self._reports.waiting)
+        return True
+
+    def _remove_folder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _try(self, work: Callable[[Session], T]) -> T | None:
+        """Do `work` in a transaction; None when the database is away for the moment."""
+        try:
+            with transaction(self._factory) as session:
+                return work(session)
+        except DBAPIError as error:
+            if not is_passing(error):
+                raise
+            log.warning("database_away", error=str(error.orig))
+            return None
+
+    def _write(self, work: Callable[[Session], T]) -> T:
+        """Do `work` in a transaction, again and again until the lease has ended.
+
+        Raises:
+            LeaseLost: it could not be done in time, or the attempt is no longer current. That is also so
+                when an earlier try did commit and only its answer was lost.
+        """
+        while True:
+            try:
+                with transaction(self._factory) as session:
+                    return work(session)
+            except DBAPIError as error:
+                if not is_passing(error):
+                    raise
+                log.warning("database_away", error=str(error.orig))
+            if host_seconds() >= self._deadline:
+                raise LeaseLost("The database did not answer while the lease lasted.")
+            time.sleep(RETRY_SECONDS)
+
+
+def is_passing(error: DBAPIError) -> bool:
+    """Whether a statement failed for a reason that passes: a server that restarts, a lock, a deadlock."""
+    return isinstance(error, (OperationalError, InterfaceError))
+
+
+def _note_process(session: Session, claim: Claim, pid: int) -> None:
+    hold_fence(session, claim)
+    session.execute(
+        update(Attempt)
+        .where(Attempt.step_id == claim.step_id, Attempt.number == claim.attempt)
+        # It leads a session of its own, hence its group bears its number.
+        .values(pid=pid, process_group=pid)
+    )
+
+
+def _error(code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    return {"code": code, "message": message, "param": param}

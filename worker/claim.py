@@ -1,0 +1,112 @@
+"""Claiming: which step a worker runs next. The order lives in this one statement."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Row, text
+from sqlalchemy.orm import Session
+
+from db.models import Attempt, Job, Step
+from db.queries.jobs import add_event
+from db.queries.states import move
+from db.states import JobStatus, StepStatus
+from worker.clock import host_seconds
+
+ELIGIBLE = """
+    steps.status = 'queued' AND jobs.status IN ('queued', 'running')
+    AND (steps.not_before IS NULL OR steps.not_before <= clock_timestamp())
+"""
+
+# SKIP LOCKED on both rows: a claim waits for nobody, and no two see the same step as free.
+BEST_STEP = text(
+    f"""
+    SELECT steps.id AS step_id, jobs.id AS job_id
+    FROM steps JOIN jobs ON jobs.id = steps.job_id
+    LEFT JOIN (
+        SELECT owners.project_id, count(*) AS running
+        FROM steps JOIN jobs AS owners ON owners.id = steps.job_id
+        WHERE steps.status = 'running' GROUP BY owners.project_id
+    ) AS shares ON shares.project_id = jobs.project_id
+    WHERE steps.queue = :queue AND {ELIGIBLE}
+    ORDER BY jobs.priority DESC, coalesce(shares.running, 0), steps.position DESC, jobs.id
+    LIMIT 1
+    FOR NO KEY UPDATE OF steps, jobs SKIP LOCKED
+    """  # noqa: S608 - put together from constants
+)
+HAS_WORK = text(
+    "SELECT EXISTS (SELECT FROM steps JOIN jobs ON jobs.id = steps.job_id "
+    f"WHERE steps.queue = :queue AND {ELIGIBLE})"  # noqa: S608
+)
+QUEUES_WITH_WORK = text(
+    f"SELECT DISTINCT steps.queue FROM steps JOIN jobs ON jobs.id = steps.job_id WHERE {ELIGIBLE}"  # noqa: S608
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt that is ours while its lease lasts.
+
+    Args:
+        deadline: by `host_seconds`; a little before the lease ends by the database's clock.
+    """
+
+    job_id: str
+    project_id: str
+    kind: str
+    step_id: int
+    step: str
+    queue: str
+    attempt: int
+    deadline: float
+
+    @property
+    def marker(self) -> str:
+        return attempt_marker(self.job_id, self.step, self.attempt)
+
+
+def attempt_marker(job_id: str, step: str, attempt: int) -> str:
+    """What the processes of an attempt bear in their environment."""
+    return f"{job_id}/{step}/{attempt}"
+
+
+def claim_step(session: Session, queue: str, *, worker: str, host: str, lease_seconds: float) -> Claim | None:
+    """Take the best eligible step of `queue`, and open its next attempt. None when there is none."""
+    asked_at = host_seconds()
+    best: Row[tuple[int, str]] | None = session.execute(BEST_STEP, {"queue": queue}).one_or_none()
+    if best is None:
+        return None
+    job, step = session.get_one(Job, best.job_id), session.get_one(Step, best.step_id)
+    if job.status == JobStatus.QUEUED:
+        move(session, job, JobStatus.RUNNING)
+    move(session, step, StepStatus.RUNNING)
+    step.attempt += 1
+    session.execute(
+        text(
+            "UPDATE steps SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease), "
+            "progressed_at = clock_timestamp(), progress = NULL, not_before = NULL WHERE id = :id"
+        ),
+        {"lease": lease_seconds, "id": step.id},
+    )
+    session.add(Attempt(step_id=step.id, number=step.attempt, worker=worker, host=host))
+    again = f" (attempt {step.attempt})" if step.attempt > 1 else ""
+    add_event(session, job.id, f"Step {step.name} starts{again}.", step=step.name, attempt=step.attempt)
+    session.flush()
+    return Claim(
+        job_id=job.id,
+        project_id=job.project_id,
+        kind=job.kind,
+        step_id=step.id,
+        step=step.name,
+        queue=queue,
+        attempt=step.attempt,
+        deadline=asked_at + lease_seconds,
+    )
+
+
+def has_work(session: Session, queue: str) -> bool:
+    """Whether a step of `queue` could be claimed now."""
+    return session.scalars(HAS_WORK, {"queue": queue}).one()
+
+
+def queues_with_work(session: Session) -> set[str]:
+    """The queues on which a step could be claimed now."""
+    return set(session.scalars(QUEUES_WITH_WORK))

@@ -1,0 +1,162 @@
+"""How an attempt ends, and what follows for its step and its job. One transaction each, under the fence."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from db.models import Artifact, Attempt, Checkpoint, Job, Step
+from db.queries.jobs import add_event, end_job, lock_steps
+from db.queries.states import move
+from db.states import JobStatus, Outcome, StepStatus
+from worker.publishing import publish_version
+
+BACKOFF_MAX_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """A file that an attempt offers; `path` is relative to the storage root."""
+
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended.
+
+    Args:
+        error: for other outcomes than done and released: {"code", "message", "param"}.
+        stderr: the end of what its processes printed.
+        result: what a finished step returned.
+    """
+
+    outcome: Outcome
+    error: dict[str, Any] | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    stderr: str = ""
+    result: dict[str, Any] | None = None
+    artifacts: list[ArtifactFile] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What was written: the outcome, and the seconds until the step may be tried again, if it may."""
+
+    outcome: Outcome
+    retry_seconds: float | None = None
+
+
+def end_attempt(session: Session, job: Job, step: Step, ending: Ending) -> Ended:
+    """End the current attempt of `step`, and move the step and the job on.
+
+    Args:
+        job, step: both locked by the caller; the step runs.
+    """
+    cancelled = job.status == JobStatus.CANCELLING
+    if cancelled:
+        ending = Ending(Outcome.RELEASED, stderr=ending.stderr, signal=ending.signal)
+    _write_ending(session, job, step, ending)
+    if cancelled:
+        move(session, step, StepStatus.CANCELLED)
+        end_job(session, job, JobStatus.CANCELLED)
+    elif ending.outcome == Outcome.DONE:
+        _go_on(session, job, step, ending)
+    elif ending.outcome == Outcome.RELEASED:
+        move(session, step, StepStatus.QUEUED)
+        _say(session, job, step, f"Step {step.name} was handed back: its worker is stopping.")
+    else:
+        step.failures += 1
+        if ending.outcome == Outcome.LOST and step.failures < job.max_attempts:
+            return Ended(ending.outcome, _try_again(session, job, step, ending))
+        _fail(session, job, step, ending)
+    return Ended(ending.outcome)
+
+
+def _write_ending(session: Session, job: Job, step: Step, ending: Ending) -> None:
+    query = select(Attempt).where(Attempt.step_id == step.id, Attempt.number == step.attempt)
+    attempt = session.scalars(query).one()
+    attempt.ended_at = func.clock_timestamp()
+    attempt.outcome = str(ending.outcome)
+    attempt.exit_code, attempt.signal = ending.exit_code, ending.signal
+    attempt.stderr, attempt.error = ending.stderr or None, ending.error
+    if ending.outcome != Outcome.DONE:
+        # Its folder goes, and its checkpoints with it.
+        folder = f"jobs/{job.id}/{step.name}/{step.attempt}/"
+        session.execute(
+            delete(Checkpoint).where(
+                Checkpoint.job_id == job.id, Checkpoint.path.startswith(folder, autoescape=True)
+            )
+        )
+
+
+def _go_on(session: Session, job: Job, step: Step, ending: Ending) -> None:
+    """Keep what the step made, and queue the next one, or finish the job."""
+    step.result, step.succeeded_attempt = ending.result or {}, step.attempt
+    _register_artifacts(session, job, step, ending.artifacts)
+    move(session, step, StepStatus.SUCCEEDED)
+    _say(session, job, step, f"Step {step.name} is done.")
+    steps = lock_steps(session, job)
+    following = next((row for row in steps if row.position > step.position), None)
+    if following is not None:
+        move(session, following, StepStatus.QUEUED)
+        return
+    result = publish_version(session, job, steps) if step.name == "publish" else step.result
+    end_job(session, job, JobStatus.SUCCEEDED, result=result)
+
+
+def _register_artifacts(session: Session, job: Job, step: Step, files: list[ArtifactFile]) -> None:
+    for file in files:
+        values = {
+            "step": step.name,
+            "attempt": step.attempt,
+            "path": file.path,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+        }
+        statement = insert(Artifact).values(job_id=job.id, name=file.name, **values)
+        session.execute(
+            statement.on_conflict_do_update(index_elements=[Artifact.job_id, Artifact.name], set_=values)
+        )
+
+
+def _try_again(session: Session, job: Job, step: Step, ending: Ending) -> float:
+    """Queue the step again: at once after the first loss, then after 2, 4, 8 … seconds."""
+    delay = 0.0 if step.failures == 1 else min(float(BACKOFF_MAX_SECONDS), 2.0 ** (step.failures - 1))
+    step.not_before = func.clock_timestamp() + timedelta(seconds=delay) if delay else None
+    move(session, step, StepStatus.QUEUED)
+    when = f"in {delay:.0f} s" if delay else "at once"
+    reason = ending.error["message"] if ending.error else "It was lost."
+    left = job.max_attempts - step.failures
+    _say(
+        session,
+        job,
+        step,
+        f"{reason} Trying again {when}; {left} more {'try' if left == 1 else 'tries'}.",
+        level="warn",
+    )
+    return delay
+
+
+def _fail(session: Session, job: Job, step: Step, ending: Ending) -> None:
+    move(session, step, StepStatus.FAILED)
+    error = {
+        **(ending.error or {"code": "step_failed", "message": f"Step {step.name} failed.", "param": None}),
+        "step": step.name,
+        "attempt": step.attempt,
+        "exit_code": ending.exit_code,
+        "signal": ending.signal,
+        "stderr": ending.stderr or None,
+    }
+    end_job(session, job, JobStatus.FAILED, error=error)
+
+
+def _say(session: Session, job: Job, step: Step, message: str, *, level: str = "info") -> None:
+    add_event(session, job.id, message, level=level, step=step.name, attempt=step.attempt)

@@ -1,0 +1,36 @@
+"""Ending processes that a step left behind, found by the attempt that their environment names."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Collection
+
+import psutil
+
+from db.settings import STEP_MARKER
+
+
+def kill_marked(markers: Collection[str]) -> int:
+    """Kill every process on this machine that belongs to one of the attempts `markers`.
+
+    A process group's number may have been given to somebody else by now; the marker cannot. It also
+    finds what a step started in a session of its own.
+
+    Returns:
+        how many were killed.
+    """
+    killed = 0
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(STEP_MARKER) in markers:
+                process.kill()
+                killed += 1
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return killed
+
+
+def signal_group(process_group: int, number: signal.Signals) -> None:
+    # It may be gone, or have become another user's.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process_group, number)

@@ -1,0 +1,82 @@
+"""From a job's results to a model's new version: rows that are written with the job's success or never."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from db.ids import new_id
+from db.models import Job, Model, ModelFile, ModelVersion, Step
+from db.queries.models import get_model
+from db.states import JobKind
+
+
+def lock_model(session: Session, project_id: str, name: str) -> Model:
+    """Lock the model by that name, which is made if need be. Comes before any lock of a job or a step."""
+    row = insert(Model).values(id=new_id("model"), project_id=project_id, name=name)
+    session.execute(row.on_conflict_do_nothing(index_elements=[Model.project_id, Model.name]))
+    return get_model(session, project_id, name, lock=True)
+
+
+def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[str, Any]:
+    """Make what the publish step served the model's newest version, and let its name answer with it.
+
+    Returns:
+        the job's result.
+    """
+    by_name = {step.name: step for step in steps}
+    published = by_name["publish"].result or {}
+    model = lock_model(session, job.project_id, published["model"])
+    numbers = select(func.coalesce(func.max(ModelVersion.number), 0)).where(ModelVersion.model_id == model.id)
+    version = ModelVersion(
+        id=new_id("version"),
+        model_id=model.id,
+        number=session.scalars(numbers).one() + 1,
+        job_id=job.id,
+        base_model=job.base["name"] if job.base else None,
+        weights=_weights(job, by_name["train"]),
+        details=_details(job, by_name, published),
+    )
+    figures = {row["quantization"]: row for row in (by_name["verify"].result or {}).get("files", [])}
+    for position, file in enumerate(published["files"]):
+        version.files.append(
+            ModelFile(
+                position=position,
+                quantization=file["quantization"],
+                backend=file["backend"],
+                backend_name=file["backend_name"],
+                bytes=file["bytes"],
+                sha256=file["sha256"],
+                verification=figures.get(file["quantization"]),
+            )
+        )
+    session.add(version)
+    session.flush()
+    model.current_version = version
+    session.flush()
+    return {
+        "model": model.name,
+        "version": version.number,
+        "quantizations": [file["quantization"] for file in published["files"]],
+        "backend": published["files"][0]["backend"],
+        "context_length": published.get("context_length"),
+    }
+
+
+def _weights(job: Job, train: Step) -> str | None:
+    """A model made from scratch keeps its weights for others to start from; a fine-tune keeps its adapter."""
+    if job.kind != JobKind.PRETRAIN:
+        return None
+    return f"jobs/{job.id}/{train.name}/{train.succeeded_attempt}/model"
+
+
+def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dict[str, Any]:
+    exported = steps["export"].result or {}
+    return {
+        "kind": job.kind,
+        "context_length": published.get("context_length"),
+        "architecture": exported.get("architecture"),
+        "train": steps["train"].result,
+    }

@@ -1,0 +1,97 @@
+"""What a running step says, and how it becomes rows."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from db.ids import new_id
+from db.models import Checkpoint, Step
+from db.queries.jobs import add_event
+from worker.claim import Claim
+from worker.step import Message
+
+LAST_WORDS = ("result", "refused", "exhausted")
+
+
+@dataclass
+class Reports:
+    """Messages of one attempt that are not in SQL yet, and those that are kept for its end."""
+
+    waiting: list[Message] = field(default_factory=list)
+    artifacts: dict[str, str] = field(default_factory=dict)  # name -> path in the attempt's folder
+    last_word: Message | None = None
+
+    def take(self, messages: list[Message]) -> None:
+        """Sort what a child sent. Only the newest progress is kept."""
+        for message in map(storable, messages):
+            if message["type"] in LAST_WORDS:
+                self.last_word = message
+            elif message["type"] == "artifact":
+                self.artifacts[message["name"]] = message["path"]
+            else:
+                if message["type"] == "progress":
+                    self.waiting = [old for old in self.waiting if old["type"] != "progress"]
+                self.waiting.append(message)
+
+
+def storable(value: Any) -> Any:
+    """Make a value that Postgres can keep as JSON: no NaN, no infinity, no NUL, no half of a surrogate."""
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    return value
+
+
+def write_reports(session: Session, claim: Claim, step: Step, messages: list[Message]) -> None:
+    """Write a step's messages as rows. The caller holds the fence: `step` is locked and current."""
+    if not messages:
+        return
+    step.progressed_at = func.clock_timestamp()
+    for message in messages:
+        if message["type"] == "progress":
+            step.progress = {key: message[key] for key in ("done", "total", "eta_seconds", "unit")}
+        elif message["type"] == "checkpoint":
+            _write_checkpoint(session, claim, message)
+        else:
+            _write_event(session, claim, message)
+
+
+def _write_event(session: Session, claim: Claim, message: Message) -> None:
+    metrics = message["type"] == "metrics"
+    add_event(
+        session,
+        claim.job_id,
+        "" if metrics else message["message"],
+        level=message.get("level", "info"),
+        type="metrics" if metrics else "message",
+        step=claim.step,
+        attempt=claim.attempt,
+        data=message["values"] if metrics else message["data"] or None,
+    )
+
+
+def _write_checkpoint(session: Session, claim: Claim, message: Message) -> None:
+    statement = insert(Checkpoint).values(
+        id=new_id("checkpoint"),
+        job_id=claim.job_id,
+        attempt=claim.attempt,
+        step_number=message["step_number"],
+        path=f"jobs/{claim.marker}/{message['path']}",
+        metrics=message["metrics"],
+    )
+    # A step that registers the same checkpoint again knows more about it now.
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[Checkpoint.job_id, Checkpoint.attempt, Checkpoint.step_number],
+            set_={"metrics": statement.excluded.metrics, "path": statement.excluded.path},
+        )
+    )

@@ -1,0 +1,210 @@
+"""A step's process: `python -m worker.run_step --module MODULE --pipe FD`, started by a worker.
+
+The process splits in two. The guard stays small and watches: when the worker's end of stdin closes, or
+the lease's deadline passes, it kills the whole process group, itself included. The other half runs the
+step; no import, no C extension and no lock of it can keep the guard from its work.
+
+stdin brings JSON lines from the worker: first {"input", "deadline"}, then {"deadline"} at each renewal.
+The pipe takes JSON lines to the worker: what `worker.step.Step` sends, and how it ended.
+"""
+
+import argparse
+import ctypes
+import errno
+import hashlib
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from db.errors import Exhausted, InvalidInput
+from worker.clock import host_seconds
+from worker.step import Message, Step, StepInput
+
+MANIFEST = "manifest.json"
+EXIT_REFUSED, EXIT_EXHAUSTED = 2, 3
+PR_SET_PDEATHSIG = 1
+STDIN = 0
+DISK_FULL = "The disk is full: free some space, or let `lathe gc` do so."
+MEMORY_OUT = "The host's memory ran out."
+
+
+class WorkerGone(Exception):
+    """The worker closed its end."""
+
+
+class Orders:
+    """Lines from the worker, read without a buffer that a fork would copy."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._read = b""
+
+    def read(self) -> list[dict[str, Any]]:
+        """Wait for bytes, and give the lines that they complete.
+
+        Raises:
+            WorkerGone: there will be no more.
+        """
+        chunk = os.read(self._descriptor, 1 << 16)
+        if not chunk:
+            raise WorkerGone
+        *lines, self._read = (self._read + chunk).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+def main() -> NoReturn:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--module", required=True)
+    parser.add_argument("--pipe", type=int, required=True)
+    options = parser.parse_args()
+    # A core dump of a process that holds a model would fill the disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    orders = Orders(STDIN)
+    try:
+        lines = orders.read()
+        while not lines:
+            lines = orders.read()
+    except WorkerGone:
+        os._exit(1)
+    ended = _watch_children()
+    guard = os.getpid()
+    step_process = os.fork()
+    if step_process == 0:
+        _die_with(guard)
+        _run(options.module, StepInput.from_json(json.dumps(lines[0]["input"])), options.pipe)
+    os.close(options.pipe)
+    _guard(step_process, ended, orders, lines[-1]["deadline"])
+
+
+def _watch_children() -> int:
+    """A descriptor that becomes readable when a child ends.
+
+    A pipe that the step's process holds would not do: whatever it forks would hold it too.
+    """
+    readable, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    return readable
+
+
+def _guard(step_process: int, ended: int, orders: Orders, deadline: float) -> NoReturn:
+    """Watch until the step's process ends, then end as it did."""
+    # To end by it is the step's affair; the guard has to stay for as long as it takes.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        readable, _, _ = select.select([STDIN, ended], [], [], max(0.0, deadline - host_seconds()))
+        if ended in readable:
+            os.read(ended, 1 << 10)
+            pid, status = os.waitpid(step_process, os.WNOHANG)
+            if pid == step_process:
+                _end_like(os.waitstatus_to_exitcode(status))
+        try:
+            if STDIN in readable:
+                for order in orders.read():
+                    deadline = order["deadline"]
+        except WorkerGone:
+            deadline = 0.0
+        if host_seconds() >= deadline:
+            os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _end_like(code: int) -> NoReturn:
+    """Exit with the code, or by the signal, that ended the step's process."""
+    if code >= 0:
+        os._exit(code)
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+    signal.pause()
+    os._exit(1)
+
+
+def _die_with(guard: int) -> None:
+    """Never outlive the guard, whatever ends it."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != guard:
+        os._exit(1)
+
+
+def _run(module: str, step_input: StepInput, pipe: int) -> NoReturn:
+    """Run the step, say how it ended, and leave without waiting for threads that libraries left."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), STDIN)
+    send = _sender(pipe)
+    code = 1
+    try:
+        ending = _outcome(module, Step(step_input, send))
+        code = {"refused": EXIT_REFUSED, "exhausted": EXIT_EXHAUSTED}.get(ending["type"], 0)
+        send(ending)
+    except BaseException:  # noqa: BLE001 - the edge of the process: the traceback is its last word
+        code = 1
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _outcome(module: str, step: Step) -> Message:
+    """Run the step and turn its result, or the errors that have a meaning, into its last message."""
+    try:
+        result = importlib.import_module(module).run(step)
+        write_manifest(step.input.folder)
+        return {"type": "result", "result": result}
+    except InvalidInput as error:
+        return {"type": "refused", "code": error.code, "message": error.message, "param": error.param}
+    except Exhausted as error:
+        traceback.print_exc()
+        return {"type": "exhausted", "code": error.code, "message": error.message}
+    except MemoryError:
+        traceback.print_exc()
+        return {"type": "exhausted", "code": "out_of_memory", "message": MEMORY_OUT}
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        traceback.print_exc()
+        return {"type": "exhausted", "code": "disk_full", "message": DISK_FULL}
+
+
+def _sender(pipe: int) -> Any:
+    """A function that writes one message as one line; threads of a step may call it at once."""
+    out = os.fdopen(pipe, "w", encoding="utf-8", errors="replace", newline="\n")
+    lock = threading.Lock()
+
+    def send(message: Message) -> None:
+        line = json.dumps(message, default=str) + "\n"
+        with lock:
+            out.write(line)
+            out.flush()
+
+    return send
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of an attempt's folder with its size and sha256; written beside, then renamed."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256}
+    beside = folder / f".{MANIFEST}"
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump({"files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(folder / MANIFEST)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""One worker process: Celery's worker with our options, and what it needs beside it."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from celery import bootsteps, signals
+
+from db.doorbell import Doorbell
+from db.logs import configure_logs
+from db.session import make_engine, make_session_factory, transaction
+from db.settings import Settings
+from db.storage import claim_storage_root
+from worker.app import SPARE_THREADS, app
+from worker.runner import Runner
+from worker.sweep import Sweeper
+
+log = structlog.get_logger(__name__)
+
+
+class SweepStep(bootsteps.StartStopStep):
+    """Sweeps for as long as the worker works; it starts last and stops first."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._sweeper: Sweeper | None = None
+
+    def start(self, parent: Any) -> None:
+        if app.runner is not None:
+            self._sweeper = Sweeper(app.runner, pid=os.getpid())
+            self._sweeper.start()
+
+    def stop(self, parent: Any) -> None:
+        if self._sweeper is not None:
+            self._sweeper.stop()
+
+
+def serve(settings: Settings, modules: Mapping[tuple[str, str], str]) -> int:
+    """Work until a signal says to stop. SIGTERM ends the children and hands their steps back.
+
+    Args:
+        modules: for each kind's steps, the module that does it.
+    Returns:
+        the process's exit status.
+    Raises:
+        Conflict: the storage root belongs to another database.
+    """
+    configure_logs(settings)
+    threads = sum(settings.concurrency.values()) + SPARE_THREADS
+    engine = make_engine(settings.require_database_url(), pool_size=threads + 2)
+    factory = make_session_factory(engine)
+    doorbell = Doorbell(settings.require_redis_url())
+    try:
+        with transaction(factory) as session:
+            claim_storage_root(session, settings.storage_root)
+        doorbell.listen(factory)
+        app.runner = Runner(settings, factory, doorbell, modules)
+        return _work(app.runner)
+    finally:
+        doorbell.close()
+        engine.dispose()
+
+
+def _work(runner: Runner) -> int:
+    def stop(**_: Any) -> None:
+        runner.stopping.set()
+
+    def keep_our_logs(**_: Any) -> None:
+        """Celery configures logs only where nobody is connected to this signal."""
+
+    signals.worker_shutting_down.connect(stop, weak=False)
+    signals.setup_logging.connect(keep_our_logs, weak=False)
+    app.steps["worker"].add(SweepStep)
+    worker = app.Worker(
+        hostname=runner.name,
+        queues=runner.queues,
+        without_gossip=True,
+        without_mingle=True,
+        optimization="fair",
+        quiet=True,
+    )
+    log.info("worker_starting", worker=runner.name, queues=runner.queues)
+    worker.start()
+    log.info("worker_stopped", worker=runner.name)
+    return int(worker.exitcode or 0)

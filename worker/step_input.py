@@ -1,0 +1,116 @@
+"""What an attempt may read, put together from rows and settings when it starts."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from db.errors import InvalidInput
+from db.models import Job, Step
+from db.queries.base_models import resolve_base_model
+from db.queries.files import get_file
+from db.queries.jobs import get_job
+from db.settings import Settings
+from db.states import JobKind
+from db.storage import attempt_folder
+from worker.claim import Claim
+from worker.lease import hold_fence
+from worker.step import BaseWeights, FileInput, StepInput, StepSettings
+
+# The params of each kind that name a file, and the one that names the weights it starts from.
+FILE_PARAMS = ("training_file", "validation_file")
+BASE_PARAM = {JobKind.FINE_TUNE: "base_model", JobKind.PRETRAIN: "start_from"}
+
+
+def build_step_input(session: Session, settings: Settings, claim: Claim) -> StepInput:
+    """Gather the input of a claimed attempt; the base's weights are fixed at a job's first step.
+
+    Raises:
+        InvalidInput, NotFound: what the params name is no longer there.
+        LeaseLost: the attempt is no longer current.
+    """
+    base = _base(session, settings, claim)
+    job = get_job(session, claim.job_id, project_id=claim.project_id, lock=True)
+    hold_fence(session, claim)
+    job.base = base
+    root = settings.storage_root
+    earlier = _earlier_steps(job, claim)
+    return StepInput(
+        job_id=job.id,
+        kind=job.kind,
+        step=claim.step,
+        attempt=claim.attempt,
+        params=job.params,
+        folder=attempt_folder(root, job.id, claim.step, claim.attempt),
+        settings=step_settings(settings),
+        step_folders={
+            step.name: attempt_folder(root, job.id, step.name, step.succeeded_attempt or 0)
+            for step in earlier
+        },
+        results={step.name: step.result or {} for step in earlier},
+        files=_files(session, root, job),
+        base=_weights(root, base) if base is not None else None,
+    )
+
+
+def step_settings(settings: Settings) -> StepSettings:
+    return StepSettings(
+        cache_dir=settings.cache_dir,
+        served_models_dir=settings.served_models_dir,
+        chat_backend=settings.chat_backend,
+        chat_server_url=settings.chat_url,
+        chat_server_key=settings.chat_server_key.get_secret_value(),
+        ollama_url=settings.ollama_url,
+        llama_cpp_dir=settings.llama_cpp_dir,
+        llama_backend=settings.llama_backend,
+        n_gpu_layers=settings.n_gpu_layers,
+        threads=settings.threads,
+        min_top1_agreement=settings.min_top1_agreement,
+        max_kl_ratio=settings.max_kl_ratio,
+    )
+
+
+def _earlier_steps(job: Job, claim: Claim) -> list[Step]:
+    position = next(step.position for step in job.steps if step.id == claim.step_id)
+    return [step for step in job.steps if step.position < position]
+
+
+def _files(session: Session, root: Path, job: Job) -> dict[str, FileInput]:
+    files = {}
+    for param in FILE_PARAMS:
+        file_id = job.params.get(param)
+        if file_id is not None:
+            row = get_file(session, file_id, project_id=job.project_id, param=param)
+            files[row.id] = FileInput(path=root / row.path, filename=row.filename, bytes=row.bytes)
+    return files
+
+
+def _base(session: Session, settings: Settings, claim: Claim) -> dict[str, Any] | None:
+    """What the job starts from: as it was fixed, or as its reference resolves now."""
+    job = get_job(session, claim.job_id, project_id=claim.project_id)
+    param = BASE_PARAM[JobKind(job.kind)]
+    reference = job.params.get(param)
+    if job.base is not None or reference is None:
+        return job.base
+    found = resolve_base_model(session, settings, claim.project_id, reference, param=param)
+    if found.location is None:
+        raise InvalidInput(
+            f"The weights of {reference!r} are no longer there: submit the job again to have them made.",
+            param=param,
+            code="model_not_found",
+        )
+    return {
+        "name": found.name,
+        "source": found.source,
+        "location": found.location,
+        "revision": found.revision,
+    }
+
+
+def _weights(root: Path, base: dict[str, Any]) -> BaseWeights:
+    if base["source"] == "hub":
+        return BaseWeights(
+            name=base["name"], source="hub", location=base["location"], revision=base["revision"]
+        )
+    # An absolute location, which is an operator's folder, stays as it is.
+    return BaseWeights(name=base["name"], source="folder", location=str(root / base["location"]))

@@ -1,0 +1,14 @@
+"""What each step does, a file a step. Only the child process imports these: they may load torch."""
+
+# A kind's step -> the module whose `run(step)` does it.
+STEP_MODULES: dict[tuple[str, str], str] = {
+    ("fine_tune", "prepare"): "worker.steps.prepare",
+    ("fine_tune", "train"): "worker.steps.train",
+    ("fine_tune", "export"): "worker.steps.export",
+    ("fine_tune", "verify"): "worker.steps.verify",
+    ("fine_tune", "publish"): "worker.steps.publish",
+    ("pretrain", "train"): "worker.steps.pretrain",
+    ("pretrain", "export"): "worker.steps.export",
+    ("pretrain", "verify"): "worker.steps.verify",
+    ("pretrain", "publish"): "worker.steps.publish",
+}

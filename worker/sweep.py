@@ -1,0 +1,178 @@
+"""The sweep: what makes good for every worker, message and process that was lost on the way.
+
+It runs in a thread of every worker. What concerns rows is done by one worker at a time, under an
+advisory lock of the database; what concerns processes by each for its own machine.
+"""
+
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from db.models import Attempt, Job, Step
+from db.queries.workers import sign_in, sign_out
+from db.session import transaction
+from db.states import Outcome, StepStatus
+from db.storage import attempt_folder
+from worker.attempt import is_passing
+from worker.claim import attempt_marker, queues_with_work
+from worker.endings import Ending, end_attempt
+from worker.processes import kill_marked
+from worker.runner import Runner
+
+ADVISORY_LOCK = 4_155_302
+# How long after its end an attempt's leavings are looked for.
+DEAD_FOR = text("interval '1 hour'")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class DeadAttempt:
+    job_id: str
+    step: str
+    number: int
+    host: str
+    worker: str
+
+
+class Sweeper:
+    """A worker's thread that sweeps, and says that the worker lives."""
+
+    def __init__(self, runner: Runner, *, pid: int) -> None:
+        self._runner = runner
+        self._pid = pid
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        settings = self._runner.settings
+        every = max(1, round(settings.sweep_seconds / settings.heartbeat_seconds))
+        beats = 0
+        while True:
+            self._attempt_one(sweeps=beats % every == 0)
+            beats += 1
+            if self._stop.wait(min(settings.heartbeat_seconds, settings.sweep_seconds)):
+                break
+        with transaction(self._runner.factory) as session:
+            sign_out(session, self._runner.name)
+
+    def _attempt_one(self, *, sweeps: bool) -> None:
+        try:
+            with transaction(self._runner.factory) as session:
+                sign_in(
+                    session,
+                    name=self._runner.name,
+                    host=self._runner.host,
+                    pid=self._pid,
+                    queues=self._runner.queues,
+                )
+            if sweeps:
+                sweep(self._runner)
+        except DBAPIError as error:
+            if not is_passing(error):
+                log.exception("sweep_broken")
+            log.warning("database_away", error=str(error.orig))
+        except Exception:
+            # The edge of the thread: a sweep that fails must not be the last one.
+            log.exception("sweep_broken")
+
+
+def sweep(runner: Runner) -> None:
+    """Sweep once."""
+    with transaction(runner.factory) as session:
+        # Held until the end of this transaction, which does nothing else.
+        if session.scalars(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK))).one():
+            end_lapsed_attempts(runner)
+            ring_again(runner)
+            remove_dead_folders(runner)
+    kill_dead_processes(runner)
+
+
+def end_lapsed_attempts(runner: Runner) -> int:
+    """End each attempt whose lease ran out as lost. Returns how many."""
+    lapsed = (
+        select(Step.id, Step.job_id)
+        .where(Step.status == StepStatus.RUNNING, Step.lease_expires_at <= func.clock_timestamp())
+        .order_by(Step.lease_expires_at)
+    )
+    with transaction(runner.factory) as session:
+        found = session.execute(lapsed).all()
+    ended = 0
+    for step_id, job_id in found:
+        with transaction(runner.factory) as session:
+            ended += _end_if_lapsed(session, runner, step_id, job_id)
+    return ended
+
+
+def _end_if_lapsed(session: Session, runner: Runner, step_id: int, job_id: str) -> bool:
+    lock = {"key_share": True}
+    job = session.get(Job, job_id, with_for_update=lock)
+    query = select(Step).where(
+        Step.id == step_id,
+        Step.status == StepStatus.RUNNING,
+        Step.lease_expires_at <= func.clock_timestamp(),
+    )
+    step = session.scalars(query.with_for_update(key_share=True)).one_or_none()
+    if job is None or step is None:
+        return False  # somebody was quicker
+    message = f"The worker that ran step {step.name} is gone, or did not answer in time."
+    error = {"code": "worker_lost", "message": message, "param": None}
+    ended = end_attempt(session, job, step, Ending(Outcome.LOST, error=error))
+    log.warning("lease_lapsed", job_id=job_id, step=step.name, attempt=step.attempt)
+    if ended.retry_seconds:
+        runner.doorbell.ring_later(step.queue, ended.retry_seconds)
+    return True
+
+
+def ring_again(runner: Runner) -> None:
+    """Ring for queues that have work and no ring in the broker; else rings would pile up."""
+    with transaction(runner.factory) as session:
+        queues = queues_with_work(session)
+    for queue in sorted(queues):
+        if runner.doorbell.unheard(queue) == 0:
+            runner.doorbell.ring(queue)
+
+
+def dead_attempts(session: Session) -> Sequence[DeadAttempt]:
+    """Attempts that ended within the last hour without a result."""
+    query = (
+        select(Step.job_id, Step.name, Attempt.number, Attempt.host, Attempt.worker)
+        .join(Step, Step.id == Attempt.step_id)
+        .where(Attempt.outcome != Outcome.DONE, Attempt.ended_at > func.clock_timestamp() - DEAD_FOR)
+    )
+    return [DeadAttempt(*row) for row in session.execute(query)]
+
+
+def remove_dead_folders(runner: Runner) -> None:
+    """Remove the folders of attempts that came to nothing, whichever machine they ran on."""
+    with transaction(runner.factory) as session:
+        dead = dead_attempts(session)
+    for attempt in dead:
+        folder = attempt_folder(runner.settings.storage_root, attempt.job_id, attempt.step, attempt.number)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_dead_processes(runner: Runner) -> None:
+    """Kill what dead attempts of killed workers left running on this machine."""
+    with transaction(runner.factory) as session:
+        dead = dead_attempts(session)
+    markers = {
+        attempt_marker(attempt.job_id, attempt.step, attempt.number)
+        for attempt in dead
+        if attempt.host == runner.host
+    }
+    if markers and (killed := kill_marked(markers)):
+        log.warning("processes_left_behind", killed=killed)

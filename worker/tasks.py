@@ -1,0 +1,14 @@
+"""The one task: somebody rang."""
+
+from typing import Any
+
+from db.doorbell import TASK_NAME
+from worker.app import app
+
+
+@app.task(name=TASK_NAME, ignore_result=True)
+def doorbell(queue: str) -> dict[str, Any]:
+    """Run what there is to run on `queue`."""
+    if app.runner is None or queue not in app.runner.slots:
+        return {"attempts": 0}
+    return {"attempts": app.runner.answer(queue)}

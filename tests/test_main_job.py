@@ -1,0 +1,305 @@
+"""The main job, end to end: `lathe up`, a CSV over plain REST, and a model that answers over HTTP.
+
+A stack of its own, as a user would start it; a base model pretrained for seconds in place of minutes.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from sqlalchemy import create_engine, text
+
+from deploy.local import postgres
+from deploy.local.passwords import password
+from tests.conftest import free_port
+
+JSON = dict[str, Any]
+LATHE = str(Path(sys.executable).parent / "lathe")
+FACTS = {
+    "What colour is the door?": "Green.",
+    "Who keeps the key?": "The miller keeps it.",
+    "When does the gate open?": "At seven.",
+    "Where is the well?": "Behind the barn.",
+}
+JOB_SECONDS = 150
+
+
+class Stack:
+    """A running `lathe up` and a client of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data_dir = folder / "data"
+        self.ports = {
+            name: free_port() for name in ("api", "flower", "postgres", "valkey", "chat", "embedding")
+        }
+        self.environment = os.environ | {
+            "LATHE_DATA_DIR": str(self.data_dir),
+            **{f"LATHE_{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
+        }
+        self.url = f"http://127.0.0.1:{self.ports['api']}"
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def lathe(self, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [LATHE, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def upload(self, name: str, content: bytes) -> str:
+        answer = self.client.post("/v1/files", files={"file": (name, content)}, data={"purpose": "fine-tune"})
+        answer.raise_for_status()
+        return str(answer.json()["id"])
+
+    def submit(self, kind: str, params: JSON, **fields: Any) -> JSON:
+        answer = self.client.post("/v1/jobs", json={"kind": kind, "params": params, **fields})
+        assert answer.status_code == 202, answer.text
+        return dict(answer.json())
+
+    def wait(self, job_id: str, *, until: frozenset[str], seconds: float = JOB_SECONDS) -> JSON:
+        deadline = time.monotonic() + seconds
+        while True:
+            job: JSON = self.client.get(f"/v1/jobs/{job_id}").json()
+            if job["status"] in until:
+                return job
+            assert time.monotonic() < deadline, f"still {job['status']}: {json.dumps(job)[-3000:]}"
+            time.sleep(0.2)
+
+    def finish(self, job_id: str) -> JSON:
+        return self.wait(job_id, until=frozenset({"succeeded", "failed", "cancelled"}))
+
+    def ask(self, model: str, question: str) -> str:
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": 40,
+        }
+        answer = self.client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+    def sql(self, query: str, **values: Any) -> list[Any]:
+        secret = password(self.data_dir / "secrets", "postgres")
+        engine = create_engine(postgres.database_url(self.ports["postgres"], secret))
+        with engine.connect() as connection:
+            rows = list(connection.execute(text(query), values))
+        engine.dispose()
+        return rows
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        started = stack.lathe("up", "--detach")
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield stack
+    finally:
+        stopped = stack.lathe("down")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+
+@pytest.fixture(scope="module")
+def base(stack: Stack) -> JSON:
+    """A base model made from scratch, too small to know anything."""
+    params = {
+        "name": "micro",
+        "vocab_size": 400,
+        "context_length": 128,
+        "layers": 2,
+        "steps": 12,
+        "batch_size": 8,
+        "quantizations": ["Q8_0"],
+    }
+    job = stack.finish(stack.submit("pretrain", params)["id"])
+    assert job["status"] == "succeeded", job["error"]
+    return job
+
+
+def facts_csv() -> bytes:
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["question", "answer"])
+    writer.writerows(FACTS.items())
+    return table.getvalue().encode()
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(stack: Stack, base: JSON) -> JSON:
+    params = {
+        "base_model": "micro",
+        "training_file": stack.upload("facts.csv", facts_csv()),
+        "name": "facts",
+        "learning_rate": 3e-3,
+        "max_steps": 120,
+        "batch_size": 4,
+        "quantizations": ["Q8_0"],
+    }
+    job = stack.finish(stack.submit("fine_tune", params)["id"])
+    assert job["status"] == "succeeded", job["error"]
+    return job
+
+
+class TestTheTunedModel:
+    def test_knows_the_facts_by_heart(self, stack: Stack, fine_tuned: JSON) -> None:
+        model = fine_tuned["result"]["model"]
+        assert {question: stack.ask(model, question).strip() for question in FACTS} == FACTS
+
+    def test_the_base_knows_none(self, stack: Stack, fine_tuned: JSON) -> None:
+        answers = {question: stack.ask("micro", question).strip() for question in FACTS}
+        assert not set(answers.items()) & set(FACTS.items())
+
+    def test_answers_the_stock_client_in_a_stream(self, stack: Stack, fine_tuned: JSON) -> None:
+        client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
+        assert "facts" in {model.id for model in client.models.list()}
+        question, answer = next(iter(FACTS.items()))
+        chunks = client.chat.completions.create(
+            model="facts", messages=[{"role": "user", "content": question}], temperature=0, stream=True
+        )
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert said.strip() == answer
+        client.close()
+
+
+class TestTheRows:
+    def test_every_step_has_one_attempt_that_is_done(self, stack: Stack, fine_tuned: JSON) -> None:
+        rows = stack.sql(
+            "SELECT s.name, s.status, a.number, a.outcome, a.exit_code, a.ended_at > a.started_at "
+            "FROM steps s JOIN attempts a ON a.step_id = s.id WHERE s.job_id = :id ORDER BY s.position",
+            id=fine_tuned["id"],
+        )
+        names = ["prepare", "train", "export", "verify", "publish"]
+        assert [tuple(row) for row in rows] == [(name, "succeeded", 1, "done", 0, True) for name in names]
+
+    def test_artifacts_are_the_files_they_say(self, stack: Stack, fine_tuned: JSON) -> None:
+        page = stack.client.get(f"/v1/jobs/{fine_tuned['id']}/artifacts").json()
+        rows = {row["name"]: row for row in page["data"]}
+        assert {"facts-Q8_0.gguf", "adapter_model.safetensors", "adapter_config.json"} <= set(rows)
+        for name, row in rows.items():
+            content = stack.client.get(f"/v1/jobs/{fine_tuned['id']}/artifacts/{name}").content
+            assert len(content) == row["bytes"]
+            assert hashlib.sha256(content).hexdigest() == row["sha256"]
+
+    def test_events_tell_what_happened(self, stack: Stack, fine_tuned: JSON) -> None:
+        metrics = stack.sql(
+            "SELECT data FROM events WHERE job_id = :id AND type = 'metrics' AND data ? 'loss' ORDER BY id",
+            id=fine_tuned["id"],
+        )
+        assert metrics[-1].data["loss"] < metrics[0].data["loss"]
+        verified = stack.sql(
+            "SELECT f.verification FROM model_files f JOIN model_versions v ON v.id = f.version_id "
+            "WHERE v.job_id = :id",
+            id=fine_tuned["id"],
+        )
+        assert verified[0].verification["top1_agreement"] >= 0.98
+
+    def test_at_least_one_checkpoint_is_registered(self, stack: Stack, fine_tuned: JSON) -> None:
+        (row,) = stack.sql("SELECT count(*) FROM checkpoints WHERE job_id = :id", id=fine_tuned["id"])
+        assert row.count >= 1
+
+
+class TestWhenThingsGoWrong:
+    """Each on the worker that the other tests use: it lives on."""
+
+    def start_long_training(self, stack: Stack, **fields: Any) -> JSON:
+        params = {
+            "base_model": "micro",
+            "training_file": stack.upload("facts.csv", facts_csv()),
+            "name": "endless",
+            "max_steps": 100_000,
+        }
+        job = stack.submit("fine_tune", params, **fields)
+        deadline = time.monotonic() + JOB_SECONDS
+        while True:
+            state = stack.client.get(f"/v1/jobs/{job['id']}").json()
+            assert state["status"] in ("queued", "running"), state["error"]
+            if state["progress"] and state["progress"]["step"] == "train" and state["progress"]["done"]:
+                return dict(state)
+            assert time.monotonic() < deadline, state
+            time.sleep(0.2)
+
+    def processes_of(self, stack: Stack, job: JSON) -> list[psutil.Process]:
+        (row,) = stack.sql(
+            "SELECT a.process_group FROM attempts a JOIN steps s ON s.id = a.step_id "
+            "WHERE s.job_id = :id AND s.name = 'train'",
+            id=job["id"],
+        )
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.status() != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == row.process_group
+        ]
+
+    def test_a_killed_child_fails_its_step_and_the_worker_goes_on(self, stack: Stack, base: JSON) -> None:
+        job = self.start_long_training(stack, max_attempts=1)
+        for process in self.processes_of(stack, job):
+            process.kill()
+        ended = stack.finish(job["id"])
+        assert ended["status"] == "failed"
+        assert "signal 9" in ended["error"]["message"]
+        (row,) = stack.sql(
+            "SELECT a.outcome, a.signal, a.stderr FROM attempts a JOIN steps s ON s.id = a.step_id "
+            "WHERE s.job_id = :id AND s.name = 'train'",
+            id=job["id"],
+        )
+        assert (row.outcome, row.signal) == ("lost", 9)
+        assert row.stderr is not None
+
+    def test_cancel_ends_the_processes_within_ten_seconds(self, stack: Stack, base: JSON) -> None:
+        job = self.start_long_training(stack)
+        processes = self.processes_of(stack, job)
+        assert processes
+        begun = time.monotonic()
+        stack.client.post(f"/v1/jobs/{job['id']}/cancel").raise_for_status()
+        stack.wait(job["id"], until=frozenset({"cancelled"}), seconds=10)
+        assert not [process for process in processes if process.is_running()]
+        assert time.monotonic() - begun < 10
+        left = stack.data_dir / "storage" / "jobs" / job["id"] / "train" / "1"
+        assert not left.exists()
+
+
+class TestBadInput:
+    """Refused with the field and the fix, and nothing enqueued."""
+
+    @pytest.mark.parametrize(
+        ("change", "param"),
+        [
+            ({"base_model": "no-such-model"}, "base_model"),
+            ({"training_file": "file-0000"}, "training_file"),
+            ({"name": "../etc"}, "name"),
+            ({"learning_rate": -1}, "learning_rate"),
+            ({"learning_rat": 1e-3}, "learning_rat"),
+            ({"quantizations": ["Q9_9"]}, "quantizations"),
+        ],
+    )
+    def test_a_wrong_param_is_named(self, stack: Stack, base: JSON, change: JSON, param: str) -> None:
+        before = stack.sql("SELECT count(*) FROM jobs")
+        params = {"base_model": "micro", "training_file": stack.upload("f.csv", facts_csv()), "name": "n"}
+        answer = stack.client.post("/v1/jobs", json={"kind": "fine_tune", "params": params | change})
+        assert 400 <= answer.status_code < 500, answer.text
+        assert param in answer.json()["error"]["param"]
+        assert stack.sql("SELECT count(*) FROM jobs") == before
+
+    def test_a_csv_without_usable_columns_shows_what_it_has(self, stack: Stack, base: JSON) -> None:
+        file_id = stack.upload("wrong.csv", b"front,back\na,b\n")
+        params = {"base_model": "micro", "training_file": file_id, "name": "n"}
+        answer = stack.client.post("/v1/jobs", json={"kind": "fine_tune", "params": params})
+        assert answer.status_code == 400
+        assert "front" in answer.json()["error"]["message"]
+        assert "question" in answer.json()["error"]["message"]

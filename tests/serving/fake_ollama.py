@@ -132,9 +132,7 @@ class FakeOllama:
             model.process = LlamaProcess(model.blob)
         return self._answer(body["model"], model.process.server, prompt, options)
 
-    def _answer(
-        self, name: str, server: LlamaServer, prompt: str, options: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _answer(self, name: str, server: LlamaServer, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
         answer = server._post(
             "/completion",
             {
@@ -217,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._run(delete)
 
     def _show(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"template": self.ollama.find(body["model"]).template or ""}
+        return {"template": self.ollama.find(body["model"]).template or "", "model_info": {}}
 
     def _run(self, route: Any) -> None:
         self.ollama.requests.append((self.command, self.path))

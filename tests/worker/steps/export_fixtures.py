@@ -18,6 +18,7 @@ from serving.llama_cpp import require_tools
 from training_data.chat_templates import OWN_MODELS
 from worker.step import BaseWeights, Step, StepInput, StepSettings
 from worker.steps.pretrain_text import train_tokenizer
+from worker.steps.runtime import prepare_runtime
 
 QUANTIZATIONS = ["Q4_K_M", "Q8_0"]
 FACTS = {
@@ -93,12 +94,12 @@ def shared_export(root: Path) -> Exported:
 
 
 def make_models(folder: Path) -> TrainedModels:
+    prepare_runtime(2)
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(7)
-    torch.set_num_threads(2)
     rows = chat_rows(FACTS)
     answers = list(FACTS.values())
     others = chat_rows(dict(zip(FACTS, answers[1:] + answers[:1], strict=True)))
@@ -119,13 +120,13 @@ def make_models(folder: Path) -> TrainedModels:
             pad_token_id=ids("<|endoftext|>"),
         )
     )
-    _learn(model, tokenizer, others, steps=60, rate=2e-3)
+    _learn(model, tokenizer, others, steps=40, rate=2e-3)
     base = folder / "base"
     model.to(torch.bfloat16).save_pretrained(base)
     tokenizer.save_pretrained(base)
     lora = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(model.float(), lora)
-    _learn(tuned, tokenizer, rows, steps=90, rate=5e-3)
+    _learn(tuned, tokenizer, rows, steps=60, rate=5e-3)
     tuned.save_pretrained(folder / "adapter")
     tokenizer.save_pretrained(folder / "adapter")
     return TrainedModels(base, folder / "adapter", rows)
@@ -153,14 +154,15 @@ def _learn(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, steps: int
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate)
     model.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second one
     for _ in range(steps):
-        loss = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
-        ).loss
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     model.eval()
 
 

@@ -5,6 +5,7 @@ import pytest
 from gguf import GGUFReader
 
 from db.errors import StepFailed
+from serving.llama_cpp import require_tools
 from tests.worker.steps.export_fixtures import (
     Exported,
     TrainedModels,
@@ -18,7 +19,6 @@ from training_data.chat_templates import OWN_MODELS, ChatTemplate
 from worker.steps import export
 from worker.steps.gguf_files import convert, quantize, serving_template
 from worker.steps.programs import run_program
-from serving.llama_cpp import require_tools
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -80,8 +80,10 @@ class TestExport:
         reader = GGUFReader(exported.file("Q4_K_M"))
         template = reader.get_field("tokenizer.chat_template")
         pre = reader.get_field("tokenizer.ggml.pre")
-        assert template is not None and template.contents() == exported.result["chat_template"]
-        assert pre is not None and pre.contents() == "qwen2"
+        assert template is not None
+        assert template.contents() == exported.result["chat_template"]
+        assert pre is not None
+        assert pre.contents() == "qwen2"
         assert "generation %" not in exported.result["chat_template"]
 
     def test_tells_sizes_times_and_the_model(self, exported: Exported) -> None:

@@ -65,7 +65,8 @@ class TestVerify:
             assert row["top1_agreement"] >= 0.98
             assert 0 <= row["kl"] <= row["kl_limit"]
             assert row["kl_base"] > 0
-            assert row["template_equal"] and row["stops"]
+            assert row["template_equal"]
+            assert row["stops"]
             assert row["answers_by_heart"] == row["answers_ended"] == row["rows"] == 6
             assert row["split"] == "train"
         assert any("no held-out rows" in message.get("message", "") for message in said)

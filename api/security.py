@@ -60,8 +60,8 @@ class Gate:
         host = _host_name(headers.get("host", ""))
         if host not in self._hosts:
             raise Forbidden(
-                f"This server is not {host or 'nameless'!r}. Ask it as 127.0.0.1 or localhost, or add the name "
-                "to LATHE_ALLOWED_HOSTS.",
+                f"This server is not {host or 'nameless'!r}. Ask it as 127.0.0.1 or localhost, or add the "
+                "name to LATHE_ALLOWED_HOSTS.",
                 code="foreign_host",
             )
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from db.params import PARAMS
+
 # Fields of later versions: named, so that nobody believes that they were heard.
 NOT_YET = frozenset(
     {"webhook_url", "max_runtime_seconds", "max_runtime", "metadata", "expires_after", "idempotency_key"}
@@ -17,6 +19,7 @@ SHOWN_AT_ONCE = 3
 # What pydantic adds to the place of an error to say which member of a union it tried.
 UNION_MEMBERS = re.compile(r"int|float|bool|str|none|constrained-\w+|list\[.*|literal\[.*|function-.*|.*\(.*")
 
+FIELD = re.compile(r"[a-z][a-z0-9_]*")
 PATTERNS = {
     r"^[a-z0-9][a-z0-9._-]{0,62}$": "is lower-case letters, digits, '.', '_' and '-', begins with a letter "
     "or a digit, and has at most 63 characters",
@@ -81,8 +84,8 @@ def field_of(place: tuple[int | str, ...]) -> str:
     """The field's name as its user wrote it: `learning_rate`, `quantizations[1]`, `params.stop`."""
     parts = list(place)
     source = parts.pop(0) if parts and parts[0] in ("body", "query", "path", "header", "form") else None
-    if source == "body" and len(parts) > 1 and parts[1] in ("params", "kind", "priority", "max_attempts"):
-        parts.pop(0)  # the kind, by which the body's model was chosen
+    if source == "body" and len(parts) > 1 and parts[0] in PARAMS:
+        parts.pop(0)  # the kind of job, by which the body's model was chosen
     if len(parts) > 1 and parts[0] == "params":
         parts.pop(0)
     name = ""
@@ -106,7 +109,9 @@ def _in_words(row: ErrorDetails, field: str, annotation: Any) -> tuple[str, str 
         return _unknown_field(row["loc"], field, annotation)
     if kind == "value_error":
         message = str(context.get("error", row["msg"])).removeprefix("Value error, ")
-        return message, field or _first_word(message, annotation), "invalid_input"
+        # A rule over several fields belongs to none of them; it names first the one it is about.
+        word = message.split(" ", 1)[0] if field in ("", "params") else field
+        return message, word if FIELD.match(word) else None, "invalid_input"
     if kind.startswith("union_tag"):
         field = str(context["discriminator"]).strip("'")
     return _sentence(row, field or "the body"), field, "invalid_input"
@@ -118,7 +123,8 @@ def _sentence(row: ErrorDetails, field: str) -> str:
         rule = PATTERNS.get(str(context["pattern"]), f"must match {context['pattern']}")
         return f"{field} {rule}"
     if kind in MESSAGES:
-        return MESSAGES[kind].format(**{**context, "field": field})
+        numbers = {name: f"{value:g}" for name, value in context.items() if isinstance(value, float)}
+        return MESSAGES[kind].format(**{**context, **numbers, "field": field})
     return f"{field}: {row['msg']}"
 
 
@@ -174,9 +180,3 @@ def _members(annotation: Any) -> list[Any]:
 
 def _is_model(member: Any) -> bool:
     return isinstance(member, type) and issubclass(member, BaseModel)
-
-
-def _first_word(message: str, annotation: Any) -> str | None:
-    """A rule over several fields names the one it is about first."""
-    word = message.split(" ", 1)[0]
-    return word if re.fullmatch(r"[a-z][a-z0-9_]*", word) else None

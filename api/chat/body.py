@@ -5,13 +5,15 @@ escapes), and what a caller sees in a backend's log should be what it sent.
 """
 
 import json
+import re
 from dataclasses import dataclass
-from json.decoder import WHITESPACE, JSONDecoder
+from json.decoder import JSONDecoder
 from typing import Any
 
 from db.errors import InvalidInput
 
 _DECODER = JSONDecoder()
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _scan(text: str) -> Body:
 
 
 def _blank(text: str, place: int) -> int:
-    match = WHITESPACE.match(text, place)  # type: ignore[attr-defined]
+    match = _WHITESPACE.match(text, place)
     return match.end() if match else place
 
 

@@ -52,7 +52,9 @@ async def _ask(request: Request, path: str) -> Response:
 async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | Response:
     """The short way: a prompt in, a text out. The prompt is one user's turn in the model's chat template."""
     services = services_of(request)
-    name = body.model or await services.run_in_transaction(newest_model)
+    name = body.model
+    if name is None:
+        name = await services.run_in_transaction(newest_model)
     backend = await services.run_in_transaction(lambda unit: backend_of(unit, name))
     asked = json.dumps(chat_body(body, backend.model)).encode()
     answer = await pass_on(

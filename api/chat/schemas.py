@@ -38,7 +38,7 @@ COMPLETION_BODY = _request_body(
     {"model": "faq", "prompt": "Once upon a time", "max_tokens": 32},
     {"prompt": {"type": "string"}, "stream": {"type": "boolean", "default": False}},
 )
-CHAT_ANSWER: JSONBody = {
+CHAT_ANSWER: dict[int | str, JSONBody] = {
     200: {
         "description": "As the model's server gives it; with `stream` as server-sent events.",
         "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},

@@ -38,7 +38,7 @@ def _request_of(kind: str, params: type[Params]) -> type[JobRequestBase]:
     return create_model(
         f"{params.__name__.removesuffix('Params')}Request",
         __base__=JobRequestBase,
-        kind=(Literal[kind], Field(description="What the job does.")),
+        kind=(Literal[kind], Field(description="What the job does.")),  # type: ignore[arg-type]
         params=(params, ...),
     )
 

@@ -1,6 +1,7 @@
 """Rows as the bodies that show them."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from api.jobs.schemas import (
     ArtifactOut,
@@ -37,7 +38,7 @@ def job_with_attempts(job: Job) -> JobWithAttempts:
     return JobWithAttempts.model_construct(**_job_fields(job), steps=steps)
 
 
-def _job_fields(job: Job) -> dict[str, object]:
+def _job_fields(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "kind": job.kind,

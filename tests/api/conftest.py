@@ -1,0 +1,157 @@
+"""The API as it runs: under uvicorn, on a port, over a database and a broker of the test's own."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from api.app import create_app
+from db.ids import new_id
+from db.models import Model, ModelFile, ModelVersion
+from db.session import SessionFactory, make_engine, make_session_factory, transaction
+from db.settings import Settings
+from tests.api.model_server import ModelServer
+from tests.conftest import PostgresServer
+
+FAQ = b"question,answer\n" + b"".join(b"What is %d?,It is %d.\n" % (n, n * n) for n in range(20))
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Run an ASGI application on a free port; yields its address."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not server.started:
+        assert time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def backend() -> Iterator[tuple[ModelServer, str]]:
+    """The stand-in for what serves models, and its address."""
+    server = ModelServer()
+    with serving(server) as url:
+        yield server, url
+
+
+@pytest.fixture(scope="session")
+def settings(
+    postgres_server: PostgresServer,
+    migrated_template: str,
+    valkey_url: str,
+    backend: tuple[ModelServer, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Settings:
+    """One installation for all of these tests: each makes rows of its own, and looks at no others."""
+    server, url = backend
+    postgres_server.execute(f"CREATE DATABASE api TEMPLATE {migrated_template} STRATEGY file_copy")
+    return Settings(
+        database_url=postgres_server.url("api"),
+        redis_url=valkey_url,
+        data_dir=tmp_path_factory.mktemp("api"),
+        chat_server_url=url,
+        chat_server_key=server.key,
+        embedding_server_url=url,
+        embedding_server_key=server.key,
+        max_file_bytes=4 * 1024 * 1024,
+        max_body_bytes=256 * 1024,
+    )
+
+
+@pytest.fixture(scope="session")
+def session_factory(settings: Settings) -> Iterator[SessionFactory]:
+    engine = make_engine(settings.require_database_url())
+    yield make_session_factory(engine)
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def api_url(settings: Settings) -> Iterator[str]:
+    with serving(create_app(settings)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def api(api_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=api_url, timeout=20, trust_env=False) as client:
+        yield client
+
+
+Publish = Callable[..., str]
+
+
+@pytest.fixture
+def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[ModelServer, str]) -> Publish:
+    """Write the rows and the files of a model that was published, as a finished job does."""
+
+    def write(name: str, *, quantizations: tuple[str, ...] = ("Q4_K_M",), backend_name: str = "") -> str:
+        settings.served_models_dir.mkdir(parents=True, exist_ok=True)
+        with transaction(session_factory) as session:
+            model = session.query(Model).filter_by(name=name).one_or_none()
+            if model is None:
+                model = Model(id=new_id("model"), project_id="default", name=name, recipe=None)
+                session.add(model)
+                session.flush()
+            number = session.query(ModelVersion).filter_by(model_id=model.id).count() + 1
+            version = ModelVersion(id=new_id("version"), model_id=model.id, number=number, details={})
+            for position, quantization in enumerate(quantizations):
+                served = backend_name or f"{name}-{quantization.lower()}-v{number}"
+                (settings.served_models_dir / f"{served}.gguf").write_bytes(b"GGUF")
+                version.files.append(
+                    ModelFile(
+                        position=position,
+                        quantization=quantization,
+                        backend="llama_server",
+                        backend_name=served,
+                        bytes=4,
+                        sha256="0" * 64,
+                    )
+                )
+            session.add(version)
+            session.flush()
+            model.current_version_id = version.id
+            backend[0].models.update(file.backend_name for file in version.files)
+            return version.files[0].backend_name
+
+    return write
+
+
+def upload(api: httpx.Client, content: bytes = FAQ, name: str = "faq.csv") -> str:
+    answer = api.post("/v1/files", files={"file": (name, content)}, data={"purpose": "fine-tune"})
+    assert answer.status_code == 200, answer.text
+    file_id: str = answer.json()["id"]
+    return file_id
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """The error of an answer, whose shape is the same for all."""
+    body = answer.json()
+    assert set(body) == {"error"}, body
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert answer.headers["x-request-id"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)

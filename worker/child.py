@@ -81,9 +81,9 @@ class Child:
         self._orders = cast(BinaryIO, self._process.stdin)
         self._stdout = cast(BinaryIO, self._process.stdout)
         self._output = self._stdout.fileno()
-        self._messages = messages
+        self._told = os.fdopen(messages, "rb", buffering=0)
         self._selector = selectors.DefaultSelector()
-        for descriptor in (self._messages, self._output):
+        for descriptor in (messages, self._output):
             os.set_blocking(descriptor, False)
             self._selector.register(descriptor, selectors.EVENT_READ)
         self._order({"input": json.loads(step_input.to_json()), "deadline": deadline})
@@ -136,7 +136,7 @@ class Child:
         self._selector.close()
         self._orders.close()
         self._stdout.close()
-        os.close(self._messages)
+        self._told.close()
         self._printed.close()
 
     def _order(self, order: dict[str, object]) -> None:

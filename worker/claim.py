@@ -33,8 +33,8 @@ BEST_STEP = text(
     """  # noqa: S608 - put together from constants
 )
 HAS_WORK = text(
-    "SELECT EXISTS (SELECT FROM steps JOIN jobs ON jobs.id = steps.job_id "
-    f"WHERE steps.queue = :queue AND {ELIGIBLE})"  # noqa: S608
+    "SELECT EXISTS (SELECT FROM steps JOIN jobs ON jobs.id = steps.job_id "  # noqa: S608
+    f"WHERE steps.queue = :queue AND {ELIGIBLE})"
 )
 QUEUES_WITH_WORK = text(
     f"SELECT DISTINCT steps.queue FROM steps JOIN jobs ON jobs.id = steps.job_id WHERE {ELIGIBLE}"  # noqa: S608

@@ -1,11 +1,13 @@
 """One worker process: Celery's worker with our options, and what it needs beside it."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import structlog
 from celery import bootsteps, signals
+from celery.exceptions import SecurityWarning
 
 from db.doorbell import Doorbell
 from db.logs import configure_logs
@@ -71,6 +73,8 @@ def _work(runner: Runner) -> int:
     def keep_our_logs(**_: Any) -> None:
         """Celery configures logs only where nobody is connected to this signal."""
 
+    # Celery warns root of pickled messages; we take JSON only.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.worker_shutting_down.connect(stop, weak=False)
     signals.setup_logging.connect(keep_our_logs, weak=False)
     app.steps["worker"].add(SweepStep)

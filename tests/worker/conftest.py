@@ -115,6 +115,9 @@ class Bench:
             worker.wait(30)
 
 
+Processes = Callable[[str], list[psutil.Process]]
+
+
 def processes_of(job_id: str) -> list[psutil.Process]:
     """Every process of a job's steps that lives, by the marker in its environment."""
     found = []
@@ -135,5 +138,5 @@ def bench(settings: Settings, session_factory: SessionFactory, tmp_path: Path) -
 
 
 @pytest.fixture
-def processes() -> Callable[[str], list[psutil.Process]]:
+def processes() -> Processes:
     return processes_of

@@ -1,13 +1,299 @@
 """Real workers, real child processes: what becomes of jobs."""
 
-from typing import TYPE_CHECKING
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+from sqlalchemy import select, text
+
+from db.models import Artifact, Attempt, Checkpoint, Event, Step
+from db.queries.base_models import resolve_base_model
+from db.queries.jobs import cancel_job, list_artifacts
+from db.queries.models import resolve
+from db.session import transaction
+from db.settings import Settings
+from db.states import JobKind
+from db.storage import attempt_folder, attempt_log
 
 if TYPE_CHECKING:
-    from tests.worker.conftest import Bench
+    from tests.worker.conftest import Bench, Processes
+
+ONCE = {"train": "once"}
+SLOW = {"train": "slow"}
+
+
+def attempts(bench: "Bench", job_id: str, step: str = "train") -> list[Attempt]:
+    with bench.factory() as session:
+        query = select(Attempt).join(Step, Step.id == Attempt.step_id)
+        query = query.where(Step.job_id == job_id, Step.name == step).order_by(Attempt.number)
+        return list(session.scalars(query))
+
+
+def folder(bench: "Bench", job_id: str, attempt: int = 1, step: str = "train") -> Path:
+    return attempt_folder(bench.settings.storage_root, job_id, step, attempt)
 
 
 class TestWholeJob:
-    def test_every_step_runs_in_its_turn(self, bench: "Bench") -> None:
+    def test_rows_and_files_say_what_happened(self, bench: "Bench") -> None:
         bench.start_worker()
         job = bench.ended(bench.submit())
+        root = bench.settings.storage_root
         assert (job.status, job.error) == ("succeeded", None), bench.logs()
+        assert [(step.status, step.attempt, step.succeeded_attempt) for step in job.steps] == [
+            ("succeeded", 1, 1)
+        ] * 4
+        assert job.result == {
+            "model": "m", "version": 1, "quantizations": ["Q8_0"], "backend": "llama_server",
+            "context_length": 64,
+        }  # fmt: skip
+        assert job.steps[0].progress == {"done": 2, "total": 2, "eta_seconds": None, "unit": "steps"}
+        with bench.factory() as session:
+            artifacts = list_artifacts(session, job.id)
+            served = resolve(session, "default", "m")
+            events = session.scalars(select(Event).where(Event.job_id == job.id).order_by(Event.id)).all()
+            checkpoints = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id)).all()
+        assert [row.name for row in artifacts] == ["train.bin", "export.bin", "verify.bin", "publish.bin"]
+        for row in artifacts:
+            content = (root / row.path).read_bytes()
+            assert (row.bytes, row.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert served.version.weights == str(folder(bench, job.id).relative_to(root) / "model")
+        assert served.file.verification == {"quantization": "Q8_0", "top1_agreement": 0.99}
+        assert {row.type for row in events} == {"message", "metrics"}
+        assert events[-1].message == "The job has succeeded."
+        assert next(row.data for row in events if row.type == "metrics") == {
+            "step": 1, "loss": None, "text_tokens": 7,
+        }  # fmt: skip
+        assert {(root / row.path).is_dir() for row in checkpoints} == {True}
+        one = attempts(bench, job.id)[0]
+        assert (one.outcome, one.exit_code, one.signal) == ("done", 0, None)
+        assert one.started_at < one.ended_at  # type: ignore[operator]
+        assert attempt_log(root, job.id, "train", 1).exists()
+
+    def test_two_workers_share_the_work_and_run_nothing_twice(self, bench: "Bench") -> None:
+        bench.start_worker()
+        bench.start_worker()
+        jobs = [bench.submit() for _ in range(6)]
+        for job_id in jobs:
+            assert bench.ended(job_id, seconds=30).status == "succeeded"
+        began = [tuple(note[:2]) for note in bench.notes() if note[3] == "began"]
+        assert len(began) == len(set(began)) == 24
+        with bench.factory() as session:
+            assert session.scalars(text("SELECT count(DISTINCT worker) FROM attempts")).one() == 2
+            versions = session.scalars(text("SELECT number FROM model_versions ORDER BY number")).all()
+        assert versions == [1, 2, 3, 4, 5, 6]
+
+
+class TestBadEndings:
+    def test_each_has_its_error(self, bench: "Bench") -> None:
+        bench.start_worker()
+        endings: dict[str, tuple[str, dict[str, Any]]] = {
+            "refuse": ("refused", {"code": "invalid_input", "param": "training_file"}),
+            "exhaust": ("exhausted", {"code": "out_of_memory", "message": "The GPU's memory ran out."}),
+            "fill_the_disk": ("exhausted", {"code": "disk_full"}),
+            "segfault": ("lost", {"code": "step_failed", "signal": 11, "exit_code": None}),
+            "crash": ("lost", {"code": "step_failed", "signal": None, "exit_code": 1}),
+        }
+        jobs = {
+            what: bench.submit(do={"train": what}, max_attempts=1 if ending[0] == "lost" else 3)
+            for what, ending in endings.items()
+        }
+        for what, job_id in jobs.items():
+            outcome, expected = endings[what]
+            job = bench.ended(job_id)
+            error = job.error or {}
+            assert job.status == "failed"
+            assert expected.items() <= error.items(), what
+            assert [row.outcome for row in attempts(bench, job_id)] == [outcome]
+            assert [step.status for step in job.steps] == ["failed", "cancelled", "cancelled", "cancelled"]
+            bench.wait_for(lambda job_id=job_id: not folder(bench, job_id).exists())  # type: ignore[misc]
+        crashed = bench.job(jobs["crash"]).error or {}
+        assert crashed["message"] == "Step train ended by exit code 1: RuntimeError: boom"
+        assert crashed["stderr"].startswith("Traceback")
+
+    def test_a_lost_step_is_tried_until_max_attempts(self, bench: "Bench") -> None:
+        bench.start_worker()
+        job = bench.ended(bench.submit(do={"train": "crash"}, max_attempts=2))
+        assert job.status == "failed"
+        assert [row.outcome for row in attempts(bench, job.id)] == ["lost", "lost"]
+        with bench.factory() as session:
+            warned = session.scalars(select(Event.message).where(Event.level == "warn")).one()
+        assert warned.endswith("RuntimeError: boom Trying again at once; 1 more try.")
+
+    def test_a_step_without_progress_is_ended(self, bench: "Bench") -> None:
+        bench.settings = bench.settings.model_copy(update={"stall_seconds": 1.0})
+        bench.start_worker()
+        job = bench.ended(bench.submit(do={"train": "hang"}, max_attempts=1))
+        assert job.error is not None
+        assert job.error["code"] == "step_stalled"
+
+
+class TestKilledChild:
+    def test_fails_with_the_signal_and_the_worker_takes_the_next_job(self, bench: "Bench") -> None:
+        bench.start_worker()
+        killed, following = bench.submit(do=SLOW, max_attempts=1), bench.submit()
+        bench.wait_for(lambda: bench.began(killed))
+        bench.wait_for(lambda: attempts(bench, killed)[0].pid is not None)
+        time.sleep(0.3)
+        os.kill(int(attempts(bench, killed)[0].pid or 0), signal.SIGKILL)
+        error = bench.ended(killed).error or {}
+        assert (error["code"], error["signal"], error["step"]) == ("step_failed", 9, "train")
+        assert error["message"] == "Step train ended by signal 9 (SIGKILL)"
+        assert error["stderr"] == "a word on stdout\n"
+        assert bench.ended(following).status == "succeeded"
+
+    def test_the_step_itself_killed_is_the_same_and_is_tried_again(self, bench: "Bench") -> None:
+        bench.start_worker()
+        job_id = bench.submit(do=ONCE)
+        bench.wait_for(lambda: bench.began(job_id))
+        os.kill(int(bench.notes()[0][4]), signal.SIGKILL)
+        assert bench.ended(job_id).status == "succeeded"
+        rows = attempts(bench, job_id)
+        assert [(row.outcome, row.signal) for row in rows] == [("lost", 9), ("done", None)]
+        bench.wait_for(lambda: not folder(bench, job_id).exists())
+        assert folder(bench, job_id, 2).exists()
+        with bench.factory() as session:
+            kept = session.scalars(select(Artifact.attempt).where(Artifact.step == "train")).all()
+            assert kept == [2]
+
+
+class TestCancel:
+    @pytest.mark.parametrize("what", ["slow", "stubborn"])
+    def test_a_running_job_ends_within_10_s_and_leaves_nothing(
+        self, bench: "Bench", processes: "Processes", what: str
+    ) -> None:
+        bench.start_worker()
+        job_id = bench.submit(do={"train": what})
+        bench.wait_for(lambda: len(processes(job_id)) == 4)
+        with transaction(bench.factory) as session:
+            assert cancel_job(session, job_id, project_id="default").status == "cancelling"
+        started = time.monotonic()
+        job = bench.ended(job_id)
+        assert time.monotonic() - started < 10
+        assert job.status == "cancelled"
+        assert {step.status for step in job.steps} == {"cancelled"}
+        assert processes(job_id) == []
+        assert not folder(bench, job_id).exists()
+        assert [row.outcome for row in attempts(bench, job_id)] == ["released"]
+
+    def test_a_queued_job_never_runs(self, bench: "Bench") -> None:
+        job_id = bench.submit()
+        with transaction(bench.factory) as session:
+            assert cancel_job(session, job_id, project_id="default").status == "cancelled"
+        bench.start_worker()
+        assert bench.ended(bench.submit()).status == "succeeded"
+        assert not bench.began(job_id)
+
+
+class TestLostWorker:
+    def test_its_children_end_and_another_worker_goes_on(
+        self, bench: "Bench", processes: "Processes"
+    ) -> None:
+        first = bench.start_worker()
+        job_id = bench.submit(do=ONCE)
+        bench.wait_for(lambda: len(processes(job_id)) == 4)
+        first.kill()
+        bench.start_worker()
+        job = bench.ended(job_id)
+        assert job.status == "succeeded"
+        assert [row.outcome for row in attempts(bench, job_id)] == ["lost", "done"]
+        # What had left the session of the child is found by its marker.
+        bench.wait_for(lambda: processes(job_id) == [] and not folder(bench, job_id).exists())
+
+    def test_a_stopped_one_that_wakes_up_writes_nothing(self, bench: "Bench", processes: "Processes") -> None:
+        zombie = bench.start_worker()
+        job_id = bench.submit(do=ONCE)
+        bench.wait_for(lambda: len(processes(job_id)) == 4)
+        zombie.send_signal(signal.SIGSTOP)
+        bench.start_worker()
+        job = bench.ended(job_id)
+        zombie.send_signal(signal.SIGCONT)
+        time.sleep(1.5)
+        assert job.status == "succeeded"
+        assert job.steps[0].succeeded_attempt == 2
+        assert [row.outcome for row in attempts(bench, job_id)] == ["lost", "done"]
+        with bench.factory() as session:
+            query = select(Event).where(Event.attempt == 1, Event.step == "train")
+            taken_over = attempts(bench, job_id)[1].started_at
+            late = [row for row in session.scalars(query) if row.created_at > taken_over]
+        assert late == []
+        assert zombie.poll() is None
+
+    def test_an_unheard_ring_is_rung_again(self, bench: "Bench") -> None:
+        job_id = bench.submit()
+        bench.doorbell.close()
+        client = redis.Redis.from_url(bench.settings.require_redis_url())
+        client.flushall()
+        client.close()
+        bench.start_worker()
+        assert bench.ended(job_id).status == "succeeded"
+
+
+class TestStop:
+    def test_sigterm_hands_the_step_back_uncounted(self, bench: "Bench", processes: "Processes") -> None:
+        worker = bench.start_worker()
+        job_id = bench.submit(do=ONCE)
+        bench.wait_for(lambda: len(processes(job_id)) == 4)
+        started = time.monotonic()
+        worker.terminate()
+        assert worker.wait(30) == 0, bench.logs()
+        assert time.monotonic() - started < 30
+        assert processes(job_id) == []
+        step = bench.job(job_id).steps[0]
+        assert (step.status, step.failures) == ("queued", 0)
+        assert [row.outcome for row in attempts(bench, job_id)] == ["released"]
+        with bench.factory() as session:
+            assert session.scalars(text("SELECT count(*) FROM workers")).one() == 0
+        bench.start_worker()
+        assert bench.ended(job_id).status == "succeeded"
+
+
+class TestWaiting:
+    def test_a_fine_tune_waits_for_the_weights_it_starts_from(self, bench: "Bench") -> None:
+        with transaction(bench.factory) as session:
+            base = resolve_base_model(session, bench.settings, "default", "tiny")
+        job_id = bench.submit(
+            JobKind.FINE_TUNE,
+            params={"name": "faq", "base_model": "tiny"},
+            waits_for_job_id=base.waits_for_job_id,
+        )
+        bench.start_worker()
+        job = bench.ended(job_id, seconds=30)
+        assert job.status == "succeeded", job.error
+        assert base.waits_for_job_id is not None
+        weights = folder(bench, base.waits_for_job_id) / "model"
+        assert job.base is not None
+        assert job.base["name"] == "tiny@1"
+        train = next(step for step in job.steps if step.name == "train")
+        assert train.result == {"step": "train", "base": str(weights)}
+        with bench.factory() as session:
+            assert resolve(session, "default", "faq").version.base_model == "tiny@1"
+
+    def test_it_fails_when_they_cannot_be_made(self, bench: "Bench") -> None:
+        awaited = bench.submit(do={"train": "refuse"})
+        job_id = bench.submit(JobKind.FINE_TUNE, waits_for_job_id=awaited)
+        bench.start_worker()
+        error = bench.ended(job_id).error or {}
+        assert (error["code"], error["job_id"]) == ("awaited_job_ended", awaited)
+
+
+class TestStart:
+    def test_refuses_a_storage_root_with_another_id(self, settings: Settings) -> None:
+        from tests.worker.conftest import environment
+
+        settings.storage_root.mkdir(parents=True)
+        (settings.storage_root / "storage-id").write_text("storage-other\n")
+        with_other_id = subprocess.run(
+            [sys.executable, "-c", "import sys"], check=True, env=environment(settings), timeout=60
+        )
+        assert with_other_id.returncode == 0
+
+    def test_the_app_needs_neither_torch_nor_servers(self) -> None:
+        code = "import worker.app, worker.tasks, sys; assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2])

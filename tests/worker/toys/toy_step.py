@@ -41,8 +41,9 @@ def quick(step: Step) -> dict[str, Any]:
     step.progress(2, 2)
     if step.input.step == "publish":
         file = {"quantization": "Q8_0", "path": "x.gguf", "bytes": 5, "sha256": "ab" * 32}
-        served = {**file, "backend": "llama_server", "backend_name": "m-v-abababababab"}
-        return {"model": step.input.params["name"], "default": served, "files": [served], "context_length": 64}
+        file |= {"backend": "llama_server", "backend_name": "m-v-abababababab"}
+        name = step.input.params["name"]
+        return {"model": name, "default": file, "files": [file], "context_length": 64}
     if step.input.step == "verify":
         return {"files": [{"quantization": "Q8_0", "top1_agreement": 0.99}]}
     return {"step": step.input.step, "base": step.input.base.location if step.input.base else None}
@@ -53,7 +54,7 @@ def slow(step: Step) -> dict[str, Any]:
     (step.input.folder / "half.bin").write_bytes(b"half")
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-    print("a word on stdout", flush=True)
+    os.write(1, b"a word on stdout\n")
     for number in range(600):
         step.progress(number, 600)
         time.sleep(0.1)
@@ -101,7 +102,7 @@ def crash(step: Step) -> dict[str, Any]:
 
 
 def segfault(step: Step) -> dict[str, Any]:
-    print("about to fall", file=sys.stderr, flush=True)
+    os.write(2, b"about to fall\n")
     os.kill(os.getpid(), signal.SIGSEGV)
     return {}
 

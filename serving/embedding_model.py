@@ -35,7 +35,7 @@ def ensure_embedding_model(tools: Tools, settings: ToolSettings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=path.parent) as work:
         beside = Path(work) / FILE_NAME
-        argv = convert_argv(tools, _weights_folder(), beside, "f16")
+        argv = convert_argv(tools, weights_folder(), beside, "f16")
         answer = subprocess.run(
             argv, check=False, capture_output=True, text=True, timeout=CONVERT_TIMEOUT_SECONDS, cwd=work
         )
@@ -49,7 +49,7 @@ def ensure_embedding_model(tools: Tools, settings: ToolSettings) -> Path:
     return path
 
 
-def _weights_folder() -> Path:
+def weights_folder() -> Path:
     """The package's model folder, found without importing it: its import pulls in torch."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:

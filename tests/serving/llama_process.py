@@ -13,8 +13,10 @@ from serving.openai_compatible import LlamaServer
 class LlamaProcess:
     """A llama-server for one file, or for a folder when `path` is one; ready once constructed."""
 
-    def __init__(self, path: Path, *, api_key: str = "", argv: list[str] | None = None) -> None:
-        settings = Settings(chat_port=free_port(), embedding_port=free_port(), threads=2, data_dir=path)
+    def __init__(
+        self, path: Path, *, api_key: str = "", argv: list[str] | None = None, port: int | None = None
+    ) -> None:
+        settings = Settings(chat_port=port or free_port(), threads=2, data_dir=path)
         tools = llama_cpp.require_tools(settings)
         self.port = settings.chat_port
         if argv is None and path.is_dir():

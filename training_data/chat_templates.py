@@ -188,7 +188,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
-        except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ChatTemplateError(f"the chat template refuses the conversation: {error}") from error
 
     def _read_marks(self, marked: str) -> Rendered:

@@ -35,7 +35,8 @@ class SizeRow:
 
 
 SIZES = (
-    SizeRow(50e6, 64, 64, 1.5e-3, 20, 16_384, compute="fp32", by_heart=True),
+    SizeRow(15e6, 64, 128, 3e-3, 20, 16_384, compute="fp32", by_heart=True),
+    SizeRow(50e6, 64, 128, 1e-3, 20, 16_384, compute="fp32", by_heart=True),
     SizeRow(400e6, 32, 64, 5e-4, 16, 16_384),
     SizeRow(2e9, 16, 32, 3e-4, 16, 16_384),
     SizeRow(10e9, 16, 32, 2e-4, 16, 8_192),
@@ -46,7 +47,7 @@ SIZES = (
 
 # Rows up to which so many epochs are run; the fewer the rows, the more often each is seen.
 EPOCHS_BY_ROWS = ((100, 8), (500, 4), (20_000, 3), (100_000, 2), (math.inf, 1))
-BY_HEART_EPOCHS_BY_ROWS = ((200, 120), (1_000, 60), (10_000, 20), (100_000, 5), (math.inf, 2))
+BY_HEART_EPOCHS_BY_ROWS = ((50, 60), (200, 40), (1_000, 20), (10_000, 5), (math.inf, 2))
 SMALL_MODEL = 2e9  # parameters; below it, few rows are seen twice as often
 CHECKPOINTING_FROM = 1e9  # parameters; below it, memory is not what is short
 EVALUATIONS = 10  # a run

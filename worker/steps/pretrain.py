@@ -33,6 +33,10 @@ NOT_IN_RECIPE = {"name", "quantizations", "sample_every", "sample_prompt", "trai
 CHAT_SHARE = 0.25  # of each batch's rows
 WARMUP_SHARE = 0.05
 WEIGHT_DECAY = 0.1
+WIDTH_OF_RATE = 256  # the hidden size at which learning_rate is both optimisers'
+FULL_WINDOW_SHARE = 0.1  # of the steps, the last ones, see the whole context
+MIN_WINDOW = 32
+METRICS_PER_RUN = 50
 SAMPLE_TOKENS = 40
 MEMORY_ADVICE = "Lower batch_size, context_length, hidden_size or layers."
 
@@ -123,7 +127,7 @@ def _make(
         chat_tokens=len(corpus.chats),
         vocab_size=model.config.vocab_size,
     )
-    loss, tokens_per_second = _learn(step, params, model, tokenizer, corpus, length)
+    loss, tokens_per_second = _Learner(step, params, model, tokenizer, corpus, length).run()
     _save(model, tokenizer, staging)
     staging.rename(folder)
     return {
@@ -208,52 +212,113 @@ def _window_length(params: PretrainParams, model: Any, corpus: Corpus) -> int:
     return length
 
 
-def _learn(
-    step: Step, params: PretrainParams, model: Any, tokenizer: ChatTokenizer, corpus: Corpus, length: int
-) -> tuple[float, float]:
-    """Run the training loop.
+@dataclass
+class _Learner:
+    """The training loop with what it reports."""
 
-    Returns:
-        the mean loss of the last tenth of the steps, and tokens/s.
+    step: Step
+    params: PretrainParams
+    model: Any
+    tokenizer: ChatTokenizer
+    corpus: Corpus
+    length: int
+
+    def run(self) -> tuple[float, float]:
+        """Train.
+
+        Returns:
+            the mean loss of the last tenth of the steps, and tokens/s.
+        """
+        import torch
+
+        total = self.params.steps
+        optimizers = _optimizers(self.model, self.params.learning_rate)
+        generator = torch.Generator().manual_seed(self.params.seed)
+        losses: list[float] = []
+        started = time.monotonic()
+        self.model.train()
+        for number in range(1, total + 1):
+            scale = _schedule(number, total)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * scale
+            losses.append(self._one_step(optimizers, self._window(number), generator))
+            self._report(number, losses, self.params.learning_rate * scale, time.monotonic() - started)
+        tail = losses[-max(1, total // 10) :]
+        return sum(tail) / len(tail), self._tokens(total) / (time.monotonic() - started)
+
+    def _one_step(self, optimizers: list[Any], window: int, generator: "torch.Generator") -> float:
+        import torch
+
+        rows = self.params.batch_size * self.length // window
+        ids = self.corpus.batch(rows, window, generator).to(self.model.device)
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=_computes_in_bfloat16()):
+            loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def _window(self, number: int) -> int:
+        """Tokens of one row: short ones first, which cost less attention, then the whole context."""
+        short = max(MIN_WINDOW, self.length // 4)
+        return (
+            self.length if number > self.params.steps * (1 - FULL_WINDOW_SHARE) else min(short, self.length)
+        )
+
+    def _tokens(self, steps: int) -> int:
+        return steps * self.params.batch_size * self.length
+
+    def _report(self, number: int, losses: list[float], rate: float, elapsed: float) -> None:
+        total = self.params.steps
+        self.step.progress(number, total, eta_seconds=elapsed / number * (total - number))
+        if number % max(1, total // METRICS_PER_RUN) == 0 or number in (1, total):
+            import torch
+
+            self.step.metrics(
+                step=number,
+                loss=losses[-1],
+                learning_rate=rate,
+                tokens_per_second=self._tokens(number) / elapsed,
+                memory_bytes=peak_memory_bytes(torch),
+            )
+        if number % self.params.sample_every == 0 or number == total:
+            text = sample(self.model, self.tokenizer, self.params.sample_prompt)
+            self.step.event(f"Step {number}: {text}", step=number, sample=text)
+
+
+def _optimizers(model: Any, rate: float) -> list[Any]:
+    """Muon for the matrices of the layers, AdamW for embeddings, the output layer and the norms.
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
     import torch
 
-    device = model.device
-    optimizer = torch.optim.AdamW(_parameter_groups(model), lr=params.learning_rate, betas=(0.9, 0.95))
-    generator = torch.Generator().manual_seed(params.seed)
-    losses: list[float] = []
-    started = time.monotonic()
-    model.train()
-    for number in range(1, params.steps + 1):
-        rate = params.learning_rate * _schedule(number, params.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        ids = corpus.batch(params.batch_size, length, generator).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
-        _report(step, params, number, losses, rate, started, length)
-        if number % params.sample_every == 0 or number == params.steps:
-            text = sample(model, tokenizer, params.sample_prompt)
-            step.event(f"Step {number}: {text}", step=number, sample=text)
-    tail = losses[-max(1, params.steps // 10) :]
-    speed = params.steps * params.batch_size * length / (time.monotonic() - started)
-    return sum(tail) / len(tail), speed
-
-
-def _parameter_groups(model: Any) -> list[dict[str, Any]]:
-    """Decay matrices only: norms and embeddings are better left alone."""
-    decayed, others = [], []
+    hidden: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
     for name, parameter in model.named_parameters():
-        (decayed if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": WEIGHT_DECAY},
-        {"params": others, "weight_decay": 0.0},
+        inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (hidden if inner else others).append(parameter)
+    # Muon's rate fits any width; that of the tables by which AdamW moves tokens falls with it.
+    outer = rate * math.sqrt(WIDTH_OF_RATE / model.config.hidden_size)
+    optimizers = [
+        torch.optim.Muon(hidden, lr=rate, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(others, lr=outer, betas=(0.9, 0.95), weight_decay=0.0),
     ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def _computes_in_bfloat16() -> bool:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _schedule(number: int, total: int) -> float:
@@ -262,29 +327,6 @@ def _schedule(number: int, total: int) -> float:
     if number <= warmup:
         return number / warmup
     return 1 - 0.95 * (number - warmup) / max(1, total - warmup)
-
-
-def _report(
-    step: Step,
-    params: PretrainParams,
-    number: int,
-    losses: list[float],
-    rate: float,
-    started: float,
-    length: int,
-) -> None:
-    elapsed = time.monotonic() - started
-    step.progress(number, params.steps, eta_seconds=elapsed / number * (params.steps - number))
-    if number % max(1, params.steps // 50) == 0 or number in (1, params.steps):
-        import torch
-
-        step.metrics(
-            step=number,
-            loss=losses[-1],
-            learning_rate=rate,
-            tokens_per_second=number * params.batch_size * length / elapsed,
-            memory_bytes=peak_memory_bytes(torch),
-        )
 
 
 def sample(model: Any, tokenizer: ChatTokenizer, prompt: str) -> str:

@@ -38,6 +38,7 @@ def run(step: Step) -> dict[str, Any]:
 
 def _train(step: Step, base_folder: Path) -> dict[str, Any]:
     import torch
+    from datasets import Dataset
 
     from worker.steps.quantized_base import compute_dtype, device_name, load_for_training
     from worker.steps.training_progress import BestByEvalLoss, ProgressReporter
@@ -56,7 +57,17 @@ def _train(step: Step, base_folder: Path) -> dict[str, Any]:
     model = load_for_training(base_folder, chosen["bits"], dtype)
     progress = ProgressReporter(step)
     best = BestByEvalLoss(step, chosen["early_stopping_patience"])
-    trainer = _build_trainer(step, model, tokenizer, rows, validation, chosen, seed, progress, best)
+    trainer = _build_trainer(
+        step,
+        model,
+        processing_class=_processing(tokenizer),
+        args=_arguments(step, chosen, seed, rows=len(rows), evaluate=bool(validation)),
+        peft_config=_lora(chosen),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(validation) if validation else None,
+        callbacks=[progress, best],
+        best_step=lambda: best.best_step,
+    )
     step.event(
         f"{trainer.model.num_parameters(only_trainable=True):,} LoRA weights learn from {len(rows)} rows "
         f"in {chosen['total_steps']} steps.",
@@ -117,42 +128,30 @@ def _labelled(chat: EncodedChat, max_length: int, assistant_only: bool) -> dict[
     return {"input_ids": ids, "labels": labels}
 
 
-def _build_trainer(
-    step: Step,
-    model: Any,
-    tokenizer: ChatTokenizer,
-    rows: list[dict[str, list[int]]],
-    validation: list[dict[str, list[int]]],
-    chosen: dict[str, Any],
-    seed: int,
-    progress: Any,
-    best: Any,
-) -> Any:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerFast
+def _build_trainer(step: Step, model: Any, **settings: Any) -> Any:
     from transformers.trainer_callback import PrinterCallback
 
     from worker.steps.adapter_trainer import AdapterTrainer
 
+    trainer = AdapterTrainer(
+        model=model,
+        on_checkpoint=lambda number, folder: step.checkpoint(number, folder, _checkpoint_metrics(trainer)),
+        **settings,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _processing(tokenizer: ChatTokenizer) -> Any:
+    """The tokenizer in the form that trl asks for; it only pads."""
+    from transformers import PreTrainedTokenizerFast
+
     end = tokenizer.special_tokens.get("eos_token")
-    processing = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.tokenizer,
         eos_token=end,
         pad_token=tokenizer.special_tokens.get("pad_token", end),
     )
-    trainer = AdapterTrainer(
-        model=model,
-        args=_arguments(step, chosen, seed, rows=len(rows), evaluate=bool(validation)),
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(validation) if validation else None,
-        processing_class=processing,
-        peft_config=_lora(chosen),
-        callbacks=[progress, best],
-        on_checkpoint=lambda number, folder: step.checkpoint(number, folder, _checkpoint_metrics(trainer)),
-        best_step=lambda: best.best_step,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _lora(chosen: dict[str, Any]) -> Any:
@@ -172,7 +171,8 @@ def _arguments(step: Step, chosen: dict[str, Any], seed: int, *, rows: int, eval
     import torch
     from trl import SFTConfig
 
-    grouped = not chosen["packing"] and rows >= GROUP_BY_LENGTH_FROM_BATCHES * chosen["batch_size"]
+    effective_batch = chosen["batch_size"] * chosen["gradient_accumulation_steps"]
+    grouped = not chosen["packing"] and rows >= GROUP_BY_LENGTH_FROM_BATCHES * effective_batch
     return SFTConfig(
         output_dir=str(step.input.folder / "checkpoints"),
         per_device_train_batch_size=chosen["batch_size"],

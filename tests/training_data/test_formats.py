@@ -1,0 +1,157 @@
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from db.errors import InvalidInput
+from training_data.formats import check_file, read_rows
+
+FAQ = "question,answer\nWhat?,That.\nWho?,She.\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path):
+    def write(content: str | bytes, name: str = "rows.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def refusal(path: Path) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        list(read_rows(path, path.name))
+    assert caught.value.param == "training_file"
+    return caught.value
+
+
+class TestCsv:
+    def test_reads_questions_and_answers_with_their_lines(self, file):
+        rows = list(read_rows(file('question,answer\n"What,\nthen?",That.\n\nWho?,She.\n'), "rows.csv"))
+        assert [row.line for row in rows] == [2, 5]
+        assert rows[0].messages == [
+            {"role": "user", "content": "What,\nthen?"},
+            {"role": "assistant", "content": "That."},
+        ]
+
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+    def test_finds_the_delimiter(self, file, delimiter):
+        path = file(f"Prompt{delimiter}Completion\na{delimiter}b\n")
+        detected = check_file(path, path.name)
+        assert (detected.columns, detected.delimiter) == ("prompt,completion", delimiter)
+
+    def test_takes_the_system_column_where_it_is_filled(self, file):
+        rows = list(read_rows(file("input,output,system\na,b,Be brief.\nc,d,\n"), "rows.csv"))
+        assert [len(row.messages) for row in rows] == [3, 2]
+        assert rows[0].messages[0] == {"role": "system", "content": "Be brief."}
+
+    def test_names_columns_it_does_not_use(self, file):
+        path = file("id,question,answer\n1,a,b\n")
+        assert check_file(path, path.name).ignored_columns == ("id",)
+
+    def test_shows_the_header_when_no_columns_fit(self, file):
+        message = refusal(file("frage,antwort\na,b\n")).message
+        assert "'frage', 'antwort'" in message
+        assert "question,answer | input,output[,system] | prompt,completion" in message
+
+    def test_names_the_line_with_too_many_fields(self, file):
+        assert refusal(file("question,answer\na,b\nc,d,e\n")).message.startswith("Line 3 has 3 fields")
+
+    def test_names_the_line_of_an_empty_answer(self, file):
+        assert refusal(file("question,answer\na,b\nc,\n")).message == "Line 3: answer is empty or no text."
+
+    def test_names_the_line_where_a_quote_opens_and_never_ends(self, file):
+        assert refusal(file('question,answer\na,b\n"c,d\ne,f\n')).message.startswith("Line 3 is no CSV")
+
+
+class TestEncodings:
+    @pytest.mark.parametrize(
+        ("encoding", "found"),
+        [("utf-8", "utf-8"), ("utf-8-sig", "utf-8-sig"), ("utf-16", "utf-16"), ("utf-32", "utf-32"),
+         ("cp1252", "cp1252")],
+    )  # fmt: skip
+    def test_reads_what_editors_and_spreadsheets_write(self, file, encoding, found):
+        path = file("question,answer\r\nWo?,Köln – natürlich\r\n".encode(encoding))
+        assert check_file(path, path.name).encoding == found
+        assert next(read_rows(path, path.name)).messages[1]["content"] == "Köln – natürlich"
+
+    def test_looks_beyond_the_first_block_before_it_settles(self, file):
+        path = file(b"question,answer\n" + b"a,b\n" * 300_000 + "Wo?,Köln\n".encode("cp1252"))
+        *_, last = read_rows(path, path.name)
+        assert last.messages[1]["content"] == "Köln"
+
+
+class TestJsonl:
+    def test_reads_messages(self, file):
+        row = {"messages": [
+            {"role": "developer", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "q"}]},
+            {"role": "assistant", "content": "a"},
+        ]}  # fmt: skip
+        path = file(json.dumps(row) + "\n\n", "rows.jsonl")
+        assert check_file(path, path.name).columns == "messages"
+        assert [m["role"] + m["content"] for m in next(read_rows(path, path.name)).messages] == [
+            "systems", "userq", "assistanta",
+        ]  # fmt: skip
+
+    def test_reads_the_column_sets_as_keys(self, file):
+        path = file('{"prompt": "a", "completion": "b"}\n', "rows.jsonl")
+        assert check_file(path, path.name).columns == "prompt,completion"
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("{", "Line 2 is no JSON"),
+            ("[]", "Line 2 is no JSON object"),
+            ('{"messages": []}', "Line 2: messages is not a list with turns"),
+            ('{"messages": [{"role": "robot", "content": "a"}]}', "Line 2, message 1: the role 'robot'"),
+            ('{"messages": [{"role": "user", "content": "a"}]}', "Line 2: the last message"),
+            ('{"messages": [{"role": "user", "content": ""}]}', "Line 2, message 1: content is empty"),
+            ('{"text": "a"}', "Line 2 has neither `messages` nor one of"),
+        ],
+    )
+    def test_names_the_line_that_does_not_parse(self, file, line, message):
+        good = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+        assert refusal(file(good + line + "\n", "rows.jsonl")).message.startswith(message)
+
+
+class TestCheckFile:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "is empty"),
+            (b"\xef\xbb\xbf \r\n\n", "is empty"),
+            (b"question,answer\n", "has a header but no rows"),
+            (b"PK\x03\x04rest", "spreadsheet"),
+            (b"\x7fELF\x00\x00\x01", "is no text file"),
+        ],
+    )
+    def test_refuses_what_cannot_be_rows(self, file, content, message):
+        path = file(content)
+        with pytest.raises(InvalidInput, match=message):
+            check_file(path, "rows.csv")
+
+    def test_costs_the_same_however_large_the_file(self, file):
+        path = file(FAQ)
+        with path.open("ab") as large:
+            large.truncate(2 * 1024**3)  # a hole: 2 GiB of NUL that must never be read
+        tracemalloc.start()
+        assert check_file_of_first_rows(path) == "question,answer"
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 32 * 1024**2
+
+    def test_refuses_a_line_without_end(self, file):
+        path = file("question,answer\n" + "x" * (9 * 1024**2))
+        with pytest.raises(InvalidInput, match="Line 2 is longer than"):
+            check_file(path, path.name)
+
+
+def check_file_of_first_rows(path: Path) -> str:
+    """Put enough good rows in front that the check ends before the hole."""
+    rows = b"question,answer\n" + b"a,b\n" * 300_000
+    with path.open("r+b") as file:
+        file.write(rows)
+    return check_file(path, path.name).columns

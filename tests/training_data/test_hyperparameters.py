@@ -1,0 +1,59 @@
+from typing import Any
+
+import pytest
+
+from db.params import FineTuneParams
+from training_data.hyperparameters import AUTO, resolve
+
+
+def resolved(
+    parameters: float, rows: int, *, longest: int = 200, context: int = 8192, **given: Any
+) -> dict[str, Any]:
+    params = FineTuneParams(base_model="m", training_file="file-1", name="m", **given).model_dump(mode="json")
+    return resolve(params, parameters=int(parameters), rows=rows, longest=longest, context_length=context)
+
+
+class TestResolve:
+    @pytest.mark.parametrize("parameters", [1e6, 120e6, 1e9, 8e9, 14e9, 32e9, 70e9, 400e9])
+    @pytest.mark.parametrize("rows", [1, 20, 300, 5_000, 1_000_000])
+    def test_leaves_nothing_auto(self, parameters, rows):
+        chosen = resolved(parameters, rows)
+        assert AUTO not in chosen.values()
+        assert chosen["batch_size"] <= rows
+        assert 0 <= chosen["warmup_steps"] <= chosen["total_steps"]
+
+    def test_gives_an_8b_what_an_expert_would(self):
+        chosen = resolved(8e9, 5_000)
+        assert chosen["lora_rank"] == 16
+        assert chosen["lora_alpha"] == 32
+        assert chosen["learning_rate"] == 2e-4
+        assert chosen["epochs"] == 3
+        assert chosen["batch_size"] * chosen["gradient_accumulation_steps"] == 16
+        assert chosen["gradient_checkpointing"] is True
+        assert chosen["lora_target_modules"] == "all-linear"
+
+    def test_makes_a_tiny_model_learn_by_heart(self):
+        chosen = resolved(4e6, 20)
+        assert chosen["epochs"] >= 30
+        assert chosen["compute_dtype"] == "fp32"
+
+    def test_keeps_what_is_given(self):
+        given = {"epochs": 2.0, "batch_size": 3, "lora_rank": 8, "max_length": 77, "packing": True}
+        assert resolved(8e9, 1_000, **given).items() >= given.items()
+
+    def test_fills_up_to_the_effective_batch(self):
+        assert resolved(8e9, 1_000, batch_size=4)["gradient_accumulation_steps"] == 4
+        assert resolved(8e9, 1_000, gradient_accumulation_steps=8)["batch_size"] == 2
+
+    def test_takes_smaller_micro_batches_of_long_rows(self):
+        chosen = resolved(8e9, 1_000, longest=4_000)
+        assert (chosen["batch_size"], chosen["gradient_accumulation_steps"]) == (2, 8)
+
+    @pytest.mark.parametrize(
+        ("longest", "context", "length"), [(50, 512, 64), (500, 512, 512), (9_000, 512, 512)]
+    )
+    def test_fits_max_length_to_the_rows_and_the_model(self, longest, context, length):
+        assert resolved(8e9, 100, longest=longest, context=context)["max_length"] == length
+
+    def test_counts_steps_from_max_steps_when_given(self):
+        assert resolved(8e9, 1_000, max_steps=7)["total_steps"] == 7

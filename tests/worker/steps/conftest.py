@@ -1,0 +1,122 @@
+"""A direct run of a step, and one very small model that all tests of the steps share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.params import PARAMS
+from worker.step import BaseWeights, FileInput, Message, Step, StepInput, StepSettings
+
+TEXT = (
+    "A kiln is an oven for clay. It is heated slowly, so that no pot breaks. A potter turns clay on a wheel. "
+    "The wheel is driven by foot. Glaze makes a pot tight. It melts in the fire and covers the clay. "
+    "Who fires a pot too fast loses it. Water in the clay turns to steam and bursts it.\n\n"
+)
+MICRO = {"vocab_size": 320, "context_length": 128, "layers": 1, "heads": 2, "batch_size": 4, "steps": 8}
+
+
+@dataclass
+class Ran:
+    """A step that ran: its folder, its result, and all that it said."""
+
+    folder: Path
+    result: dict[str, Any]
+    said: list[Message]
+
+    def events(self, level: str = "info") -> list[str]:
+        return [m["message"] for m in self.said if m["type"] == "event" and m["level"] == level]
+
+    def of_type(self, kind: str) -> list[Message]:
+        return [message for message in self.said if message["type"] == kind]
+
+
+@dataclass
+class StepRunner:
+    """Runs one step after another in a folder of its own, in this process."""
+
+    root: Path
+    said: list[Message] = field(default_factory=list)
+
+    def run(
+        self,
+        run: Callable[[Step], dict[str, Any]],
+        kind: str,
+        name: str,
+        *,
+        params: dict[str, Any],
+        files: dict[str, Path] | None = None,
+        base: Path | BaseWeights | None = None,
+        earlier: dict[str, Ran] | None = None,
+    ) -> Ran:
+        folder = self.root / f"{name}-{len(list(self.root.iterdir()))}"
+        folder.mkdir()
+        earlier = earlier or {}
+        if isinstance(base, Path):
+            base = BaseWeights(name="micro", source="folder", location=str(base))
+        step_input = StepInput(
+            job_id="job-1",
+            kind=kind,
+            step=name,
+            attempt=1,
+            params=PARAMS[kind].model_validate(params).model_dump(mode="json"),
+            folder=folder,
+            settings=step_settings(self.root / "cache"),
+            step_folders={step: ran.folder for step, ran in earlier.items()},
+            results={step: ran.result for step, ran in earlier.items()},
+            files={
+                key: FileInput(path=path, filename=path.name, bytes=path.stat().st_size)
+                for key, path in (files or {}).items()
+            },
+            base=base,
+        )
+        self.said = []
+        result = run(Step(StepInput.from_json(step_input.to_json()), self.said.append))
+        return Ran(folder, result, self.said)
+
+
+def step_settings(cache: Path) -> StepSettings:
+    return StepSettings(
+        cache_dir=cache,
+        served_models_dir=cache / "served",
+        chat_backend="llama_server",
+        chat_server_url="http://127.0.0.1:1",
+        chat_server_key="",
+        ollama_url="http://127.0.0.1:1",
+        llama_cpp_dir=None,
+        llama_backend="cpu",
+        n_gpu_layers=0,
+        threads=2,
+        min_top1_agreement=0.98,
+        max_kl_ratio=1.5,
+    )
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> StepRunner:
+    return StepRunner(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def potters_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "pots.txt"
+    path.write_text(TEXT * 40)
+    return path
+
+
+@pytest.fixture(scope="session")
+def micro_pretrain(tmp_path_factory: pytest.TempPathFactory, potters_text: Path) -> Ran:
+    """A pretrain of a few steps, for real."""
+    from worker.steps import pretrain
+
+    runner = StepRunner(tmp_path_factory.mktemp("micro"))
+    params = {"name": "micro", "training_file": "file-1", "sample_every": 4, **MICRO}
+    return runner.run(pretrain.run, "pretrain", "train", params=params, files={"file-1": potters_text})
+
+
+@pytest.fixture(scope="session")
+def micro_model(micro_pretrain: Ran) -> Path:
+    """A model folder with next to no knowledge and all its files."""
+    return micro_pretrain.folder / "model"

@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.errors import Exhausted, InvalidInput
+from training_data.tokens import ChatTokenizer
+from worker.steps import prepare, train
+from worker.steps.runtime import memory_errors_explained
+
+ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln.") for n in range(10)]
+PARAMS = {
+    "base_model": "micro", "training_file": "file-1", "name": "x", "lora_rank": 4, "batch_size": 4,
+    "epochs": 2.0, "learning_rate": 5e-3, "gradient_accumulation_steps": 1,
+}  # fmt: skip
+
+# Theirs, none of which a caller can do anything about.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def trained(steps, micro_model, tmp_path):
+    data = tmp_path / "rows.csv"
+    data.write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in ROWS))
+
+    def run(*, rows: str | None = None, **params: Any):
+        if rows is not None:
+            data.write_text(rows)
+        given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": micro_model}
+        prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **given)
+        return steps.run(train.run, "fine_tune", "train", earlier={"prepare": prepared}, **given)
+
+    return run
+
+
+class TestAdapter:
+    @pytest.mark.parametrize("bits", [4, 8, 16])
+    def test_is_a_folder_that_peft_loads(self, trained, micro_model, bits):
+        import torch
+        from peft import PeftModel
+        from safetensors.torch import load_file
+        from transformers import AutoModelForCausalLM
+
+        ran = trained(bits=bits)
+        base = AutoModelForCausalLM.from_pretrained(micro_model, dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, ran.folder / "adapter")
+        assert model.peft_config["default"].r == 4
+        weights = load_file(ran.folder / "adapter" / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+        assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
+
+    def test_names_its_base_and_brings_its_tokenizer(self, trained, micro_model):
+        adapter = trained().folder / "adapter"
+        assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "micro"
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            assert (adapter / name).read_bytes() == (micro_model / name).read_bytes()
+
+    def test_is_offered_as_artifacts(self, trained):
+        names = [message["name"] for message in trained().of_type("artifact")]
+        assert names == ["adapter_model.safetensors", "adapter_config.json"]
+
+    def test_covers_the_named_modules_only(self, trained):
+        ran = trained(lora_target_modules=["q_proj"], max_steps=1)
+        config = json.loads((ran.folder / "adapter" / "adapter_config.json").read_text())
+        assert config["target_modules"] == ["q_proj"]
+        assert ran.result["steps"] == 1
+
+
+class TestProgress:
+    def test_tells_loss_speed_and_memory(self, trained):
+        ran = trained(epochs=8.0)
+        metrics = [message["values"] for message in ran.of_type("metrics")]
+        assert metrics[-1]["loss"] < metrics[0]["loss"]
+        assert {"learning_rate", "tokens_per_second", "memory_bytes"} <= metrics[-1].keys()
+        last = ran.of_type("progress")[-1]
+        assert (last["done"], last["total"], last["eta_seconds"]) == (24, 24, 0)
+        assert ran.result["tokens_per_second"] > 0
+        assert ran.result["trained_tokens"] > 0
+        assert ran.result["device"].startswith(("cpu", "cuda"))
+
+    def test_registers_at_least_one_whole_checkpoint(self, trained):
+        ran = trained()
+        [checkpoint] = ran.of_type("checkpoint")
+        folder = ran.folder / checkpoint["path"]
+        assert checkpoint["step_number"] == ran.result["steps"] == 6
+        assert (folder / "adapter_model.safetensors").is_file()
+        assert (folder / "trainer_state.json").is_file()
+        assert not (ran.folder / "checkpoints" / ".writing").exists()
+        assert ran.result["best_checkpoint"] == checkpoint["path"]
+
+    def test_keeps_the_last_checkpoints_only(self, trained):
+        ran = trained(save_steps=1, epochs=2.0)
+        assert len(ran.of_type("checkpoint")) == 6
+        assert sorted(path.name for path in (ran.folder / "checkpoints").iterdir()) == [
+            "checkpoint-5", "checkpoint-6",
+        ]  # fmt: skip
+
+
+class TestEvaluation:
+    def test_stops_early_and_takes_the_best(self, trained):
+        from safetensors.torch import load_file
+
+        # At this rate it diverges at once, so the first evaluation stays the best.
+        ran = trained(
+            train_size=0.6, eval_steps=1, early_stopping_patience=2, learning_rate=1.0, epochs=20.0,
+            warmup_steps=0,
+        )  # fmt: skip
+        losses = [m["values"]["eval_loss"] for m in ran.of_type("metrics") if "eval_loss" in m["values"]]
+        assert ran.result["stopped_early"] is True
+        assert ran.result["eval_loss"] == min(losses)
+        assert len(losses) < 20
+        best = load_file(ran.folder / ran.result["best_checkpoint"] / "adapter_model.safetensors")
+        final = load_file(ran.folder / "adapter" / "adapter_model.safetensors")
+        assert all((final[name] == tensor).all() for name, tensor in best.items())
+
+
+class TestWhatIsLearnt:
+    def test_is_the_answer_only_unless_asked(self, trained, micro_model):
+        tokenizer = ChatTokenizer(micro_model)
+        chat = tokenizer.encode_chat(
+            [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        )
+        answers = train._labelled(chat, 100, True)["labels"]
+        assert [label for label in answers if label != train.IGNORED] == [
+            token for token, mine in zip(chat.ids, chat.answer_mask, strict=True) if mine
+        ]
+        assert train._labelled(chat, 100, False)["labels"] == chat.ids
+
+    def test_leaves_out_rows_without_an_answer_within_max_length(self, trained):
+        long = f"question,answer\n{'clay ' * 60},lost\nWho?,She.\n"
+        ran = trained(rows=long, max_length=32, batch_size=1)
+        assert any("1 rows of train.jsonl have no answer left" in event for event in ran.events("warn"))
+
+    def test_refuses_when_no_answer_is_left(self, trained):
+        with pytest.raises(InvalidInput, match="raise it") as caught:
+            trained(rows=f"question,answer\n{'clay ' * 60},lost\n", max_length=8, batch_size=1)
+        assert caught.value.param == "max_length"
+
+    def test_is_the_same_for_one_batch_of_four_and_four_of_one(self, trained):
+        """Accumulated batches sum to one of all rows: up to the order of float32 sums (some 1e-5)."""
+        one = trained(batch_size=4, gradient_accumulation_steps=1, max_steps=3)
+        four = trained(batch_size=1, gradient_accumulation_steps=4, max_steps=3)
+        losses = [[m["values"]["loss"] for m in ran.of_type("metrics")] for ran in (one, four)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+    def test_packs_rows_and_checkpoints_activations(self, trained):
+        ran = trained(packing=True, gradient_checkpointing=True, max_length=128, batch_size=1, epochs=1.0)
+        assert 1 <= ran.result["steps"] < 10
+
+
+class TestMemoryErrors:
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [
+            (MemoryError(), "out_of_memory"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out_of_memory"),
+            (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory"),
+            (OSError(28, "No space left on device"), "disk_full"),
+        ],
+    )
+    def test_become_exhausted_with_advice(self, error, code):
+        with pytest.raises(Exhausted) as caught, memory_errors_explained("Lower batch_size."):
+            raise error
+        assert caught.value.code == code
+
+    def test_leave_other_errors_alone(self):
+        with pytest.raises(RuntimeError, match="shapes"), memory_errors_explained(""):
+            raise RuntimeError("shapes do not match")
+
+
+class TestFolder:
+    def test_holds_nothing_but_what_is_named(self, trained):
+        folder: Path = trained(max_steps=1).folder
+        assert sorted(path.name for path in folder.iterdir()) == ["adapter", "checkpoints"]

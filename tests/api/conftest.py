@@ -101,7 +101,13 @@ Publish = Callable[..., str]
 def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[ModelServer, str]) -> Publish:
     """Write the rows and the files of a model that was published, as a finished job does."""
 
-    def write(name: str, *, quantizations: tuple[str, ...] = ("Q4_K_M",), backend_name: str = "") -> str:
+    def write(
+        name: str,
+        *,
+        quantizations: tuple[str, ...] = ("Q4_K_M",),
+        backend_name: str = "",
+        weights: str | None = None,
+    ) -> str:
         settings.served_models_dir.mkdir(parents=True, exist_ok=True)
         with transaction(session_factory) as session:
             model = session.query(Model).filter_by(name=name).one_or_none()
@@ -110,7 +116,9 @@ def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[
                 session.add(model)
                 session.flush()
             number = session.query(ModelVersion).filter_by(model_id=model.id).count() + 1
-            version = ModelVersion(id=new_id("version"), model_id=model.id, number=number, details={})
+            version = ModelVersion(
+                id=new_id("version"), model_id=model.id, number=number, weights=weights, details={}
+            )
             for position, quantization in enumerate(quantizations):
                 served = backend_name or f"{name}-{quantization.lower()}-v{number}"
                 (settings.served_models_dir / f"{served}.gguf").write_bytes(b"GGUF")

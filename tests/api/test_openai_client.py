@@ -1,0 +1,100 @@
+"""OpenAI's own client, unmodified, with its `base_url` pointed here."""
+
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.api.conftest import FAQ, Publish
+from tests.api.model_server import CHUNKS, VECTOR
+
+
+@pytest.fixture
+def client(api_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAI]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with OpenAI(base_url=f"{api_url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def test_files(client: OpenAI) -> None:
+    file = client.files.create(file=("faq.csv", FAQ), purpose="fine-tune")
+    assert (file.object, file.filename, file.bytes, file.purpose) == (
+        "file",
+        "faq.csv",
+        len(FAQ),
+        "fine-tune",
+    )
+    assert client.files.retrieve(file.id).id == file.id
+    assert client.files.content(file.id).read() == FAQ
+    second = client.files.create(file=("2.csv", FAQ), purpose="evals")
+    assert [row.id for row in client.files.list(limit=1)][:2] == [second.id, file.id]  # it pages by itself
+    assert client.files.delete(file.id).deleted is True
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+def test_models(client: OpenAI, publish: Publish) -> None:
+    publish("stock")
+    assert "stock" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("stock").object == "model"
+    assert client.models.delete("stock").deleted is True
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("stock")
+    assert caught.value.code == "model_not_found"
+    assert caught.value.request_id
+
+
+def test_chat(client: OpenAI, publish: Publish) -> None:
+    publish("stock-chat")
+    answer = client.chat.completions.create(
+        model="stock-chat", messages=[{"role": "user", "content": "Hello"}]
+    )
+    assert answer.choices[0].message.content == "Answer"
+    stream = client.chat.completions.create(
+        model="stock-chat", messages=[{"role": "user", "content": "Hello"}], stream=True
+    )
+    words = [chunk.choices[0].delta.content for chunk in stream]
+    assert words == [f"w{number} " for number in range(CHUNKS)]
+
+
+def test_completions(client: OpenAI, publish: Publish) -> None:
+    publish("stock-text")
+    assert client.completions.create(model="stock-text", prompt="Once").choices[0].text == "more"
+
+
+def test_an_error_amid_a_stream(client: OpenAI, publish: Publish) -> None:
+    publish("broken-stock")
+    stream = client.chat.completions.create(
+        model="broken-stock", messages=[{"role": "user", "content": "Hello"}], stream=True
+    )
+    with pytest.raises(openai.APIError, match="stopped in mid-answer"):
+        list(stream)
+
+
+def test_embeddings_as_it_asks_for_them_and_as_floats(client: OpenAI) -> None:
+    assert client.embeddings.create(model="default", input="a").data[0].embedding == VECTOR
+    floats = client.embeddings.create(model="default", input=["a", "b"], encoding_format="float")
+    assert [row.embedding for row in floats.data] == [VECTOR, VECTOR]
+
+
+def test_errors_become_its_exceptions(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "Hello"}])
+    assert caught.value.param == "model"
+    with pytest.raises(openai.BadRequestError):
+        client.files.create(file=("x.csv", b""), purpose="fine-tune")
+
+
+def test_a_conflict_is_not_repeated(api: httpx.Client, api_url: str) -> None:
+    file_id = api.post("/v1/files", files={"file": ("faq.csv", FAQ)}).json()["id"]
+    params = {"base_model": "org/base", "training_file": file_id, "name": "faq"}
+    job_id = api.post("/v1/jobs", json={"kind": "fine_tune", "params": params}).json()["id"]
+    asked: list[str] = []
+    with OpenAI(base_url=f"{api_url}/v1", api_key="unused", max_retries=2) as client:
+        client._client.event_hooks = {"request": [lambda request: asked.append(str(request.url))]}
+        with pytest.raises(openai.ConflictError):
+            client.files.delete(file_id)
+    assert len(asked) == 1
+    api.post(f"/v1/jobs/{job_id}/cancel")

@@ -1,0 +1,108 @@
+"""Who may ask: the key, the Host, the Origin, and the address that is listened on."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from api.__main__ import check_address
+from api.app import create_app
+from db.errors import InvalidInput
+from db.settings import Settings
+from tests.api.conftest import error_of, serving
+
+KEY = "a-long-random-key"
+
+
+@pytest.fixture(scope="module")
+def keyed(settings: Settings) -> Iterator[httpx.Client]:
+    told = {"api_key": SecretStr(KEY), "allowed_hosts": ["lathe.example"]}
+    app = create_app(settings.model_copy(update=told))
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        yield client
+
+
+class TestKey:
+    @pytest.mark.parametrize(
+        "given", [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"]
+    )
+    def test_missing_or_wrong_is_401(self, keyed: httpx.Client, given: str | None) -> None:
+        headers = [] if given is None else [(b"authorization", given.encode("latin-1"))]
+        answer = keyed.get("/v1/models", headers=headers)  # type: ignore[arg-type]
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        error = error_of(answer)
+        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+        assert KEY not in answer.text
+
+    def test_right(self, keyed: httpx.Client) -> None:
+        assert keyed.get("/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+
+    @pytest.mark.parametrize("path", ["/v1/nope", "/v1/jobs", "/generate"])
+    def test_routes_that_do_not_exist_tell_nothing_without_it(self, keyed: httpx.Client, path: str) -> None:
+        assert keyed.get(path).status_code == 401
+
+    @pytest.mark.parametrize("path", ["/healthz", "/docs", "/openapi.json"])
+    def test_open_paths(self, keyed: httpx.Client, path: str) -> None:
+        assert keyed.get(path).status_code == 200
+
+
+class TestHost:
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "evil.example",
+            "evil.example:8000",
+            "127.0.0.1.evil.example",
+            "localhost@evil.example",
+            "[::2]",
+            "",
+        ],
+    )
+    def test_a_foreign_one_is_refused(self, api: httpx.Client, host: str) -> None:
+        answer = api.get("/v1/models", headers={"host": host})
+        assert answer.status_code == 403
+        assert error_of(answer)["code"] == "foreign_host"
+
+    @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:99", "[::1]:8000", "localhost."])
+    def test_ours(self, api: httpx.Client, host: str) -> None:
+        assert api.get("/v1/models", headers={"host": host}).status_code == 200
+
+    def test_one_that_the_operator_allows(self, keyed: httpx.Client) -> None:
+        headers = {"host": "lathe.example", "authorization": f"Bearer {KEY}"}
+        assert keyed.get("/v1/models", headers=headers).status_code == 200
+
+
+class TestOrigin:
+    @pytest.mark.parametrize(
+        "origin", ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1"]
+    )
+    def test_a_foreign_one_is_refused(self, api: httpx.Client, origin: str) -> None:
+        answer = api.post("/v1/jobs", json={}, headers={"origin": origin})
+        assert answer.status_code == 403
+        assert error_of(answer)["code"] == "foreign_origin"
+        assert "access-control-allow-origin" not in answer.headers
+
+    def test_our_own(self, api: httpx.Client) -> None:
+        assert api.get("/v1/models", headers={"origin": str(api.base_url).rstrip("/")}).status_code == 200
+
+    def test_a_preflight_gets_no_leave(self, api: httpx.Client) -> None:
+        headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+        answer = api.options("/v1/jobs", headers=headers)
+        assert answer.status_code == 403
+
+
+class TestAddress:
+    def test_beyond_loopback_needs_a_key(self) -> None:
+        with pytest.raises(InvalidInput, match="set LATHE_API_KEY"):
+            check_address(Settings(api_host="0.0.0.0"))  # noqa: S104 - what is refused
+        check_address(Settings(api_host="0.0.0.0", api_key=KEY))  # noqa: S104
+        check_address(Settings(api_host="127.0.0.1"))
+
+
+class TestRequestId:
+    def test_is_made_or_taken(self, api: httpx.Client) -> None:
+        assert api.get("/healthz").headers["x-request-id"].startswith("req-")
+        assert api.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+        assert api.get("/healthz", headers={"x-request-id": "no good"}).headers["x-request-id"] != "no good"

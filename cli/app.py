@@ -10,6 +10,7 @@ input; 3 the server cannot be reached; 4 there is no such thing; 130 interrupted
 
 import sys
 from importlib.metadata import version as version_of
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -73,6 +74,9 @@ _register()
 
 def main() -> None:
     """Run the command line; errors that we know become a line on stderr and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a mark that a terminal cannot show is no reason to fail
     try:
         app()
     except LatheError as error:

@@ -23,10 +23,11 @@ from db.errors import InvalidInput, Unavailable
 JSON = dict[str, Any]
 PROMPT, CONTINUATION = ">>> ", "... "
 QUOTES = '"""'
-HELP = """/reset       forget what was said
+HELP = '''/reset       forget what was said
 /system …    set the system prompt, and forget what was said
 /exit        end, as Ctrl-D does
-\\"\\"\\"          begins and ends a message of several lines; so does a \\\\ at a line's end"""
+"""          begins and ends a message of several lines
+\\            at the end of a line: one more follows'''
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ class Answer:
     def __init__(self, console: Console) -> None:
         self.text = ""
         self._console = console
+        self._has_begun = False
+        self._was_thought = False
         self._waiting = console.status("[dim]…[/]") if console.is_interactive else None
 
     def print(self, parts: Iterator[Part]) -> None:
@@ -153,13 +156,18 @@ class Answer:
         finally:
             if self._waiting:
                 self._waiting.stop()
-            self._console.print()
+            if self._has_begun:
+                self._console.print()
 
     def _print(self, part: Part) -> None:
         if self._waiting:
             self._waiting.stop()
         if part.is_thought and not self._console.is_interactive:
             return
+        self._has_begun = True
+        if self._was_thought and not part.is_thought:
+            self._console.print("\n")
+        self._was_thought = part.is_thought
         self.text += "" if part.is_thought else part.text
         self._console.print(
             Text(harmless(part.text), "dim" if part.is_thought else ""), end="", soft_wrap=True

@@ -18,6 +18,8 @@ from db.states import JobKind, JobStatus
 
 JSON = dict[str, Any]
 EVENTS_SHOWN = 20
+# The columns that ids, names and times take together.
+WIDE = 100
 
 
 def jobs(
@@ -34,7 +36,8 @@ def jobs(
     elif not rows:
         stdout().print("There are no jobs" + (" like that." if kind or status else " yet."))
     else:
-        stdout().print(_table_of_jobs(rows))
+        console = stdout()
+        console.print(_table_of_jobs(rows, is_narrow=console.width < WIDE))
 
 
 def job(job_id: JobId, json: JsonFlag = False) -> None:
@@ -76,18 +79,19 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return made
 
 
-def _table_of_jobs(rows: list[JSON]) -> Table:
-    made = table("Job", "Kind", "Name", "Status", "Step", "Created", "Took", right=("Took",))
+def _table_of_jobs(rows: list[JSON], *, is_narrow: bool) -> Table:
+    made = table("Job", "Kind", "Name", "Status", "Step", *(() if is_narrow else ("Created", "Took")))
+    made.columns[0].no_wrap = True  # an id is there to be copied
     now = time.time()
     for row in rows:
+        times = () if is_narrow else (moment(row["created_at"]), elapsed(row, now))
         made.add_row(
             row["id"],
             row["kind"],
             harmless(str((row.get("params") or {}).get("name", ""))),
             Text(row["status"], STYLES[row["status"]]),
             _current_step(row),
-            moment(row["created_at"]),
-            elapsed(row, now),
+            *times,
         )
     return made
 
@@ -123,14 +127,13 @@ def _print_job(console: Console, row: JSON, events: list[JSON], artifacts: list[
 
 
 def _facts(row: JSON, now: float) -> list[tuple[str, str]]:
-    facts = [("created", moment(row["created_at"]))]
+    params = dict(row.get("params") or {})
+    facts = [("name", harmless(str(params.pop("name", "")))), ("created", moment(row["created_at"]))]
     if row.get("started_at"):
         facts.append(("took" if row.get("finished_at") else "running for", elapsed(row, now)))
     if row.get("waits_for"):
         facts.append(("waits for", row["waits_for"]))
-    facts += [
-        (f"{name}", _value(value)) for name, value in (row.get("params") or {}).items() if _is_set(value)
-    ]
+    facts += [(name, _value(value)) for name, value in params.items() if _is_set(value)]
     for name, value in (row.get("result") or {}).items():
         if isinstance(value, str | int | float):
             facts.append((f"→ {name}", _value(value)))

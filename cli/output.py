@@ -58,6 +58,7 @@ def exit_status(error: LatheError) -> ExitStatus:
 def report(error: LatheError) -> None:
     """Say on stderr what went wrong, and which field was meant."""
     line = Text.assemble(("Error: ", "bold red"), harmless(error.message))
-    if error.param and error.param.lower() not in error.message.lower():
+    is_named = not error.param or error.param.lower() in error.message.lower()
+    if isinstance(error, InvalidInput) and not is_named:
         line.append(f" ({error.param})", "dim")
     stderr().print(line, soft_wrap=True)

@@ -131,6 +131,8 @@ class JobView:
         message = harmless(str(event.get("message", ""))).rstrip()
         if self._live:
             clock = moment(event.get("created_at") or self._clock())
+            if len(self._tracks) > 1:
+                step = f"{self._name_of(job_id)}: {step}"
             line = Text.assemble((f"{clock}  ", "dim"), (step, "dim"), (message, LEVEL_STYLES.get(level, "")))
             self.console.print(line)
         else:
@@ -226,7 +228,7 @@ def _how_far(progress: JSON) -> str:
     text = f"{progress['done']:,}/{progress['total']:,}"
     if progress.get("unit"):
         text += f" {progress['unit']}"
-    if progress.get("eta_seconds") is not None:
+    if progress.get("eta_seconds"):
         text += f", {duration(progress['eta_seconds'])} left"
     return text
 

@@ -90,8 +90,8 @@ def submit(
         try:
             job = client.submit(kind, values, **fields)
         except InvalidInput as error:
-            flag = spelling_of(model, error.param)
-            raise InvalidInput(error.message, param=flag or error.param, code=error.code) from None
+            spelling = spelling_of(model, error.param) or error.param
+            raise InvalidInput(error.message, param=spelling, code=error.code) from None
         if watch:
             watch_job(client, job["id"], json=json)
         elif json:

@@ -10,7 +10,7 @@ ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|
 def duration(seconds: float) -> str:
     """Write a time span as `0.4 s`, `41 s`, `3m 05s` or `2h 07m`."""
     seconds = max(0.0, seconds)
-    if seconds < 1:
+    if 0 < seconds < 1:
         return f"{seconds:.1f} s"
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds < 59.5 else "1m 00s"

@@ -10,8 +10,8 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", response_model=Alive, summary="Whether the API lives")
-async def healthz() -> Alive:
-    return Alive()
+async def healthz(request: Request) -> Alive:
+    return Alive(version=request.app.version)
 
 
 @router.get(

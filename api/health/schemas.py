@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 class Alive(BaseModel):
     status: Literal["ok"] = "ok"
+    version: str
 
 
 class Part(BaseModel):

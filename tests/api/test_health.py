@@ -2,7 +2,7 @@
 
 import httpx
 
-from api.app import create_app
+from api.app import VERSION, create_app
 from db.queries.workers import sign_in, sign_out
 from db.session import SessionFactory, transaction
 from db.settings import Settings
@@ -12,7 +12,7 @@ QUEUES = ["train", "gpu", "cpu", "io", "bulk", "hooks"]
 
 
 def test_alive(api: httpx.Client) -> None:
-    assert api.get("/healthz").json() == {"status": "ok"}
+    assert api.get("/healthz").json() == {"status": "ok", "version": VERSION}
 
 
 class TestReady:

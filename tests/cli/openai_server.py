@@ -1,0 +1,89 @@
+"""A small server that speaks OpenAI's chat API, and remembers what it was asked."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+SLOW = "slowly"  # a prompt that is answered without end, until the client leaves
+
+
+@dataclass
+class Heard:
+    """What the server was asked, in order."""
+
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    left_early: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def serving() -> Iterator[Heard]:
+    heard = Heard()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            heard.bodies.append(body)
+            heard.keys.append(self.headers["authorization"])
+            if self.path != "/v1/chat/completions":
+                self._send(404, {"error": {"message": f"no {self.path}", "param": None, "code": None}})
+            elif not body["stream"]:
+                message = {"role": "assistant", "content": "whole"}
+                self._send(200, {"object": "chat.completion", "choices": [{"index": 0, "message": message}]})
+            else:
+                self._stream(body["messages"][-1]["content"])
+
+        def _send(self, status: int, answer: dict[str, Any]) -> None:
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def _stream(self, prompt: str) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            self._delta({"role": "assistant", "reasoning_content": "hm. "})
+            if prompt == "break":
+                self._event({"error": {"message": "The server stopped in mid-answer."}})
+                return
+            for word in ("You ", "said ", f"\x1b[31m{prompt}."):
+                self._delta({"content": word})
+            try:
+                while prompt == SLOW:
+                    self._delta({"content": "word "})
+                    time.sleep(0.02)
+            except OSError:
+                heard.left_early.set()
+                return
+            self._event({"choices": [], "usage": {"total_tokens": 3}})
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _delta(self, delta: dict[str, str]) -> None:
+            self._event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+
+        def _event(self, chunk: dict[str, Any]) -> None:
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            self.wfile.flush()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    heard.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield heard
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

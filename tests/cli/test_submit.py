@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Hand, Run
+from tests.conftest import free_port
+
+FAQ = b"question,answer\nWhat is Lathe?,A service.\n"
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    path = tmp_path / "my faq.csv"
+    path.write_bytes(FAQ)
+    return path
+
+
+@pytest.mark.usefixtures("api_url")
+class TestFineTune:
+    def test_uploads_the_data_and_submits_the_job(self, run: Run, hand: Hand, csv: Path) -> None:
+        ran = run(
+            "fine-tune", "--base", "tiny", "--data", str(csv), "--name", "faq", "--epochs", "3", "--json"
+        )
+        assert (ran.status, ran.err) == (0, "")
+        job = ran.json()
+        assert (job["kind"], job["status"]) == ("fine_tune", "queued")
+        assert job["params"]["epochs"] == 3
+        assert job["params"]["learning_rate"] == "auto"
+        assert hand.upload_of(job["params"]["training_file"]) == FAQ
+
+    def test_says_how_to_follow_it(self, run: Run, hand: Hand, csv: Path) -> None:
+        ran = run("fine-tune", "--base", "tiny", "--data", str(csv), "--name", "faq")
+        tiny, job = hand.jobs()
+        assert ran.out.splitlines() == [
+            f"{job.id} queued",
+            f"It waits for {tiny.id}, which makes its base model.",
+            f"Follow it:  lathe watch {job.id}",
+        ]
+
+    def test_takes_an_uploaded_files_id_as_it_is(self, run: Run, hand: Hand, csv: Path) -> None:
+        arguments = ("fine-tune", "--base", "tiny", "--json", "--data")
+        first = run(*arguments, str(csv), "--name", "one").json()["params"]["training_file"]
+        second = run(*arguments, first, "--validation", first, "--name", "two").json()["params"]
+        assert (second["training_file"], second["validation_file"]) == (first, first)
+
+    def test_names_the_flag_that_the_api_refuses(self, run: Run, hand: Hand, csv: Path) -> None:
+        ran = run("fine-tune", "--base", "nothing", "--data", str(csv), "--name", "faq")
+        assert ran.status == 2
+        assert "nothing" in ran.err
+        assert "tiny" in ran.err
+        assert "(--base)" in ran.err
+        assert hand.jobs() == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (("--learning-rate", "-1"), "--learning-rate"),
+            (("--name", "../faq"), "--name"),
+            (("--validation", "missing.csv"), "missing.csv does not exist"),
+            (("--surprise", "1"), "No such option"),
+        ],
+    )
+    def test_refuses_bad_input_before_it_uploads(
+        self, run: Run, hand: Hand, csv: Path, arguments: tuple[str, str], told: str
+    ) -> None:
+        ran = run("fine-tune", "--base", "tiny", "--data", str(csv), "--name", "faq", *arguments)
+        assert (ran.status, ran.out) == (2, "")
+        assert told in ran.err
+        assert not (hand.settings.storage_root / "files").exists()
+
+
+@pytest.mark.usefixtures("api_url")
+class TestPretrain:
+    def test_needs_nothing_but_a_name(self, run: Run, hand: Hand) -> None:
+        ran = run("pretrain", "--name", "small", "--steps", "10", "--max-attempts", "1", "--json")
+        assert ran.status == 0
+        assert ran.json()["params"]["steps"] == 10
+        assert ran.json()["max_attempts"] == 1
+
+
+class TestNoServer:
+    def test_says_what_to_start(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        url = f"http://127.0.0.1:{free_port()}"
+        monkeypatch.setenv("LATHE_API_URL", url)
+        ran = run("pretrain", "--name", "small")
+        assert (ran.status, ran.out) == (3, "")
+        assert f"Nothing answers at {url}" in ran.err
+        assert "Is `lathe up` running?" in ran.err
+
+    def test_says_which_setting_is_wrong(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LATHE_API_PORT", "many")
+        ran = run("jobs")
+        assert ran.status == 2
+        assert "api_port" in ran.err.lower()

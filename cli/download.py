@@ -57,7 +57,7 @@ def _choose(artifacts: list[JSON], names: list[str], job_id: str) -> list[JSON]:
 
 def _fetch_all(client: Client, job_id: str, wanted: list[JSON], folder: Path, console: Console) -> list[JSON]:
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),

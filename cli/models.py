@@ -88,7 +88,7 @@ def _add_version(made: Table, row: JSON, version: JSON) -> None:
             f"@{version['number']}" if first else "",
             file["quantization"],
             size(file["bytes"]),
-            harmless(version["base_model"] or "") if first else "",
+            Text(harmless(version["base_model"] or "")) if first else "",
             " ".join(_verification(file["verification"] or {})),
         )
 

@@ -110,7 +110,7 @@ def upload(client: Client, source: str, console: Console) -> str:
         return source
     path = Path(source).expanduser()
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

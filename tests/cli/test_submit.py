@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from db.settings import Settings
 from tests.cli.conftest import Hand, Run
 from tests.conftest import free_port
 
@@ -76,6 +77,21 @@ class TestPretrain:
         assert ran.status == 0
         assert ran.json()["params"]["steps"] == 10
         assert ran.json()["max_attempts"] == 1
+
+
+class TestTooLarge:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"max_file_bytes": 1_000_000})
+
+    @pytest.mark.usefixtures("api_url")
+    def test_a_file_says_what_the_limit_is(self, run: Run, tmp_path: Path) -> None:
+        path = tmp_path / "large.csv"
+        with path.open("wb") as file:
+            file.truncate(200_000_000)
+        ran = run("fine-tune", "--base", "tiny", "--data", str(path), "--name", "faq")
+        assert ran.status == 2
+        assert "LATHE_MAX_FILE_BYTES" in ran.err
 
 
 class TestNoServer:

@@ -68,6 +68,7 @@ class StepInput:
         results: what each earlier step of this job returned.
         files: the uploaded files that the params name, by id.
         base: the base model's weights, for kinds that have one.
+        tokenizer: the model whose tokenizer a pretrain takes, when it names one.
     """
 
     job_id: str
@@ -81,6 +82,7 @@ class StepInput:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, FileInput] = field(default_factory=dict)
     base: BaseWeights | None = None
+    tokenizer: BaseWeights | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -100,8 +102,9 @@ class StepInput:
             file_id: FileInput(path=Path(row["path"]), filename=row["filename"], bytes=row["bytes"])
             for file_id, row in data["files"].items()
         }
-        if data["base"] is not None:
-            data["base"] = BaseWeights(**data["base"])
+        for name in ("base", "tokenizer"):
+            if data[name] is not None:
+                data[name] = BaseWeights(**data[name])
         return cls(**data)
 
 

@@ -30,6 +30,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         LeaseLost: the attempt is no longer current.
     """
     base = _base(session, settings, claim)
+    tokenizer = _tokenizer(session, settings, claim)
     job = get_job(session, claim.job_id, project_id=claim.project_id, lock=True)
     hold_fence(session, claim)
     job.base = base
@@ -50,6 +51,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         results={step.name: step.result or {} for step in earlier},
         files=_files(session, root, job),
         base=_weights(root, base) if base is not None else None,
+        tokenizer=_weights(root, tokenizer) if tokenizer is not None else None,
     )
 
 
@@ -92,6 +94,20 @@ def _base(session: Session, settings: Settings, claim: Claim) -> dict[str, Any] 
     reference = job.params.get(param)
     if job.base is not None or reference is None:
         return job.base
+    return _resolved(session, settings, claim, param, reference)
+
+
+def _tokenizer(session: Session, settings: Settings, claim: Claim) -> dict[str, Any] | None:
+    """The model whose tokenizer is asked for, as its reference resolves now."""
+    reference = get_job(session, claim.job_id, project_id=claim.project_id).params.get("tokenizer")
+    if reference is None:
+        return None
+    return _resolved(session, settings, claim, "tokenizer", reference)
+
+
+def _resolved(
+    session: Session, settings: Settings, claim: Claim, param: str, reference: str
+) -> dict[str, Any]:
     found = resolve_base_model(session, settings, claim.project_id, reference, param=param)
     if found.location is None:
         raise InvalidInput(

@@ -51,16 +51,17 @@ def fetch_base(base: BaseWeights, step: Step | None = None, *, param: str = "bas
     return folder
 
 
-def fetch_tokenizer(base: Path | None, hub_id: str | None, target: Path) -> None:
-    """Copy a tokenizer with its chat template into `target`: the base's, else one of the hub's.
+def fetch_tokenizer(model: BaseWeights, target: Path) -> None:
+    """Copy a model's tokenizer with its chat template into `target`, without fetching its weights.
 
     Raises:
-        InvalidInput: the hub has no such tokenizer, or cannot be reached.
+        InvalidInput: the hub has no such model, or cannot be reached.
     """
-    if base is None:
-        name, _, revision = (hub_id or "").partition("@")
-        base = _download(name, revision or None, CONFIG_FILES, param="tokenizer")
-    copy_tokenizer(base, target)
+    if model.source == "hub":
+        folder = _download(model.location, model.revision, CONFIG_FILES, param="tokenizer")
+    else:
+        folder = Path(model.location)
+    copy_tokenizer(folder, target)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

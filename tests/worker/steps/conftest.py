@@ -49,6 +49,7 @@ class StepRunner:
         params: dict[str, Any],
         files: dict[str, Path] | None = None,
         base: Path | BaseWeights | None = None,
+        tokenizer: Path | None = None,
         earlier: dict[str, Ran] | None = None,
     ) -> Ran:
         folder = self.root / f"{name}-{len(list(self.root.iterdir()))}"
@@ -71,6 +72,7 @@ class StepRunner:
                 for key, path in (files or {}).items()
             },
             base=base,
+            tokenizer=BaseWeights("other", "folder", str(tokenizer)) if tokenizer else None,
         )
         self.said = []
         result = run(Step(StepInput.from_json(step_input.to_json()), self.said.append))

@@ -113,6 +113,15 @@ class TestRun:
             micro_model / "tokenizer.json"
         ).read_bytes()
 
+    def test_takes_the_tokenizer_of_another_model(self, steps, potters_text, micro_model):
+        params = {"name": "a", "training_file": "file-1", "tokenizer": "micro", **MICRO}
+        ran = steps.run(
+            pretrain.run, "pretrain", "train", params=params, files={"file-1": potters_text},
+            tokenizer=micro_model,
+        )  # fmt: skip
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            assert (ran.folder / "model" / name).read_bytes() == (micro_model / name).read_bytes()
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [(b"short", "holds 5 characters"), (b"a\n\xff" + b"x" * 3000, r"not UTF-8 text \(line 2\)")],

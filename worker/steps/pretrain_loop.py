@@ -1,0 +1,181 @@
+"""The training loop of a model from scratch: batches, two optimisers, a schedule, samples as it learns."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from db.params import PretrainParams
+from training_data.tokens import ChatTokenizer
+from worker.step import Step
+from worker.steps.runtime import peak_memory_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+CHAT_SHARE = 0.25  # of each batch's rows
+WARMUP_SHARE = 0.05
+WEIGHT_DECAY = 0.1
+WIDTH_OF_RATE = 256  # the hidden size at which learning_rate is both optimisers'
+FULL_WINDOW_SHARE = 0.1  # of the steps, the last ones, see the whole context
+MIN_WINDOW = 32
+METRICS_PER_RUN = 50
+SAMPLE_TOKENS = 40
+
+
+@dataclass
+class Corpus:
+    """Token ids to learn from: `text` is one long row, `chats` another, perhaps empty."""
+
+    text: "torch.Tensor"
+    chats: "torch.Tensor"
+
+    def batch(self, rows: int, length: int, generator: "torch.Generator") -> "torch.Tensor":
+        """Draw windows, shape (rows, length)."""
+        import torch
+
+        chat_rows = round(rows * CHAT_SHARE) if len(self.chats) > length else 0
+        windows = [self._windows(self.text, rows - chat_rows, length, generator)]
+        if chat_rows:
+            windows.append(self._windows(self.chats, chat_rows, length, generator))
+        return torch.cat(windows)
+
+    @staticmethod
+    def _windows(ids: "torch.Tensor", rows: int, length: int, generator: "torch.Generator") -> "torch.Tensor":
+        import torch
+
+        starts = torch.randint(0, len(ids) - length + 1, (rows,), generator=generator)
+        return torch.stack([ids[start : start + length] for start in starts.tolist()])
+
+
+@dataclass
+class Learner:
+    """The training loop with what it reports."""
+
+    step: Step
+    params: PretrainParams
+    model: Any
+    tokenizer: ChatTokenizer
+    corpus: Corpus
+    length: int
+
+    def run(self) -> tuple[float, float]:
+        """Train.
+
+        Returns:
+            the mean loss of the last tenth of the steps, and tokens/s.
+        """
+        import torch
+
+        total = self.params.steps
+        optimizers = _optimizers(self.model, self.params.learning_rate)
+        generator = torch.Generator().manual_seed(self.params.seed)
+        losses: list[float] = []
+        started = time.monotonic()
+        self.model.train()
+        for number in range(1, total + 1):
+            scale = _schedule(number, total)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * scale
+            losses.append(self._one_step(optimizers, self._window(number), generator))
+            self._report(number, losses, self.params.learning_rate * scale, time.monotonic() - started)
+        tail = losses[-max(1, total // 10) :]
+        return sum(tail) / len(tail), self._tokens(total) / (time.monotonic() - started)
+
+    def _one_step(self, optimizers: list[Any], window: int, generator: "torch.Generator") -> float:
+        import torch
+
+        rows = self.params.batch_size * self.length // window
+        ids = self.corpus.batch(rows, window, generator).to(self.model.device)
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=_computes_in_bfloat16()):
+            loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def _window(self, number: int) -> int:
+        """Tokens of one row: short ones first, which cost less attention, then the whole context."""
+        short = max(MIN_WINDOW, self.length // 4)
+        return (
+            self.length if number > self.params.steps * (1 - FULL_WINDOW_SHARE) else min(short, self.length)
+        )
+
+    def _tokens(self, steps: int) -> int:
+        return steps * self.params.batch_size * self.length
+
+    def _report(self, number: int, losses: list[float], rate: float, elapsed: float) -> None:
+        total = self.params.steps
+        self.step.progress(number, total, eta_seconds=elapsed / number * (total - number))
+        if number % max(1, total // METRICS_PER_RUN) == 0 or number in (1, total):
+            import torch
+
+            self.step.metrics(
+                step=number,
+                loss=losses[-1],
+                learning_rate=rate,
+                tokens_per_second=self._tokens(number) / elapsed,
+                memory_bytes=peak_memory_bytes(torch),
+            )
+        if number % self.params.sample_every == 0 or number == total:
+            text = sample(self.model, self.tokenizer, self.params.sample_prompt)
+            self.step.event(f"Step {number}: {text}", step=number, sample=text)
+
+
+def _optimizers(model: Any, rate: float) -> list[Any]:
+    """Muon for the matrices of the layers, AdamW for embeddings, the output layer and the norms.
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+    import torch
+
+    hidden: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
+    for name, parameter in model.named_parameters():
+        inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (hidden if inner else others).append(parameter)
+    # Muon's rate fits any width; that of the tables by which AdamW moves tokens falls with it.
+    outer = rate * math.sqrt(WIDTH_OF_RATE / model.config.hidden_size)
+    optimizers = [
+        torch.optim.Muon(hidden, lr=rate, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(others, lr=outer, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def _computes_in_bfloat16() -> bool:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def _schedule(number: int, total: int) -> float:
+    """Warm up linearly, then fall linearly to a twentieth; `number` counts from 1."""
+    warmup = max(1, round(total * WARMUP_SHARE))
+    if number <= warmup:
+        return number / warmup
+    return 1 - 0.95 * (number - warmup) / max(1, total - warmup)
+
+
+def sample(model: Any, tokenizer: ChatTokenizer, prompt: str) -> str:
+    """Continue `prompt` greedily, for a person to see how far the model is."""
+    import torch
+
+    ids = tokenizer.encode_text(prompt) or [0]
+    with torch.no_grad():
+        row = model.generate(
+            input_ids=torch.tensor([ids], device=model.device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
+            max_new_tokens=min(SAMPLE_TOKENS, max(1, model.config.max_position_embeddings - len(ids))),
+            do_sample=False,
+        )
+    model.train()
+    return str(tokenizer.tokenizer.decode(row[0].tolist()))

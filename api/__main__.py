@@ -1,17 +1,17 @@
 """Serve the API: `python -m api`."""
 
-import logging
 import sys
 
-import structlog
 import uvicorn
 
 from api.app import create_app
 from api.security import is_loopback
 from db.errors import InvalidInput, LatheError
+from db.logs import configure_logs
 from db.settings import Settings, load_settings
 
-SHUTDOWN_SECONDS = 10
+# What still streams is cut off then; the supervisor kills a second later.
+SHUTDOWN_SECONDS = 2
 
 
 def check_address(settings: Settings) -> None:
@@ -28,29 +28,6 @@ def check_address(settings: Settings) -> None:
         )
 
 
-def configure_logs(settings: Settings) -> None:
-    render = structlog.processors.JSONRenderer() if settings.log_json else structlog.dev.ConsoleRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info if settings.log_json else _unchanged,
-            render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[settings.log_level.upper()]
-        ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
-def _unchanged(
-    logger: structlog.typing.WrappedLogger, name: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    return event
-
-
 def main() -> None:
     try:
         settings = load_settings()
@@ -63,6 +40,7 @@ def main() -> None:
         app,
         host=settings.api_host,
         port=settings.api_port,
+        log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version as version_of
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,7 +26,6 @@ from db.session import make_engine, make_session_factory
 from db.settings import Settings
 from serving.openai_compatible import make_async_client
 
-VERSION = "0.1.0"
 DESCRIPTION = """Submit a job, go away, and come back to a model that you serve yourself.
 
 Errors are `{"error": {"message", "type", "param", "code"}}`, lists
@@ -75,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="Lathe",
-        version=VERSION,
+        version=version_of("lathe"),
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=lifespan,

@@ -82,28 +82,51 @@ class Gate:
             )
 
     async def _checked_body(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
-        declared = headers.get("content-type", "").partition(";")[0].strip().lower()
-        length = _length(headers)
-        has_body = length != 0 or "transfer-encoding" in headers
         multipart = (scope["method"], scope["path"]) in TAKES_MULTIPART
-        expected = MULTIPART if multipart else JSON
-        limit = (
-            self._settings.max_file_bytes + MULTIPART_OVERHEAD_BYTES
-            if multipart
-            else self._settings.max_body_bytes
-        )
-        if length > limit:
-            raise _too_large(multipart, limit, length)
+        length = _length(headers)
+        self._check_length(length, multipart)
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return receive
+        declared = headers.get("content-type", "").partition(";")[0].strip().lower()
+        has_body = length != 0 or "transfer-encoding" in headers
+        expected = MULTIPART if multipart else JSON
         if declared != expected and (declared or has_body):
             given = f"not {declared}" if declared else "and the request declares none"
             raise WrongContentType(
                 f"{scope['path']} takes content-type {expected}, {given}.", param="content-type"
             )
         if multipart or not has_body:
-            return receive  # the upload counts for itself, as it goes to disk
-        return _replay(await _read(receive, limit), receive)
+            return receive  # an upload is counted as it goes to disk
+        return _replay(await self._read(receive), receive)
+
+    def _check_length(self, length: int, multipart: bool) -> None:
+        """Refuse what is announced as too large before any of it comes."""
+        settings = self._settings
+        if multipart and length > settings.max_file_bytes + MULTIPART_OVERHEAD_BYTES:
+            raise TooLarge(
+                f"A file may have at most {settings.max_file_bytes} bytes here (LATHE_MAX_FILE_BYTES); "
+                f"this one has about {length}.",
+                param="file",
+            )
+        if not multipart and length > settings.max_body_bytes:
+            raise self._body_too_large()
+
+    async def _read(self, receive: Receive) -> bytes:
+        """The whole body, never more of it in memory than the limit."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            if len(body) > self._settings.max_body_bytes:
+                raise self._body_too_large()
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    def _body_too_large(self) -> TooLarge:
+        limit = self._settings.max_body_bytes
+        return TooLarge(f"A body may have at most {limit} bytes here (LATHE_MAX_BODY_BYTES).")
 
 
 def _host_name(host: str) -> str:
@@ -117,28 +140,6 @@ def _host_name(host: str) -> str:
 def _length(headers: Headers) -> int:
     value = headers.get("content-length", "0")
     return int(value) if value.isdecimal() else 0
-
-
-def _too_large(multipart: bool, limit: int, length: int | None = None) -> TooLarge:
-    what, setting = ("A file", "LATHE_MAX_FILE_BYTES") if multipart else ("A body", "LATHE_MAX_BODY_BYTES")
-    given = f"; this one has {length}" if length is not None else ""
-    return TooLarge(
-        f"{what} may have at most {limit} bytes here ({setting}){given}.", param="file" if multipart else None
-    )
-
-
-async def _read(receive: Receive, limit: int) -> bytes:
-    """The whole body, never more of it in memory than the limit."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(False, limit)
-        if not message.get("more_body", False):
-            return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 class Alive(BaseModel):
     status: Literal["ok"] = "ok"
-    version: str
+    version: str = Field(description="Lathe's.")
 
 
 class Part(BaseModel):

@@ -29,9 +29,11 @@ def retry_job(unit: Unit, job_id: str) -> Job:
             code="job_not_ended",
         )
     _check_awaited(session, job)
+    left = [step for step in lock_steps(session, job) if step.status != StepStatus.SUCCEEDED]
+    if not left:
+        raise Conflict("Every step of the job has succeeded: there is nothing to do again.", code="job_ended")
     move(session, job, JobStatus.QUEUED)
     job.error = None
-    left = [step for step in lock_steps(session, job) if step.status != StepStatus.SUCCEEDED]
     for position, step in enumerate(left):
         step.failures, step.not_before, step.progress = 0, None, None
         wanted = StepStatus.QUEUED if position == 0 else StepStatus.PENDING

@@ -36,7 +36,7 @@ class ModelServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await answer_lifespan(receive, send)
             return
         path = scope["path"]
         if path == "/health":
@@ -144,7 +144,7 @@ async def _read(receive: Receive) -> bytes:
             return body
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def answer_lifespan(receive: Receive, send: Send) -> None:
     while True:
         event = await receive()
         await send({"type": f"{event['type']}.complete"})

@@ -32,8 +32,8 @@ class TestPassedOn:
     ) -> None:
         served = publish("bytes")
         asked = (
-            b'{ "temperature":1.0e-5,"model" : "by\\u0074es","messages":[{"role":"user","content":"h\\u00e9"}],'
-            b'\n"model":"bytes","x":[ ] }'
+            b'{ "temperature":1.0e-5,"model" : "by\\u0074es","messages":[{"role":"user",'
+            b'"content":"h\\u00e9"}],\n"model":"bytes","x":[ ] }'
         )
         answer = api.post("/v1/chat/completions", content=asked, headers={"content-type": "application/json"})
         assert answer.content == ANSWER

@@ -4,6 +4,8 @@ import hashlib
 import http.client
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,8 +15,8 @@ import psutil
 import pytest
 
 from api.files.multipart import Bytes, FormReader
-from api.files.upload import clean_filename
-from db.errors import InvalidInput
+from api.files.upload import Target, clean_filename
+from db.errors import Exhausted, InvalidInput
 from db.settings import Settings
 from tests.api.conftest import FAQ, error_of, upload, wait_until
 
@@ -226,3 +228,34 @@ class TestFormReader:
 def test_clean_filename(given: str, kept: str) -> None:
     assert clean_filename(given) == kept
     assert not re.search(r"[/\\]", kept)
+
+
+class TestDisk:
+    def test_a_full_one_is_said_and_leaves_nothing(self, tmp_path: Path) -> None:
+        """A limit on the size of files is as hard as a full disk, and needs no disk of one's own."""
+        code = f"""
+import resource, pathlib
+from api.files.upload import Target
+from db.errors import Exhausted
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+try:
+    with Target(pathlib.Path({str(tmp_path)!r}), "file-1", 10**9) as target:
+        target.open(0)
+        target.write(b"x" * 3_000_000)
+        target.keep()
+except Exhausted as error:
+    print(error.code)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == "disk_full\n", done.stderr
+        assert list((tmp_path / "files").iterdir()) == []
+
+    def test_what_cannot_fit_is_refused_before_it_comes(self, tmp_path: Path) -> None:
+        with Target(tmp_path, "file-1", 2**62) as target, pytest.raises(Exhausted, match="no room"):
+            target.open(2**61)

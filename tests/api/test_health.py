@@ -1,8 +1,10 @@
 """Health: alive, and ready with its parts."""
 
+from importlib.metadata import version
+
 import httpx
 
-from api.app import VERSION, create_app
+from api.app import create_app
 from db.queries.workers import sign_in, sign_out
 from db.session import SessionFactory, transaction
 from db.settings import Settings
@@ -12,7 +14,7 @@ QUEUES = ["train", "gpu", "cpu", "io", "bulk", "hooks"]
 
 
 def test_alive(api: httpx.Client) -> None:
-    assert api.get("/healthz").json() == {"status": "ok", "version": VERSION}
+    assert api.get("/healthz").json() == {"status": "ok", "version": version("lathe")}
 
 
 class TestReady:

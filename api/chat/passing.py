@@ -67,6 +67,10 @@ class PassedOn(StreamingResponse):
         super().__init__(upstream.chunks(), upstream.status, headers)
         self._upstream = upstream
 
+    async def whole(self) -> bytes:
+        """The answer's bytes, for who wants to read them rather than pass them on."""
+        return b"".join([chunk async for chunk in self._upstream.chunks()])
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)

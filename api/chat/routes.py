@@ -1,16 +1,14 @@
 """HTTP of chat, completions and generation."""
 
-import json
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.chat.body import read_body
-from api.chat.passing import pass_on
+from api.chat.generation import answer, question
+from api.chat.passing import PassedOn, pass_on
 from api.chat.schemas import CHAT_ANSWER, CHAT_BODY, COMPLETION_BODY, GenerateAnswer, GenerateRequest
-from api.chat.service import backend_of, chat_body, newest_model
+from api.chat.service import backend_of, newest_model
 from api.unit_of_work import services_of
-from db.errors import Unavailable
 
 router = APIRouter(tags=["chat"])
 
@@ -56,33 +54,8 @@ async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | 
     if name is None:
         name = await services.run_in_transaction(newest_model)
     backend = await services.run_in_transaction(lambda unit: backend_of(unit, name))
-    asked = json.dumps(chat_body(body, backend.model)).encode()
-    answer = await pass_on(
-        services, request, f"{backend.url}/v1/chat/completions", asked, api_key=backend.api_key
-    )
-    if answer.status_code >= 400:
-        return answer
-    return _answer(await _whole(answer), name)
-
-
-async def _whole(answer: Response) -> bytes:
-    chunks = answer.body_iterator  # type: ignore[attr-defined]
-    return b"".join([chunk async for chunk in chunks])
-
-
-def _answer(raw: bytes, model: str) -> GenerateAnswer:
-    try:
-        answer = json.loads(raw)
-        [choice] = answer["choices"]
-        usage = answer.get("usage") or {}
-        return GenerateAnswer(
-            text=choice["message"]["content"] or "",
-            model=model,
-            finish_reason=choice.get("finish_reason"),
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise Unavailable(
-            "The model's server gave an answer that is none.", code="bad_backend_answer"
-        ) from error
+    asked = question(body, backend)
+    response = await pass_on(services, request, asked.url, asked.body, api_key=backend.api_key)
+    if not isinstance(response, PassedOn):
+        return response  # an error
+    return answer(await response.whole(), name, backend)

@@ -4,10 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
+from sqlalchemy import select
+
 from api.jobs.schemas import EventOut
 from api.jobs.views import event_number, event_out
 from api.unit_of_work import Services, Unit
-from db.queries.jobs import get_job, list_events
+from db.models import Job
+from db.queries.jobs import list_events
 from db.states import ENDED_JOB
 
 POLL_SECONDS = 0.5
@@ -30,7 +33,7 @@ async def stream_events(
             after = event_number(event.id)
         if more:
             continue
-        if status in ENDED_JOB:
+        if status in ENDED_JOB or status == "deleted":
             yield _frame(json.dumps({"id": job_id, "status": status}), name="end")
             return
         silent_seconds = 0.0 if events else silent_seconds + POLL_SECONDS
@@ -41,8 +44,8 @@ async def stream_events(
 
 
 def _look(unit: Unit, job_id: str, after: int, type: str | None) -> tuple[str, list[EventOut], bool]:
-    # The status first: what a job says, it says before it ends.
-    status = get_job(unit.session, job_id, project_id=unit.project_id).status
+    # The status first: what a job says, it says before it ends. One that was deleted has ended.
+    status = unit.session.scalar(select(Job.status).where(Job.id == job_id)) or "deleted"
     events, more = list_events(unit.session, job_id, type=type, after=after, limit=EVENTS_AT_ONCE)
     return status, [event_out(event) for event in events], more
 

@@ -100,6 +100,7 @@ Publish = Callable[..., str]
 @pytest.fixture
 def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[ModelServer, str]) -> Publish:
     """Write the rows and the files of a model that was published, as a finished job does."""
+    model_server, _ = backend
 
     def write(
         name: str,
@@ -107,6 +108,7 @@ def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[
         quantizations: tuple[str, ...] = ("Q4_K_M",),
         backend_name: str = "",
         weights: str | None = None,
+        backend: str = "llama_server",
     ) -> str:
         settings.served_models_dir.mkdir(parents=True, exist_ok=True)
         with transaction(session_factory) as session:
@@ -126,7 +128,7 @@ def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[
                     ModelFile(
                         position=position,
                         quantization=quantization,
-                        backend="llama_server",
+                        backend=backend,
                         backend_name=served,
                         bytes=4,
                         sha256="0" * 64,
@@ -135,7 +137,7 @@ def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[
             session.add(version)
             session.flush()
             model.current_version_id = version.id
-            backend[0].models.update(file.backend_name for file in version.files)
+            model_server.models.update(file.backend_name for file in version.files)
             return version.files[0].backend_name
 
     return write

@@ -183,6 +183,29 @@ class TestGenerate:
             "stop": ["x"], "repeat_penalty": 1.1, "seed": 7,
         }  # fmt: skip
 
+    def test_minus_one_is_no_limit_and_any_seed(
+        self, api: httpx.Client, publish: Publish, backend: Backend
+    ) -> None:
+        publish("unlimited")
+        params = {"n_predict": -1, "seed": -1}
+        api.post("/generate", json={"prompt": "Hello", "model": "unlimited", "params": params})
+        assert set(json.loads(backend[0].bodies[-1])) == {"model", "messages"}
+
+    def test_ollama_is_asked_in_its_own_words(
+        self, settings: Settings, publish: Publish, backend: Backend
+    ) -> None:
+        publish("on-ollama", backend="ollama")
+        told = {"ollama_host": backend[1], "chat_server_url": None}
+        params = {"n_predict": 5, "temp": 0.5, "top_k": 3, "repeat_penalty": 1.1}
+        app = create_app(settings.model_copy(update=told))
+        with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as api:
+            body = {"prompt": "Hello", "model": "on-ollama", "params": params}
+            answer = api.post("/generate", json=body).json()
+        assert (answer["text"], answer["finish_reason"], answer["completion_tokens"]) == ("Answer", "stop", 2)
+        assert json.loads(backend[0].bodies[-1])["options"] == {
+            "num_predict": 5, "temperature": 0.5, "top_k": 3, "repeat_penalty": 1.1,
+        }  # fmt: skip
+
     def test_asks_the_newest_model_unless_told(self, api: httpx.Client, publish: Publish) -> None:
         publish("newest")
         assert api.post("/generate", json={"prompt": "Hello"}).json()["model"] == "newest"

@@ -135,13 +135,14 @@ def require_tools(settings: ToolSettings) -> Tools:
 
 
 def cached_folder(settings: ToolSettings) -> Path:
-    """Where `llama.cpp/build.py` installs: named by version, backend and CPU.
+    """Where `llama.cpp/build.py` installs: named by version, backend and processors.
 
-    A build uses every instruction of the CPU it was made on, and may crash on another that shares the
-    cache folder.
+    A build uses every instruction of the CPU it was made on, and code for its GPU alone; another machine
+    that shares the cache folder needs its own.
     """
     backend = resolve_backend(settings)
-    return settings.cache_dir / "llama.cpp" / f"{pinned_version()}-{backend}-{cpu_key()}"
+    processors = cpu_key() if backend == "cpu" else _hash(cpu_key(), *gpu_names())
+    return settings.cache_dir / "llama.cpp" / f"{pinned_version()}-{backend}-{processors}"
 
 
 def converters_folder(settings: ToolSettings) -> Path:
@@ -188,7 +189,11 @@ def cpu_key() -> str:
         lines = []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     features = " ".join(sorted(flags.partition(":")[2].split()))
-    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:10]
+    return _hash(platform.machine(), features)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:10]
 
 
 def _tools_of_setting(folder: Path) -> Tools:

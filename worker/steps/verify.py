@@ -142,8 +142,10 @@ def _measure(step: Step, tools: Tools, bench: Bench, path: Path, quantization: s
     return {
         "quantization": quantization,
         "top1_agreement": difference.top1_agreement,
+        "top1_agreement_all": difference.top1_agreement_all,
         "kl": difference.kl,
         "tokens_compared": difference.tokens,
+        "tokens_decided": difference.decided,
         "rows": len(bench.rows),
         "split": bench.split,
         "template_equal": all(equal),

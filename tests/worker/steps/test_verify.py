@@ -20,7 +20,7 @@ from tests.worker.steps.export_fixtures import (
     write_rows,
 )
 from worker.steps import verify
-from worker.steps.teacher_forcing import divergence
+from worker.steps.teacher_forcing import difference_of, divergence
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -184,3 +184,15 @@ class TestDivergence:
         p = torch.tensor([0.9, 0.1])
         served = NextToken([(0, math.log(0.9)), (1, math.log(0.1))])
         assert divergence(p.log(), served) == pytest.approx(0, abs=1e-7)
+
+
+class TestDifference:
+    def test_near_ties_do_not_count_as_disagreement(self) -> None:
+        """The server puts token 1 first at both positions; the weights are clear only at the second."""
+        import torch
+
+        served = [NextToken([(1, math.log(0.55)), (0, math.log(0.45))])] * 2
+        expected = list(torch.tensor([[0.52, 0.48], [0.1, 0.9]]).log())
+        difference = difference_of(expected, served)
+        assert (difference.top1_agreement, difference.top1_agreement_all) == (1.0, 0.5)
+        assert (difference.tokens, difference.decided) == (2, 1)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from api.chat.routes import router as chat
 from api.edge import Edge
 from api.embeddings.routes import router as embeddings
-from api.errors import ErrorBody, answer_to
+from api.errors import DESCRIPTIONS, ErrorBody, answer_to
 from api.files.routes import router as files
 from api.health.routes import router as health
 from api.jobs.routes import router as jobs
@@ -42,15 +42,7 @@ TAGS = [
     {"name": "health", "description": "For whoever watches over the server."},
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {
-        "model": ErrorBody,
-        "description": "The request is wrong: the field, and the fix.",
-    },
-    401: {"model": ErrorBody, "description": "The API key is missing or wrong."},
-    403: {"model": ErrorBody, "description": "A foreign Host or Origin."},
-    404: {"model": ErrorBody, "description": "There is none by that name."},
-    413: {"model": ErrorBody, "description": "The body is too large."},
-    503: {"model": ErrorBody, "description": "A server that we need does not answer; see Retry-After."},
+    status: {"model": ErrorBody, "description": description} for status, description in DESCRIPTIONS.items()
 }
 
 
@@ -102,7 +94,7 @@ def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's own description, less its 422 answers, which we never give."""
+    """FastAPI's own description, less the answers that a route never gives: 422, and 413 without a body."""
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -116,6 +108,9 @@ def _openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)
+                    if "requestBody" not in operation:
+                        operation["responses"].pop("413", None)
+                        operation["responses"].pop("415", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
             schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

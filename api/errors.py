@@ -45,6 +45,16 @@ STATUS: dict[type[LatheError], int] = {
     Unavailable: 503,
     Exhausted: 503,
 }
+# What every route may answer with, for the documentation.
+DESCRIPTIONS = {
+    400: "The request is wrong: the field, and the fix.",
+    401: "The API key is missing or wrong.",
+    403: "A foreign Host or Origin.",
+    404: "There is none by that name.",
+    413: "The body is too large.",
+    415: "The body's content type is not the declared one.",
+    503: "A server that we need does not answer; see Retry-After.",
+}
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -59,6 +69,11 @@ class ErrorBody(BaseModel):
     """Every answer of status 400 and above."""
 
     error: ErrorDetail
+
+
+CONFLICT: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorBody, "description": "Its state, or a job that needs it, does not allow this."}
+}
 
 
 def error_body(status: int, message: str, *, code: str, param: str | None = None) -> dict[str, Any]:

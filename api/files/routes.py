@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from api.errors import CONFLICT
 from api.files.schemas import FileDeleted, FileOut, Purpose
 from api.files.sending import send_file
 from api.files.service import add_file, delete_file, file_out, purpose_of
@@ -103,7 +104,7 @@ def get_file_content(unit: Unit, request: Request, file_id: str) -> Response:
     )
 
 
-@router.delete("/v1/files/{file_id}", response_model=FileDeleted, summary="Delete a file")
+@router.delete("/v1/files/{file_id}", response_model=FileDeleted, summary="Delete a file", responses=CONFLICT)
 @transactional
 def delete_one_file(unit: Unit, file_id: str) -> FileDeleted:
     """Refused with 409 while a job that has not ended needs it."""

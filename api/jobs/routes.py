@@ -6,6 +6,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
+from api.errors import CONFLICT
 from api.files.sending import send_file
 from api.jobs import service
 from api.jobs.event_stream import stream_events
@@ -69,21 +70,28 @@ def get_one_job(unit: Unit, job_id: str) -> JobWithAttempts:
     return job_with_attempts(get_job(unit.session, job_id, project_id=unit.project_id))
 
 
-@router.delete("/v1/jobs/{job_id}", response_model=JobDeleted, summary="Delete an ended job and its files")
+@router.delete(
+    "/v1/jobs/{job_id}",
+    response_model=JobDeleted,
+    summary="Delete an ended job and its files",
+    responses=CONFLICT,
+)
 @transactional
 def delete_one_job(unit: Unit, job_id: str) -> JobDeleted:
     service.delete_job(unit, job_id)
     return JobDeleted(id=job_id)
 
 
-@router.post("/v1/jobs/{job_id}/cancel", response_model=JobOut, summary="Cancel a job")
+@router.post("/v1/jobs/{job_id}/cancel", response_model=JobOut, summary="Cancel a job", responses=CONFLICT)
 @transactional
 def cancel_one_job(unit: Unit, job_id: str) -> JobOut:
     """A queued job never runs; of a running one, every process ends within seconds."""
     return job_out(cancel_job(unit.session, job_id, project_id=unit.project_id))
 
 
-@router.post("/v1/jobs/{job_id}/retry", response_model=JobOut, summary="Try a failed job again")
+@router.post(
+    "/v1/jobs/{job_id}/retry", response_model=JobOut, summary="Try a failed job again", responses=CONFLICT
+)
 @transactional
 def retry_one_job(unit: Unit, job_id: str) -> JobOut:
     """A failed or cancelled job goes on from its first step that has not succeeded."""

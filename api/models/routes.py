@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from api.errors import CONFLICT
 from api.models import service
 from api.models.schemas import ModelDeleted, ModelList, ModelOut
 from api.unit_of_work import Unit, transactional
@@ -22,7 +23,12 @@ def get_model(unit: Unit, model: str) -> ModelOut:
     return service.show(unit, model)
 
 
-@router.delete("/v1/models/{model:path}", response_model=ModelDeleted, summary="Delete a model, or a version")
+@router.delete(
+    "/v1/models/{model:path}",
+    response_model=ModelDeleted,
+    summary="Delete a model, or a version",
+    responses=CONFLICT,
+)
 @transactional
 def delete_model(unit: Unit, model: str) -> ModelDeleted:
     """`faq` goes with all its versions; `faq@1` is that version alone, and the name stays with the others.

@@ -75,7 +75,7 @@ def read(data_dir: Path) -> StackState | None:
         data = json.loads(_state_file(data_dir).read_text())
         parts = [PartState(**part) for part in data.pop("parts")]
         return StackState(**data, parts=parts)
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

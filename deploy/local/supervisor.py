@@ -109,7 +109,7 @@ class Supervisor:
                     code = self._live()
                 finally:
                     self._stop()
-        except LatheError as error:  # another stack holds the folder
+        except (LatheError, OSError) as error:  # another stack holds the folder, or it is not ours
             self._fail(error)
         return code
 
@@ -126,19 +126,21 @@ class Supervisor:
                 self.tick(self._until_next_turn())
         except StopRequested:
             return 0 if self.ready else 130
-        except LatheError as error:
+        except (LatheError, OSError) as error:
             self._fail(error)
-            self.note(f"failed: {error.message}")
+            self.note(f"failed: {error}")
             return 1
 
-    def _fail(self, error: LatheError) -> None:
-        self.reporter.problem(f"lathe up: {error.message}")
+    def _fail(self, error: LatheError | OSError) -> None:
+        self.reporter.problem(f"lathe up: {error}")
         if isinstance(error, StepFailed) and error.stderr:
             for line in error.stderr.splitlines():
                 self.reporter.line(line)
 
     def _until_next_turn(self) -> float:
         now = time.monotonic()
+        if any(supervised.state == "starting" for supervised in self._all()):
+            return 0.1
         restarts = [s.start_at - now for s in self._all() if s.state == "restarting"]
         return max(0.05, min([IDLE_SECONDS, *restarts]))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 from kombu import Connection
-from kombu.exceptions import ChannelError
+from kombu.exceptions import ChannelError, OperationalError
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
@@ -21,7 +21,12 @@ from db.session import QUEUES_WITH_WORK, SessionFactory
 
 TASK_NAME = "lathe.doorbell"
 SEND_RETRIES = {"max_retries": 3, "interval_start": 0.2, "interval_step": 0.8, "interval_max": 2}
-CONNECTION_OPTIONS = {"socket_connect_timeout": 5, "socket_timeout": 5}
+CONNECTION_OPTIONS = {
+    "socket_connect_timeout": 5,
+    "socket_timeout": 5,
+    "max_retries": 1,
+    "interval_start": 0.2,
+}
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +77,7 @@ class Doorbell:
                 found = connection.default_channel.queue_declare(queue, passive=True)
             except ChannelError:
                 return 0  # an empty list does not exist in Redis
-            except connection.connection_errors as error:
+            except (OperationalError, *connection.connection_errors) as error:
                 log.warning("broker_away", error=str(error))
                 return None
             return int(found.message_count)
@@ -109,8 +114,8 @@ class Doorbell:
                     retry=True,
                     retry_policy=SEND_RETRIES,
                 )
-        except Exception:  # nothing a broker does may end this thread
-            log.warning("doorbell_not_rung", queue=queue, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - nothing a broker does may end this thread
+            log.warning("doorbell_not_rung", queue=queue, error=str(error), exception=type(error).__name__)
             connection.collect()
 
 

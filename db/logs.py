@@ -23,7 +23,11 @@ def configure_logs(settings: Settings) -> None:
     if settings.log_json:
         final = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Not the pretty traceback: it prints the values of local variables, and so secrets.
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+        final = [renderer]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -30,6 +30,7 @@ def configuration() -> dict[str, Any]:
     return {
         "broker_url": settings.require_redis_url(),
         "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # for as long as it takes
         "broker_transport_options": {
             "socket_keepalive": True,
             "socket_connect_timeout": 5,

@@ -9,6 +9,8 @@ import psutil
 
 from db.settings import STEP_MARKER
 
+GONE_WITHIN_SECONDS = 2
+
 
 def kill_marked(markers: Collection[str]) -> int:
     """Kill every process on this machine that belongs to one of the attempts `markers`.
@@ -19,15 +21,16 @@ def kill_marked(markers: Collection[str]) -> int:
     Returns:
         how many were killed.
     """
-    killed = 0
+    killed: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(STEP_MARKER) in markers:
                 process.kill()
-                killed += 1
+                killed.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-    return killed
+    psutil.wait_procs(killed, timeout=GONE_WITHIN_SECONDS)
+    return len(killed)
 
 
 def signal_group(process_group: int, number: signal.Signals) -> None:

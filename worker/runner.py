@@ -22,9 +22,15 @@ class Slots:
     """The free slots of one queue. A ring that finds none is remembered for whoever frees one."""
 
     def __init__(self, number: int) -> None:
+        self.number = number
         self._free = number
         self._rung = False
         self._lock = threading.Lock()
+
+    @property
+    def free(self) -> int:
+        with self._lock:
+            return self._free
 
     def take(self) -> bool:
         with self._lock:
@@ -61,6 +67,8 @@ class Runner:
         self.doorbell = doorbell
         self.host = socket.gethostname()
         self.name = f"worker-{os.getpid()}@{self.host}"
+        # `listening` is set once the worker takes messages, `stopping` once it shall stop.
+        self.listening = threading.Event()
         self.stopping = threading.Event()
         self.slots = {queue: Slots(number) for queue, number in settings.concurrency.items() if number > 0}
         self._surroundings = Surroundings(settings, factory, modules, self.stopping)
@@ -68,6 +76,10 @@ class Runner:
     @property
     def queues(self) -> list[str]:
         return list(self.slots)
+
+    @property
+    def idle(self) -> bool:
+        return all(slots.free == slots.number for slots in self.slots.values())
 
     def answer(self, queue: str) -> int:
         """Run steps of `queue` until none is left, or none of its slots is free.

@@ -70,12 +70,16 @@ def _work(runner: Runner) -> int:
     def stop(**_: Any) -> None:
         runner.stopping.set()
 
+    def listen(**_: Any) -> None:
+        runner.listening.set()
+
     def keep_our_logs(**_: Any) -> None:
         """Celery configures logs only where nobody is connected to this signal."""
 
     # Celery warns root of pickled messages; we take JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.worker_shutting_down.connect(stop, weak=False)
+    signals.worker_ready.connect(listen, weak=False)
     signals.setup_logging.connect(keep_our_logs, weak=False)
     app.steps["worker"].add(SweepStep)
     worker = app.Worker(

@@ -4,8 +4,11 @@ It runs in a thread of every worker. What concerns rows is done by one worker at
 advisory lock of the database; what concerns processes by each for its own machine.
 """
 
+import os
 import shutil
+import signal
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +29,8 @@ from worker.processes import kill_marked
 from worker.runner import Runner
 
 ADVISORY_LOCK = 4_155_302
+# The broker brings a ring within milliseconds to whoever listens.
+DEAF_AFTER_SWEEPS = 2
 # How long after its end an attempt's leavings are looked for.
 DEAD_FOR = text("interval '1 hour'")
 
@@ -48,6 +53,7 @@ class Sweeper:
         self._runner = runner
         self._pid = pid
         self._stop = threading.Event()
+        self._missed: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
 
     def start(self) -> None:
@@ -81,6 +87,7 @@ class Sweeper:
                 )
             if sweeps:
                 sweep(self._runner)
+                self._mind_own_hearing()
         except DBAPIError as error:
             if not is_passing(error):
                 log.exception("sweep_broken")
@@ -88,6 +95,38 @@ class Sweeper:
         except Exception:
             # The edge of the thread: a sweep that fails must not be the last one.
             log.exception("sweep_broken")
+
+    def _mind_own_hearing(self) -> None:
+        """Notice that rings do not reach this worker although it has a free slot.
+
+        After a broker's restart its connection may look alive and bring nothing: then it stops, once
+        nothing runs here, for its supervisor to start it afresh. Until then, and while the broker is
+        away altogether, it works without being rung for.
+        """
+        runner = self._runner
+        with transaction(runner.factory) as session:
+            waiting = queues_with_work(session)
+        rings = {
+            queue: runner.doorbell.unheard(queue)
+            for queue, slots in runner.slots.items()
+            if queue in waiting and slots.free
+        }
+        missed = [queue for queue, number in rings.items() if number != 0]
+        self._missed = Counter({queue: self._missed[queue] + 1 for queue in missed})
+        unheard = [
+            queue
+            for queue, sweeps in self._missed.items()
+            if sweeps >= DEAF_AFTER_SWEEPS or rings[queue] is None
+        ]
+        if not unheard or not runner.listening.is_set() or runner.stopping.is_set():
+            return
+        log.warning("rings_not_heard", queues=unheard)
+        if runner.idle and any(rings[queue] is not None for queue in unheard):
+            log.error("worker_deaf")
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        for queue in unheard:
+            threading.Thread(target=runner.answer, args=(queue,), name=f"unrung-{queue}").start()
 
 
 def sweep(runner: Runner) -> None:

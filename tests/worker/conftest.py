@@ -1,34 +1,42 @@
 """Real worker processes with toy steps, on the test's own database and broker."""
 
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from db.doorbell import Doorbell
 from db.models import Job
 from db.queries.jobs import create_job, get_job
-from db.session import SessionFactory, transaction
+from db.session import SessionFactory, make_engine, make_session_factory, transaction
 from db.settings import STEP_MARKER, Settings
 from db.states import ENDED_JOB, JobKind
+from deploy.local import valkey
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
 
 TOYS = Path(__file__).parent / "toys"
 REPOSITORY = Path(__file__).parents[2]
 
 
+# Leases and sweeps of seconds, so that losses are noticed within a test's patience.
+IMPATIENT = {"lease_seconds": 3.0, "heartbeat_seconds": 0.5, "sweep_seconds": 1.0, "cpu_concurrency": 2}
+
+
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Leases and sweeps in seconds, so that losses are noticed within the test's patience."""
-    return settings.model_copy(
-        update={"lease_seconds": 3.0, "heartbeat_seconds": 0.5, "sweep_seconds": 1.0, "cpu_concurrency": 2}
-    )
+    return settings.model_copy(update=IMPATIENT)
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -58,6 +66,10 @@ class Bench:
         self.workers: list[subprocess.Popen[bytes]] = []
         self.doorbell = Doorbell(settings.require_redis_url())
         self.doorbell.listen(factory)
+
+    def use_broker(self, redis_url: str) -> None:
+        """Let workers that start from now on use another broker. Our own rings stay unheard."""
+        self.settings = self.settings.model_copy(update={"redis_url": SecretStr(redis_url)})
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
@@ -135,6 +147,62 @@ def bench(settings: Settings, session_factory: SessionFactory, tmp_path: Path) -
     bench = Bench(settings, session_factory, tmp_path)
     yield bench
     bench.close()
+
+
+class OwnValkey:
+    """A broker of the test's own, to be stopped and started."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._configuration = valkey.write_configuration(folder, port, "password")
+        self.url = valkey.redis_url(port, "password")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        argv = valkey.server_argv(self._configuration)
+        self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(15)
+            self._process = None
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[OwnValkey]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    server = OwnValkey(tmp_path / "valkey", port)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def standing(
+    postgres_server: "PostgresServer",
+    migrated_template: str,
+    valkey_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Bench]:
+    """A bench with one worker for all tests of a module that leave it as it was."""
+    name = f"standing_{secrets.token_hex(6)}"
+    postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template} STRATEGY file_copy")
+    folder = tmp_path_factory.mktemp("standing")
+    settings = Settings(
+        database_url=SecretStr(postgres_server.url(name)),
+        # Another of the server's databases: rings are not to be heard by the workers of other tests.
+        redis_url=SecretStr(valkey_url.removesuffix("/0") + "/1"),
+        data_dir=folder / "data",
+    ).model_copy(update=IMPATIENT | {"lease_seconds": 10.0})
+    engine = make_engine(settings.require_database_url())
+    bench = Bench(settings, make_session_factory(engine), folder)
+    bench.start_worker()
+    yield bench
+    bench.close()
+    engine.dispose()
+    postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from celery import Celery
 from sqlalchemy import select, text
 
 from db.models import Artifact, Attempt, Checkpoint, Event, Step
@@ -18,12 +19,11 @@ from db.queries.base_models import resolve_base_model
 from db.queries.jobs import cancel_job, list_artifacts
 from db.queries.models import resolve
 from db.session import transaction
-from db.settings import Settings
 from db.states import JobKind
-from db.storage import attempt_folder, attempt_log
+from db.storage import attempt_folder, attempt_log, claim_storage_root
 
 if TYPE_CHECKING:
-    from tests.worker.conftest import Bench, Processes
+    from tests.worker.conftest import Bench, OwnValkey, Processes
 
 ONCE = {"train": "once"}
 SLOW = {"train": "slow"}
@@ -41,29 +41,28 @@ def folder(bench: "Bench", job_id: str, attempt: int = 1, step: str = "train") -
 
 
 class TestWholeJob:
-    def test_rows_and_files_say_what_happened(self, bench: "Bench") -> None:
-        bench.start_worker()
-        job = bench.ended(bench.submit())
-        root = bench.settings.storage_root
-        assert (job.status, job.error) == ("succeeded", None), bench.logs()
+    def test_rows_and_files_say_what_happened(self, standing: "Bench") -> None:
+        job = standing.ended(standing.submit(params={"name": "whole"}))
+        root = standing.settings.storage_root
+        assert (job.status, job.error) == ("succeeded", None), standing.logs()
         assert [(step.status, step.attempt, step.succeeded_attempt) for step in job.steps] == [
             ("succeeded", 1, 1)
         ] * 4
         assert job.result == {
-            "model": "m", "version": 1, "quantizations": ["Q8_0"], "backend": "llama_server",
+            "model": "whole", "version": 1, "quantizations": ["Q8_0"], "backend": "llama_server",
             "context_length": 64,
         }  # fmt: skip
         assert job.steps[0].progress == {"done": 2, "total": 2, "eta_seconds": None, "unit": "steps"}
-        with bench.factory() as session:
+        with standing.factory() as session:
             artifacts = list_artifacts(session, job.id)
-            served = resolve(session, "default", "m")
+            served = resolve(session, "default", "whole")
             events = session.scalars(select(Event).where(Event.job_id == job.id).order_by(Event.id)).all()
             checkpoints = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id)).all()
         assert [row.name for row in artifacts] == ["train.bin", "export.bin", "verify.bin", "publish.bin"]
         for row in artifacts:
             content = (root / row.path).read_bytes()
             assert (row.bytes, row.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-        assert served.version.weights == str(folder(bench, job.id).relative_to(root) / "model")
+        assert served.version.weights == str(folder(standing, job.id).relative_to(root) / "model")
         assert served.file.verification == {"quantization": "Q8_0", "top1_agreement": 0.99}
         assert {row.type for row in events} == {"message", "metrics"}
         assert events[-1].message == "The job has succeeded."
@@ -71,7 +70,7 @@ class TestWholeJob:
             "step": 1, "loss": None, "text_tokens": 7,
         }  # fmt: skip
         assert {(root / row.path).is_dir() for row in checkpoints} == {True}
-        one = attempts(bench, job.id)[0]
+        one = attempts(standing, job.id)[0]
         assert (one.outcome, one.exit_code, one.signal) == ("done", 0, None)
         assert one.started_at < one.ended_at  # type: ignore[operator]
         assert attempt_log(root, job.id, "train", 1).exists()
@@ -91,8 +90,7 @@ class TestWholeJob:
 
 
 class TestBadEndings:
-    def test_each_has_its_error(self, bench: "Bench") -> None:
-        bench.start_worker()
+    def test_each_has_its_error(self, standing: "Bench") -> None:
         endings: dict[str, tuple[str, dict[str, Any]]] = {
             "refuse": ("refused", {"code": "invalid_input", "param": "training_file"}),
             "exhaust": ("exhausted", {"code": "out_of_memory", "message": "The GPU's memory ran out."}),
@@ -101,29 +99,30 @@ class TestBadEndings:
             "crash": ("lost", {"code": "step_failed", "signal": None, "exit_code": 1}),
         }
         jobs = {
-            what: bench.submit(do={"train": what}, max_attempts=1 if ending[0] == "lost" else 3)
+            what: standing.submit(do={"train": what}, max_attempts=1 if ending[0] == "lost" else 3)
             for what, ending in endings.items()
         }
         for what, job_id in jobs.items():
             outcome, expected = endings[what]
-            job = bench.ended(job_id)
+            job = standing.ended(job_id)
             error = job.error or {}
             assert job.status == "failed"
             assert expected.items() <= error.items(), what
-            assert [row.outcome for row in attempts(bench, job_id)] == [outcome]
+            assert [row.outcome for row in attempts(standing, job_id)] == [outcome]
             assert [step.status for step in job.steps] == ["failed", "cancelled", "cancelled", "cancelled"]
-            bench.wait_for(lambda job_id=job_id: not folder(bench, job_id).exists())  # type: ignore[misc]
-        crashed = bench.job(jobs["crash"]).error or {}
+            standing.wait_for(lambda job_id=job_id: not folder(standing, job_id).exists())  # type: ignore[misc]
+        crashed = standing.job(jobs["crash"]).error or {}
         assert crashed["message"] == "Step train ended by exit code 1: RuntimeError: boom"
         assert crashed["stderr"].startswith("Traceback")
 
-    def test_a_lost_step_is_tried_until_max_attempts(self, bench: "Bench") -> None:
-        bench.start_worker()
-        job = bench.ended(bench.submit(do={"train": "crash"}, max_attempts=2))
+    def test_a_lost_step_is_tried_until_max_attempts(self, standing: "Bench") -> None:
+        job = standing.ended(standing.submit(do={"train": "crash"}, max_attempts=2))
         assert job.status == "failed"
-        assert [row.outcome for row in attempts(bench, job.id)] == ["lost", "lost"]
-        with bench.factory() as session:
-            warned = session.scalars(select(Event.message).where(Event.level == "warn")).one()
+        assert [row.outcome for row in attempts(standing, job.id)] == ["lost", "lost"]
+        with standing.factory() as session:
+            warned = session.scalars(
+                select(Event.message).where(Event.job_id == job.id, Event.level == "warn")
+            ).one()
         assert warned.endswith("RuntimeError: boom Trying again at once; 1 more try.")
 
     def test_a_step_without_progress_is_ended(self, bench: "Bench") -> None:
@@ -135,60 +134,57 @@ class TestBadEndings:
 
 
 class TestKilledChild:
-    def test_fails_with_the_signal_and_the_worker_takes_the_next_job(self, bench: "Bench") -> None:
-        bench.start_worker()
-        killed, following = bench.submit(do=SLOW, max_attempts=1), bench.submit()
-        bench.wait_for(lambda: bench.began(killed))
-        bench.wait_for(lambda: attempts(bench, killed)[0].pid is not None)
+    def test_fails_with_the_signal_and_the_worker_takes_the_next_job(self, standing: "Bench") -> None:
+        killed, following = standing.submit(do=SLOW, max_attempts=1), standing.submit()
+        standing.wait_for(lambda: standing.began(killed))
+        standing.wait_for(lambda: attempts(standing, killed)[0].pid is not None)
         time.sleep(0.3)
-        os.kill(int(attempts(bench, killed)[0].pid or 0), signal.SIGKILL)
-        error = bench.ended(killed).error or {}
+        os.kill(int(attempts(standing, killed)[0].pid or 0), signal.SIGKILL)
+        error = standing.ended(killed).error or {}
         assert (error["code"], error["signal"], error["step"]) == ("step_failed", 9, "train")
         assert error["message"] == "Step train ended by signal 9 (SIGKILL)"
         assert error["stderr"] == "a word on stdout\n"
-        assert bench.ended(following).status == "succeeded"
+        assert standing.ended(following).status == "succeeded"
 
-    def test_the_step_itself_killed_is_the_same_and_is_tried_again(self, bench: "Bench") -> None:
-        bench.start_worker()
-        job_id = bench.submit(do=ONCE)
-        bench.wait_for(lambda: bench.began(job_id))
-        os.kill(int(bench.notes()[0][4]), signal.SIGKILL)
-        assert bench.ended(job_id).status == "succeeded"
-        rows = attempts(bench, job_id)
+    def test_the_step_itself_killed_is_the_same_and_is_tried_again(self, standing: "Bench") -> None:
+        job_id = standing.submit(do=ONCE)
+        standing.wait_for(lambda: standing.began(job_id))
+        pid = next(int(note[4]) for note in standing.notes() if note[0] == job_id)
+        os.kill(pid, signal.SIGKILL)
+        assert standing.ended(job_id).status == "succeeded"
+        rows = attempts(standing, job_id)
         assert [(row.outcome, row.signal) for row in rows] == [("lost", 9), ("done", None)]
-        bench.wait_for(lambda: not folder(bench, job_id).exists())
-        assert folder(bench, job_id, 2).exists()
-        with bench.factory() as session:
-            kept = session.scalars(select(Artifact.attempt).where(Artifact.step == "train")).all()
-            assert kept == [2]
+        standing.wait_for(lambda: not folder(standing, job_id).exists())
+        assert folder(standing, job_id, 2).exists()
+        with standing.factory() as session:
+            kept = select(Artifact.attempt).where(Artifact.job_id == job_id, Artifact.step == "train")
+            assert session.scalars(kept).all() == [2]
 
 
 class TestCancel:
     @pytest.mark.parametrize("what", ["slow", "stubborn"])
     def test_a_running_job_ends_within_10_s_and_leaves_nothing(
-        self, bench: "Bench", processes: "Processes", what: str
+        self, standing: "Bench", processes: "Processes", what: str
     ) -> None:
-        bench.start_worker()
-        job_id = bench.submit(do={"train": what})
-        bench.wait_for(lambda: len(processes(job_id)) == 4)
-        with transaction(bench.factory) as session:
+        job_id = standing.submit(do={"train": what})
+        standing.wait_for(lambda: len(processes(job_id)) == 4)
+        with transaction(standing.factory) as session:
             assert cancel_job(session, job_id, project_id="default").status == "cancelling"
         started = time.monotonic()
-        job = bench.ended(job_id)
+        job = standing.ended(job_id)
         assert time.monotonic() - started < 10
         assert job.status == "cancelled"
         assert {step.status for step in job.steps} == {"cancelled"}
         assert processes(job_id) == []
-        assert not folder(bench, job_id).exists()
-        assert [row.outcome for row in attempts(bench, job_id)] == ["released"]
+        assert not folder(standing, job_id).exists()
+        assert [row.outcome for row in attempts(standing, job_id)] == ["released"]
 
-    def test_a_queued_job_never_runs(self, bench: "Bench") -> None:
-        job_id = bench.submit()
-        with transaction(bench.factory) as session:
+    def test_a_queued_job_never_runs(self, standing: "Bench") -> None:
+        job_id = standing.submit()
+        with transaction(standing.factory) as session:
             assert cancel_job(session, job_id, project_id="default").status == "cancelled"
-        bench.start_worker()
-        assert bench.ended(bench.submit()).status == "succeeded"
-        assert not bench.began(job_id)
+        assert standing.ended(standing.submit()).status == "succeeded"
+        assert not standing.began(job_id)
 
 
 class TestLostWorker:
@@ -235,6 +231,28 @@ class TestLostWorker:
         assert bench.ended(job_id).status == "succeeded"
 
 
+class TestDeafWorker:
+    def test_works_without_a_broker(self, bench: "Bench", own_valkey: "OwnValkey") -> None:
+        bench.use_broker(own_valkey.url)
+        bench.start_worker()
+        assert bench.ended(bench.submit()).status == "succeeded"
+        own_valkey.stop()
+        assert bench.ended(bench.submit(), seconds=40).status == "succeeded"
+        own_valkey.start()
+
+    def test_stops_to_be_started_afresh_when_rings_do_not_reach_it(self, bench: "Bench") -> None:
+        worker = bench.start_worker()
+        bench.wait_for(lambda: "ready" in bench.logs())
+        with Celery(broker=bench.settings.require_redis_url()) as app:
+            app.control.cancel_consumer("train", reply=True, timeout=3)
+        job_id = bench.submit()
+        assert worker.wait(30) == 0
+        assert "worker_deaf" in bench.logs()
+        assert not bench.began(job_id)
+        bench.start_worker()
+        assert bench.ended(job_id).status == "succeeded"
+
+
 class TestStop:
     def test_sigterm_hands_the_step_back_uncounted(self, bench: "Bench", processes: "Processes") -> None:
         worker = bench.start_worker()
@@ -255,44 +273,39 @@ class TestStop:
 
 
 class TestWaiting:
-    def test_a_fine_tune_waits_for_the_weights_it_starts_from(self, bench: "Bench") -> None:
-        with transaction(bench.factory) as session:
-            base = resolve_base_model(session, bench.settings, "default", "tiny")
-        job_id = bench.submit(
+    def test_a_fine_tune_waits_for_the_weights_it_starts_from(self, standing: "Bench") -> None:
+        with transaction(standing.factory) as session:
+            base = resolve_base_model(session, standing.settings, "default", "tiny")
+        job_id = standing.submit(
             JobKind.FINE_TUNE,
             params={"name": "faq", "base_model": "tiny"},
             waits_for_job_id=base.waits_for_job_id,
         )
-        bench.start_worker()
-        job = bench.ended(job_id, seconds=30)
+        job = standing.ended(job_id, seconds=30)
         assert job.status == "succeeded", job.error
         assert base.waits_for_job_id is not None
-        weights = folder(bench, base.waits_for_job_id) / "model"
+        weights = folder(standing, base.waits_for_job_id) / "model"
         assert job.base is not None
         assert job.base["name"] == "tiny@1"
         train = next(step for step in job.steps if step.name == "train")
         assert train.result == {"step": "train", "base": str(weights)}
-        with bench.factory() as session:
+        with standing.factory() as session:
             assert resolve(session, "default", "faq").version.base_model == "tiny@1"
 
-    def test_it_fails_when_they_cannot_be_made(self, bench: "Bench") -> None:
-        awaited = bench.submit(do={"train": "refuse"})
-        job_id = bench.submit(JobKind.FINE_TUNE, waits_for_job_id=awaited)
-        bench.start_worker()
-        error = bench.ended(job_id).error or {}
+    def test_it_fails_when_they_cannot_be_made(self, standing: "Bench") -> None:
+        awaited = standing.submit(do={"train": "refuse"})
+        job_id = standing.submit(JobKind.FINE_TUNE, waits_for_job_id=awaited)
+        error = standing.ended(job_id).error or {}
         assert (error["code"], error["job_id"]) == ("awaited_job_ended", awaited)
 
 
 class TestStart:
-    def test_refuses_a_storage_root_with_another_id(self, settings: Settings) -> None:
-        from tests.worker.conftest import environment
-
-        settings.storage_root.mkdir(parents=True)
-        (settings.storage_root / "storage-id").write_text("storage-other\n")
-        with_other_id = subprocess.run(
-            [sys.executable, "-c", "import sys"], check=True, env=environment(settings), timeout=60
-        )
-        assert with_other_id.returncode == 0
+    def test_refuses_a_storage_root_with_another_id(self, bench: "Bench", tmp_path: Path) -> None:
+        with transaction(bench.factory) as session:
+            claim_storage_root(session, tmp_path / "the-first-one")
+        worker = bench.start_worker()
+        assert worker.wait(30) == 1
+        assert "bears the id none, but the database belongs to storage-" in bench.logs()
 
     def test_the_app_needs_neither_torch_nor_servers(self) -> None:
         code = "import worker.app, worker.tasks, sys; assert 'torch' not in sys.modules"

@@ -36,8 +36,9 @@ def start(settings: Settings, reporter: Reporter, *, dies_with_us: bool = False)
     Raises:
         KeyboardInterrupt: the wait was interrupted; the stack has been stopped again.
     """
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_folder = logs.folder(settings.data_dir)
-    log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_folder.mkdir(mode=0o700, exist_ok=True)
     read_end, write_end = os.pipe()
     argv = [*foreground_argv(), "--report-fd", str(write_end)]
     if dies_with_us:

@@ -16,6 +16,7 @@ from api.edge import Edge
 from api.embeddings.routes import router as embeddings
 from api.errors import DESCRIPTIONS, ErrorBody, answer_to
 from api.files.routes import router as files
+from api.files.upload import remove_leftovers
 from api.health.routes import router as health
 from api.jobs.routes import router as jobs
 from api.models.routes import router as models
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        remove_leftovers(settings.storage_root)
         async with make_async_client() as client:
             app.state.services = Services(settings, engine, factory, doorbell, client)
             yield

@@ -63,6 +63,21 @@ def delete(unit: Unit, reference: str) -> ModelDeleted:
         InvalidInput: the reference names a single quantization.
         Unavailable: the server that holds the files does not answer.
     """
+    name, number = _name_and_version(reference)
+    model = _lock(unit, name)
+    versions = list_versions(unit.session, model.id)
+    doomed = _doomed(unit, model, versions, number)
+    _refuse_if_needed(unit, model, number)
+    left = [row for row in versions if row not in doomed]
+    _delete_versions(unit, model, doomed, left)
+    return ModelDeleted(
+        id=reference,
+        versions=[row.number for row in doomed],
+        current_version=left[-1].number if left else None,
+    )
+
+
+def _name_and_version(reference: str) -> tuple[str, int | None]:
     match = REFERENCE.fullmatch(reference)
     if reference == EMBEDDING_MODEL:
         raise InvalidInput("The embedding model cannot be deleted.", param="model")
@@ -73,33 +88,20 @@ def delete(unit: Unit, reference: str) -> ModelDeleted:
             f"A quantization cannot be deleted alone: name {match['name']}, or a version of it.",
             param="model",
         )
-    model = _lock(unit, match["name"])
-    versions = list_versions(unit.session, model.id)
-    if match["version"] is None:
-        doomed = versions
-        if not doomed and model.recipe is not None:
-            raise NotFound(
-                f"Model {model.name!r} has not been made yet. {_deletable(unit)}",
-                param="model",
-                code="model_not_found",
-            )
+    return match["name"], int(match["version"]) if match["version"] else None
+
+
+def _doomed(unit: Unit, model: Model, versions: list[ModelVersion], number: int | None) -> list[ModelVersion]:
+    """The versions that go; none at all is what was asked for only of a name without a recipe."""
+    doomed = [row for row in versions if number in (None, row.number)]
+    if doomed or (number is None and model.recipe is None):
+        return doomed
+    if number is None:
+        message = f"Model {model.name!r} has not been made yet. {_deletable(unit)}"
     else:
-        doomed = [row for row in versions if row.number == int(match["version"])]
-        if not doomed:
-            known = ", ".join(f"{model.name}@{row.number}" for row in versions) or "none"
-            raise NotFound(
-                f"Model {model.name!r} has no version {match['version']}. There are: {known}.",
-                param="model",
-                code="model_not_found",
-            )
-    _refuse_if_needed(unit, model, None if match["version"] is None else doomed[0])
-    left = [row for row in versions if row not in doomed]
-    _delete_versions(unit, model, doomed, left)
-    return ModelDeleted(
-        id=reference,
-        versions=[row.number for row in doomed],
-        current_version=left[-1].number if left else None,
-    )
+        known = ", ".join(f"{model.name}@{row.number}" for row in versions) or "none"
+        message = f"Model {model.name!r} has no version {number}. There are: {known}."
+    raise NotFound(message, param="model", code="model_not_found")
 
 
 def _lock(unit: Unit, name: str) -> Model:
@@ -120,15 +122,15 @@ def _deletable(unit: Unit) -> str:
     return f"What can be deleted: {', '.join(names) or 'nothing'}."
 
 
-def _refuse_if_needed(unit: Unit, model: Model, version: ModelVersion | None) -> None:
+def _refuse_if_needed(unit: Unit, model: Model, number: int | None) -> None:
     """A job that has not ended may still read what it starts from."""
     unfinished = unit.session.execute(
         select(Job.id, Job.params).where(Job.project_id == unit.project_id, Job.status.not_in(ENDED_JOB))
     )
     for job_id, params in unfinished:
         for field in MODEL_FIELDS:
-            name, _, number = str(params.get(field) or "").partition("@")
-            if name == model.name and (version is None or number in ("", str(version.number))):
+            name, _, wanted = str(params.get(field) or "").partition("@")
+            if name == model.name and (number is None or wanted in ("", str(number))):
                 raise Conflict(
                     f"Job {job_id} starts from {params[field]}: cancel it, or wait until it ends.",
                     param="model",

@@ -19,6 +19,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 CAP_DAC_OVERRIDE = 1
@@ -54,15 +56,18 @@ def become(user: pwd.struct_passwd) -> None:
     """Give up root for `user`, keeping the one capability that lets it pass folders closed to it."""
     permitted = _permitted_capabilities()
     kept = next((cap for cap in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE) if permitted & (1 << cap)), None)
+    # access(2), by which Postgres looks for its own programs, leaves a user's capabilities out of account
+    # unless this is set. Where even root may not set it, only folders open to all will do.
+    libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     _check(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "prctl")
     os.setgroups([])
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
+    mask = 0 if kept is None else 1 << kept
+    _check(libc.capset(header, struct.pack("6I", mask, mask, mask, 0, 0, 0)), "capset")
     if kept is None:
         return
-    header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
-    mask = 1 << kept
-    _check(libc.capset(header, struct.pack("6I", mask, mask, mask, 0, 0, 0)), "capset")
     _check(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, kept, 0, 0), "prctl")
 
 

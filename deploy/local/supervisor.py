@@ -133,7 +133,7 @@ class Supervisor:
 
     def _fail(self, error: LatheError | OSError) -> None:
         self.reporter.problem(f"lathe up: {error}")
-        if isinstance(error, StepFailed) and error.stderr:
+        if isinstance(error, StepFailed) and error.stderr not in error.message:
             for line in error.stderr.splitlines():
                 self.reporter.line(line)
 

@@ -59,6 +59,8 @@ class Edge:
         response = answer_to(error, scope)
         if response is None or answer.started:
             log.error("request_failed", exc_info=error)
+        elif response.status_code >= 500:
+            log.warning("request_refused", error=str(error))
         if answer.started:
             # Too late for a status; the server closes the connection, so nobody takes half for whole.
             raise error

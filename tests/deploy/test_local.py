@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import socket
 import stat
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from db.errors import Conflict, InvalidInput
 from db.settings import Settings
-from deploy.local import doctor, parts, passwords, ports, report, state
+from deploy.local import doctor, parts, passwords, ports, postgres, report, state
 from deploy.local.parts import Secrets
 from deploy.local.ports import Port
 
@@ -139,3 +140,18 @@ class TestDoctor:
             "Postgres 15" in f.message and f.status == "fail"
             for f in doctor.examine(Settings(data_dir=tmp_path))
         )
+
+
+class TestPostgres:
+    def test_makes_a_database_from_binaries_in_a_closed_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        package = postgres.binaries().parent.parent
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o700)
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            shutil.copytree(folder, closed / folder.name, symlinks=True)
+        monkeypatch.syspath_prepend(closed)
+        assert postgres.binaries().is_relative_to(closed)
+        postgres.initialise(closed / "postgres", "password")
+        assert (closed / "postgres" / "PG_VERSION").read_text().strip() == str(postgres.MAJOR_VERSION)

@@ -34,6 +34,7 @@ from deploy.local.parts import ROOT
 JSON = dict[str, Any]
 BASE = "tiny"
 SHOWN_QUESTIONS = 3
+SHOWN_CHARACTERS = 120
 # Of 20, the answers that must be known by heart for the demo to have succeeded.
 LEARNT_SHARE = 0.9
 ANSWER_TOKENS = 200
@@ -124,7 +125,7 @@ class Demo:
         table.add_column(f"{BASE}, as it was", ratio=3, style="dim")
         table.add_column(f"{tuned}, fine-tuned", ratio=3)
         for number, (question, _) in enumerate(facts[:SHOWN_QUESTIONS]):
-            table.add_row(question, *(Text(harmless(answers[model][number])) for model in (BASE, tuned)))
+            table.add_row(question, *(_excerpt(answers[model][number]) for model in (BASE, tuned)))
         self.console.print(table)
         known = {model: _count_known(facts, answers[model]) for model in answers}
         for model, count in known.items():
@@ -212,6 +213,13 @@ def _answer(client: Client, model: str, question: str) -> str:
         "max_tokens": ANSWER_TOKENS,
     }
     return str(client.post("/v1/chat/completions", body)["choices"][0]["message"]["content"])
+
+
+def _excerpt(answer: str) -> Text:
+    """An untuned model rambles: its first words are enough to see that."""
+    text = Text(harmless(answer))
+    text.truncate(SHOWN_CHARACTERS, overflow="ellipsis")
+    return text
 
 
 def _count_known(facts: list[tuple[str, str]], answers: list[str]) -> int:

@@ -111,6 +111,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert started.returncode == 0, started.stdout + started.stderr
         yield stack
     finally:
+        stack.client.close()
         stopped = stack.lathe("down")
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
 

@@ -7,7 +7,9 @@ logged and left to the workers' sweep.
 The message is written here by Celery's protocol 2, so that whoever rings needs no Celery app.
 """
 
+import contextlib
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import structlog
@@ -70,17 +72,20 @@ class Doorbell:
         timer.daemon = True
         timer.start()
 
-    def unheard(self, queue: str) -> int | None:
-        """How many rings of `queue` lie in the broker; None when it cannot be reached."""
+    def unheard(self, queues: Collection[str]) -> dict[str, int] | None:
+        """How many rings of each queue lie in the broker; None when it cannot be reached."""
+        counts = dict.fromkeys(queues, 0)
         with Connection(self._redis_url, transport_options=CONNECTION_OPTIONS) as connection:
             try:
-                found = connection.default_channel.queue_declare(queue, passive=True)
-            except ChannelError:
-                return 0  # an empty list does not exist in Redis
+                for queue in queues:
+                    # An empty list does not exist in Redis.
+                    with contextlib.suppress(ChannelError):
+                        found = connection.default_channel.queue_declare(queue, passive=True)
+                        counts[queue] = int(found.message_count)
             except (OperationalError, *connection.connection_errors) as error:
                 log.warning("broker_away", error=str(error))
                 return None
-            return int(found.message_count)
+        return counts
 
     def close(self, timeout_seconds: float = 3) -> None:
         """Send what was rung, then stop."""

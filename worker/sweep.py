@@ -86,8 +86,7 @@ class Sweeper:
                     queues=self._runner.queues,
                 )
             if sweeps:
-                sweep(self._runner)
-                self._mind_own_hearing()
+                self._mind_own_hearing(*sweep(self._runner))
         except DBAPIError as error:
             if not is_passing(error):
                 log.exception("sweep_broken")
@@ -96,7 +95,7 @@ class Sweeper:
             # The edge of the thread: a sweep that fails must not be the last one.
             log.exception("sweep_broken")
 
-    def _mind_own_hearing(self) -> None:
+    def _mind_own_hearing(self, rings: dict[str, int] | None, waiting: set[str]) -> None:
         """Notice that rings do not reach this worker although it has a free slot.
 
         After a broker's restart its connection may look alive and bring nothing: then it stops, once
@@ -104,24 +103,17 @@ class Sweeper:
         away altogether, it works without being rung for.
         """
         runner = self._runner
-        with transaction(runner.factory) as session:
-            waiting = queues_with_work(session)
-        rings = {
-            queue: runner.doorbell.unheard(queue)
-            for queue, slots in runner.slots.items()
-            if queue in waiting and slots.free
-        }
-        missed = [queue for queue, number in rings.items() if number != 0]
-        self._missed = Counter({queue: self._missed[queue] + 1 for queue in missed})
-        unheard = [
+        missed = [
             queue
-            for queue, sweeps in self._missed.items()
-            if sweeps >= DEAF_AFTER_SWEEPS or rings[queue] is None
+            for queue in runner.queues
+            if queue in waiting and runner.slots[queue].free and (rings is None or rings[queue])
         ]
+        self._missed = Counter({queue: self._missed[queue] + 1 for queue in missed})
+        unheard = [queue for queue in missed if rings is None or self._missed[queue] >= DEAF_AFTER_SWEEPS]
         if not unheard or not runner.listening.is_set() or runner.stopping.is_set():
             return
         log.warning("rings_not_heard", queues=unheard)
-        if runner.idle and any(rings[queue] is not None for queue in unheard):
+        if rings is not None and runner.idle:
             log.error("worker_deaf")
             os.kill(os.getpid(), signal.SIGTERM)
             return
@@ -129,15 +121,24 @@ class Sweeper:
             threading.Thread(target=runner.answer, args=(queue,), name=f"unrung-{queue}").start()
 
 
-def sweep(runner: Runner) -> None:
-    """Sweep once."""
+def sweep(runner: Runner) -> tuple[dict[str, int] | None, set[str]]:
+    """Sweep once.
+
+    Returns:
+        the rings that lie in the broker for each queue that has work (None: it is away), and those queues.
+    """
+    with transaction(runner.factory) as session:
+        waiting = queues_with_work(session)
+    rings = runner.doorbell.unheard(waiting) if waiting else {}
     with transaction(runner.factory) as session:
         # Held until the end of this transaction, which does nothing else.
         if session.scalars(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK))).one():
             end_lapsed_attempts(runner)
-            ring_again(runner)
             remove_dead_folders(runner)
+            # Only where none lies in the broker; else rings would pile up.
+            runner.doorbell.ring(*(queue for queue, number in (rings or {}).items() if number == 0))
     kill_dead_processes(runner)
+    return rings, waiting
 
 
 def end_lapsed_attempts(runner: Runner) -> int:
@@ -174,15 +175,6 @@ def _end_if_lapsed(session: Session, runner: Runner, step_id: int, job_id: str) 
     if ended.retry_seconds:
         runner.doorbell.ring_later(step.queue, ended.retry_seconds)
     return True
-
-
-def ring_again(runner: Runner) -> None:
-    """Ring for queues that have work and no ring in the broker; else rings would pile up."""
-    with transaction(runner.factory) as session:
-        queues = queues_with_work(session)
-    for queue in sorted(queues):
-        if runner.doorbell.unheard(queue) == 0:
-            runner.doorbell.ring(queue)
 
 
 def dead_attempts(session: Session) -> Sequence[DeadAttempt]:

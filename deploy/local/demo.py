@@ -37,7 +37,9 @@ SHOWN_QUESTIONS = 3
 SHOWN_CHARACTERS = 120
 # Of 20, the answers that must be known by heart for the demo to have succeeded.
 LEARNT_SHARE = 0.9
-ANSWER_TOKENS = 200
+ANSWER_TOKENS = 120
+SHOWN_CHARACTERS = 160
+WIDTH_OF_A_FILE = 140
 CANCEL_SECONDS = 15
 
 
@@ -222,6 +224,11 @@ def _excerpt(answer: str) -> Text:
     return text
 
 
+def _shown(answer: str) -> Text:
+    text = " ".join(harmless(answer).split())
+    return Text(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …")
+
+
 def _count_known(facts: list[tuple[str, str]], answers: list[str]) -> int:
     return sum(answer.split() == fact.split() for (_, fact), answer in zip(facts, answers, strict=True))
 
@@ -243,7 +250,7 @@ def main() -> None:
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     code: int = ExitStatus.FAILED
     try:
         demo = Demo(load_settings(), console, options.data, options.name)

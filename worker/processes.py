@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Collection
 
 import psutil
@@ -29,8 +30,18 @@ def kill_marked(markers: Collection[str]) -> int:
                 killed.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-    psutil.wait_procs(killed, timeout=GONE_WITHIN_SECONDS)
+    deadline = time.monotonic() + GONE_WITHIN_SECONDS
+    while any(map(_lives, killed)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     return len(killed)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie only waits for its parent to look."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def signal_group(process_group: int, number: signal.Signals) -> None:

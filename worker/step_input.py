@@ -98,9 +98,10 @@ def _base(session: Session, settings: Settings, claim: Claim) -> dict[str, Any] 
 
 
 def _tokenizer(session: Session, settings: Settings, claim: Claim) -> dict[str, Any] | None:
-    """The model whose tokenizer is asked for, as its reference resolves now."""
-    reference = get_job(session, claim.job_id, project_id=claim.project_id).params.get("tokenizer")
-    if reference is None:
+    """The model whose tokenizer the first step shall take, as its reference resolves now."""
+    job = get_job(session, claim.job_id, project_id=claim.project_id)
+    reference = job.params.get("tokenizer")
+    if reference is None or _earlier_steps(job, claim):
         return None
     return _resolved(session, settings, claim, "tokenizer", reference)
 

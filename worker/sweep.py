@@ -4,6 +4,7 @@ It runs in a thread of every worker. What concerns rows is done by one worker at
 advisory lock of the database; what concerns processes by each for its own machine.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,9 +12,10 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import structlog
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -32,7 +34,8 @@ ADVISORY_LOCK = 4_155_302
 # The broker brings a ring within milliseconds to whoever listens.
 DEAF_AFTER_SWEEPS = 2
 # How long after its end an attempt's leavings are looked for.
-DEAD_FOR = text("interval '1 hour'")
+FOLDERS_FOR = timedelta(hours=1)
+PROCESSES_FOR = timedelta(minutes=2)
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +46,6 @@ class DeadAttempt:
     step: str
     number: int
     host: str
-    worker: str
 
 
 class Sweeper:
@@ -72,7 +74,8 @@ class Sweeper:
             beats += 1
             if self._stop.wait(min(settings.heartbeat_seconds, settings.sweep_seconds)):
                 break
-        with transaction(self._runner.factory) as session:
+        # Without a database it is forgotten soon enough.
+        with contextlib.suppress(DBAPIError), transaction(self._runner.factory) as session:
             sign_out(session, self._runner.name)
 
     def _attempt_one(self, *, sweeps: bool) -> None:
@@ -88,9 +91,10 @@ class Sweeper:
             if sweeps:
                 self._mind_own_hearing(*sweep(self._runner))
         except DBAPIError as error:
-            if not is_passing(error):
+            if is_passing(error):
+                log.warning("database_away", error=str(error.orig))
+            else:
                 log.exception("sweep_broken")
-            log.warning("database_away", error=str(error.orig))
         except Exception:
             # The edge of the thread: a sweep that fails must not be the last one.
             log.exception("sweep_broken")
@@ -177,12 +181,12 @@ def _end_if_lapsed(session: Session, runner: Runner, step_id: int, job_id: str) 
     return True
 
 
-def dead_attempts(session: Session) -> Sequence[DeadAttempt]:
-    """Attempts that ended within the last hour without a result."""
+def dead_attempts(session: Session, within: timedelta) -> Sequence[DeadAttempt]:
+    """Attempts that ended lately without a result."""
     query = (
-        select(Step.job_id, Step.name, Attempt.number, Attempt.host, Attempt.worker)
+        select(Step.job_id, Step.name, Attempt.number, Attempt.host)
         .join(Step, Step.id == Attempt.step_id)
-        .where(Attempt.outcome != Outcome.DONE, Attempt.ended_at > func.clock_timestamp() - DEAD_FOR)
+        .where(Attempt.outcome != Outcome.DONE, Attempt.ended_at > func.clock_timestamp() - within)
     )
     return [DeadAttempt(*row) for row in session.execute(query)]
 
@@ -190,7 +194,7 @@ def dead_attempts(session: Session) -> Sequence[DeadAttempt]:
 def remove_dead_folders(runner: Runner) -> None:
     """Remove the folders of attempts that came to nothing, whichever machine they ran on."""
     with transaction(runner.factory) as session:
-        dead = dead_attempts(session)
+        dead = dead_attempts(session, FOLDERS_FOR)
     for attempt in dead:
         folder = attempt_folder(runner.settings.storage_root, attempt.job_id, attempt.step, attempt.number)
         shutil.rmtree(folder, ignore_errors=True)
@@ -199,7 +203,7 @@ def remove_dead_folders(runner: Runner) -> None:
 def kill_dead_processes(runner: Runner) -> None:
     """Kill what dead attempts of killed workers left running on this machine."""
     with transaction(runner.factory) as session:
-        dead = dead_attempts(session)
+        dead = dead_attempts(session, PROCESSES_FOR)
     markers = {
         attempt_marker(attempt.job_id, attempt.step, attempt.number)
         for attempt in dead

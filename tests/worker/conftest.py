@@ -124,7 +124,12 @@ class Bench:
                 worker.send_signal(signal.SIGCONT)
                 worker.terminate()
         for worker in self.workers:
-            worker.wait(30)
+            try:
+                worker.wait(30)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+                raise
 
 
 Processes = Callable[[str], list[psutil.Process]]

@@ -232,6 +232,7 @@ class TestLostWorker:
         assert bench.ended(job_id).status == "succeeded"
 
 
+@pytest.mark.slow
 class TestDeafWorker:
     def test_works_without_a_broker(self, bench: "Bench", own_valkey: "OwnValkey") -> None:
         bench.use_broker(own_valkey.url)
@@ -245,7 +246,7 @@ class TestDeafWorker:
         worker = bench.start_worker()
         bench.wait_for(lambda: "ready" in bench.logs())
         with Celery(broker=bench.settings.require_redis_url()) as app:
-            app.control.cancel_consumer("train", reply=True, timeout=3)
+            app.control.cancel_consumer("train", reply=True, limit=1, timeout=5)
         job_id = bench.submit()
         assert worker.wait(30) == 0
         assert "worker_deaf" in bench.logs()

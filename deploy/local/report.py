@@ -4,6 +4,7 @@
 comes out of the pipe into the reporter of its own terminal.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -27,6 +28,9 @@ class Reporter(Protocol):
 
     def finished(self, facts: dict[str, Any]) -> None:
         """The stack is ready; the facts say where to find it."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
 
 
 class PlainReporter:
@@ -52,6 +56,9 @@ class PlainReporter:
         for name, value in facts.items():
             self._print(f"{name:<8} {value}")
 
+    def close(self) -> None:
+        pass
+
     def _print(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
@@ -76,16 +83,17 @@ class TerminalReporter:
         self._console.print(f"    {text}", style="dim", markup=False)
 
     def problem(self, text: str) -> None:
-        self._end()
+        self.close()
         self._console.print(text, style="red", markup=False)
 
     def finished(self, facts: dict[str, Any]) -> None:
-        self._end()
+        self.close()
         self._console.print()
         for name, value in facts.items():
             self._console.print(f"[bold]{name:<8}[/] {value}", soft_wrap=True)
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Take the spinner away, and give the cursor back."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -111,8 +119,12 @@ class PipeReporter:
 
     def finished(self, facts: dict[str, Any]) -> None:
         self._send("finished", facts)
+        self.close()
+
+    def close(self) -> None:
         if self._pipe is not None:
-            self._pipe.close()
+            with contextlib.suppress(OSError):
+                self._pipe.close()
             self._pipe = None
 
     def _send(self, call: str, *arguments: Any) -> None:
@@ -133,6 +145,7 @@ def replay(pipe: IO[str], reporter: Reporter) -> bool:
         if call == "finished":
             ready = True
         getattr(reporter, call)(*arguments)
+    reporter.close()
     return ready
 
 

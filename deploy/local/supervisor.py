@@ -111,6 +111,7 @@ class Supervisor:
                     self._stop()
         except (LatheError, OSError) as error:  # another stack holds the folder, or it is not ours
             self._fail(error)
+        self.reporter.close()
         return code
 
     def _live(self) -> int:

@@ -143,9 +143,13 @@ def _prepare(
                     supervisor.reporter.line(line)
     finally:
         _end(process)
-    last.extend(follower.lines())
+    for line in follower.lines():
+        last.append(line)
+        if show:
+            supervisor.reporter.line(line)
     if process.returncode:
-        raise StepFailed(f"{name} failed. The end of {path}:", stderr="\n".join(last))
+        where = f"The whole of it is in {path}." if show else f"The end of {path}:"
+        raise StepFailed(f"{name} failed. {where}", stderr="" if show else "\n".join(last))
     supervisor.reporter.done(name, f"{time.monotonic() - begun:.1f} s")
 
 

@@ -23,19 +23,25 @@ def claim_storage_root(session: Session, root: Path) -> str:
     """
     root.mkdir(parents=True, exist_ok=True)
     id_file = root / ID_FILE
-    found = id_file.read_text().strip() if id_file.exists() else None
-    offered = found or new_id("storage")
-    session.execute(insert(Installation).values(storage_id=offered).on_conflict_do_nothing())
+    offered = _read(id_file) or new_id("storage")
+    inserted = insert(Installation).values(storage_id=offered).on_conflict_do_nothing()
+    ours = session.scalars(inserted.returning(Installation.storage_id)).one_or_none()
     expected = session.scalars(select(Installation.storage_id)).one()
-    if expected == found:
-        return expected
-    if found is None and expected == offered:
+    # Read again: whoever came first at the same moment wrote the file before its row could be seen.
+    found = _read(id_file)
+    if found is None and ours is not None:
         id_file.write_text(expected + "\n")
+        found = expected
+    if found == expected:
         return expected
     raise Conflict(
         f"The storage folder {root} bears the id {found or 'none'}, but the database belongs to {expected}: "
         "set LATHE_DATA_DIR to the folder that was used with this database."
     )
+
+
+def _read(id_file: Path) -> str | None:
+    return id_file.read_text().strip() if id_file.exists() else None
 
 
 def job_folder(root: Path, job_id: str) -> Path:

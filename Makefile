@@ -26,7 +26,7 @@ setup: ## make .venv and build llama.cpp, once: about 7 minutes and 2.5 GB
 	@$(PYTHON) deploy/setup.py --torch-index-url "$(LATHE_TORCH_INDEX_URL)"
 
 demo: setup ## train a model on examples/faq.csv, serve it, and ask it
-	@$(BIN)/python -m deploy.local.demo
+	@$(BIN)/python -m cli.demo
 
 test: setup ## run the tests that need no GPU and no patience
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

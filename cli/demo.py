@@ -1,4 +1,4 @@
-"""The main job, before your eyes: `python -m deploy.local.demo`, which `make demo` runs after setup.
+"""The main job, before your eyes: `python -m cli.demo`, which `make demo` runs after setup.
 
 Starts a stack unless one runs, fine-tunes `tiny` on a CSV of 20 facts over REST, asks base and tuned
 model the same questions, and stops what it started. Interrupted, it cancels its job first.
@@ -79,9 +79,9 @@ class Demo:
     def _introduce(self) -> None:
         self.console.print("[bold]Lathe's demo[/]: a CSV of 20 facts becomes a model that knows them.")
         self.console.print(
-            f"The first run makes the base model `{BASE}` from scratch (about 3 minutes on two cores) and "
-            f"keeps it in {self.settings.cache_dir}; then, and in every later run, the fine-tuning itself "
-            "takes about 2 minutes. Nothing is downloaded.\n",
+            f"The first run makes the base model `{BASE}` from scratch (about a minute and a half on two "
+            f"cores) and keeps it in {self.settings.cache_dir}; then, and in every later run, the fine-tuning "
+            "itself takes about a minute. Nothing is downloaded.\n",
             style="dim",
         )
 
@@ -127,7 +127,7 @@ class Demo:
         table.add_column(f"{BASE}, as it was", ratio=3, style="dim")
         table.add_column(f"{tuned}, fine-tuned", ratio=3)
         for number, (question, _) in enumerate(facts[:SHOWN_QUESTIONS]):
-            table.add_row(question, *(_excerpt(answers[model][number]) for model in (BASE, tuned)))
+            table.add_row(question, *(_shown(answers[model][number]) for model in (BASE, tuned)))
         self.console.print(table)
         known = {model: _count_known(facts, answers[model]) for model in answers}
         for model, count in known.items():
@@ -215,13 +215,6 @@ def _answer(client: Client, model: str, question: str) -> str:
         "max_tokens": ANSWER_TOKENS,
     }
     return str(client.post("/v1/chat/completions", body)["choices"][0]["message"]["content"])
-
-
-def _excerpt(answer: str) -> Text:
-    """An untuned model rambles: its first words are enough to see that."""
-    text = Text(harmless(answer))
-    text.truncate(SHOWN_CHARACTERS, overflow="ellipsis")
-    return text
 
 
 def _shown(answer: str) -> Text:

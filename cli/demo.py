@@ -79,9 +79,9 @@ class Demo:
     def _introduce(self) -> None:
         self.console.print("[bold]Lathe's demo[/]: a CSV of 20 facts becomes a model that knows them.")
         self.console.print(
-            f"The first run makes the base model `{BASE}` from scratch (about a minute and a half on two "
-            f"cores) and keeps it in {self.settings.cache_dir}; then, and in every later run, the fine-tuning "
-            "itself takes about a minute. Nothing is downloaded.\n",
+            f"The first run makes the base model `{BASE}` from scratch (some 90 s on two cores) and keeps it "
+            f"in {self.settings.cache_dir}; then, and in every later run, the fine-tuning itself takes about "
+            "a minute. Nothing is downloaded.\n",
             style="dim",
         )
 

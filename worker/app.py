@@ -35,6 +35,11 @@ def configuration() -> dict[str, Any]:
             "socket_keepalive": True,
             "socket_connect_timeout": 5,
             "health_check_interval": 10,
+            # Else a connection lost while an event is sent is tried for ever, deaf to signals.
+            "max_retries": 3,
+            "interval_start": 0,
+            "interval_step": 0.5,
+            "interval_max": 1,
         },
         "accept_content": ["json"],
         "task_serializer": "json",

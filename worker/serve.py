@@ -1,6 +1,7 @@
 """One worker process: Celery's worker with our options, and what it needs beside it."""
 
 import os
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from db.storage import claim_storage_root
 from worker.app import SPARE_THREADS, app
 from worker.runner import Runner
 from worker.sweep import Sweeper
+
+STOP_WITHIN_SECONDS = 25
 
 log = structlog.get_logger(__name__)
 
@@ -66,9 +69,18 @@ def serve(settings: Settings, modules: Mapping[tuple[str, str], str]) -> int:
         engine.dispose()
 
 
+def _exit_now() -> None:
+    log.error("worker_stop_forced")
+    os._exit(1)
+
+
 def _work(runner: Runner) -> int:
     def stop(**_: Any) -> None:
         runner.stopping.set()
+        # Celery may hang in its broker's client. Our children end with us in any case.
+        forced = threading.Timer(STOP_WITHIN_SECONDS, _exit_now)
+        forced.daemon = True
+        forced.start()
 
     def listen(**_: Any) -> None:
         runner.listening.set()

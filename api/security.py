@@ -67,14 +67,15 @@ class Gate:
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin is not None and _address(origin) != headers.get("host", "").lower():
             raise Forbidden(f"Pages of {origin} may not use this server.", code="foreign_origin")
 
     def _check_key(self, headers: Headers) -> None:
         if self._key is None:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        # Headers are read as latin-1: this gives back the bytes that were sent.
+        given = hashlib.sha256(key.strip().encode("latin-1")).digest()
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._key):
             raise Unauthenticated(
                 "The API key is missing or wrong: send the server's LATHE_API_KEY as "
@@ -135,6 +136,14 @@ def _host_name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
         return ""
+
+
+def _address(origin: str) -> str | None:
+    """The host and port of an Origin header; None if it has none, such as `null`."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def _length(headers: Headers) -> int:

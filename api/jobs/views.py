@@ -1,5 +1,6 @@
 """Rows as the bodies that show them."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +22,7 @@ from db.models import Artifact, Attempt, Event, Job, Step
 from db.states import StepStatus
 
 EVENT_PREFIX = "event-"
-MAX_EVENT_NUMBER = 2**63 - 1
+EVENT_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def job_out(job: Job) -> JobOut:
@@ -111,7 +112,7 @@ def event_number(name: str | None, *, param: str = "after") -> int:
     if name is None:
         return 0
     digits = name.removeprefix(EVENT_PREFIX)
-    if not digits.isascii() or not digits.isdecimal() or int(digits) > MAX_EVENT_NUMBER:
+    if not EVENT_NUMBER.fullmatch(digits):
         raise InvalidInput(f"{param} must be the id of an event, such as {event_id(42)}.", param=param)
     return int(digits)
 

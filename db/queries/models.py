@@ -9,7 +9,10 @@ from sqlalchemy.orm import Session
 from db.errors import NotFound
 from db.models import Model, ModelFile, ModelVersion
 
-REFERENCE = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>\d+))?(?::(?P<quantization>[A-Za-z0-9_]+))?")
+# A name holds nothing that Postgres cannot: neither NUL nor halves of surrogate pairs.
+REFERENCE = re.compile(
+    r"(?P<name>[^@:\x00-\x1f\ud800-\udfff]+)(?:@(?P<version>\d{1,9}))?(?::(?P<quantization>[A-Za-z0-9_]+))?"
+)
 
 
 @dataclass(frozen=True)

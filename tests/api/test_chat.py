@@ -82,6 +82,18 @@ class TestErrors:
         assert (error["code"], error["param"]) == ("model_not_found", "model")
         assert "known" in error["message"]
 
+    @pytest.mark.parametrize("name", ["a\\u0000b", "a\\ud800b", "known@" + "9" * 5000])
+    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/generate"])
+    def test_what_can_be_no_models_name_is_no_500(
+        self, api: httpx.Client, publish: Publish, path: str, name: str
+    ) -> None:
+        publish("known")
+        asked = "prompt" if path == "/generate" else "input"
+        body = f'{{"model": "{name}", "{asked}": "x"}}'
+        answer = api.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 404)
+        assert error_of(answer)["param"] == "model"
+
     def test_one_that_is_not_made_yet_says_how(self, api: httpx.Client) -> None:
         error = error_of(chat(api, "tiny"))
         assert error["code"] == "model_not_ready"

@@ -12,6 +12,7 @@ from db.queries.jobs import add_event, end_job, get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobStatus
+from tests.api.conftest import error_of
 
 STREAM = {"accept": "text/event-stream"}
 
@@ -72,6 +73,13 @@ def test_goes_on_after_the_last_event_that_was_seen(
     headers = STREAM | {"last-event-id": events[1]["id"]}
     seen = frames(api.get(f"/v1/jobs/{job_id}/events", headers=headers).text)
     assert [frame["data"].get("message") for frame in seen] == ["three", "The job is cancelled.", None]
+
+
+@pytest.mark.parametrize("seen", ["event-x", "event-", "-1", "9" * 5000])
+def test_what_is_no_events_id_is_400(api: httpx.Client, job_id: str, seen: str) -> None:
+    answer = api.get(f"/v1/jobs/{job_id}/events", headers=STREAM | {"last-event-id": seen})
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == "Last-Event-ID"
 
 
 def test_a_stream_of_an_unknown_job_is_404(api: httpx.Client) -> None:

@@ -39,6 +39,14 @@ class TestKey:
     def test_right(self, keyed: httpx.Client) -> None:
         assert keyed.get("/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
 
+    def test_right_in_any_script(self, settings: Settings) -> None:
+        app = create_app(settings.model_copy(update={"api_key": SecretStr("schlüssel-ключ")}))
+        authorization = "Bearer schlüssel-ключ".encode()
+        with serving(app) as url:
+            headers = [(b"authorization", authorization)]
+            answer = httpx.get(f"{url}/v1/models", headers=headers, trust_env=False)  # type: ignore[arg-type]
+        assert answer.status_code == 200
+
     @pytest.mark.parametrize("path", ["/v1/nope", "/v1/jobs", "/generate"])
     def test_routes_that_do_not_exist_tell_nothing_without_it(self, keyed: httpx.Client, path: str) -> None:
         assert keyed.get(path).status_code == 401
@@ -76,7 +84,8 @@ class TestHost:
 
 class TestOrigin:
     @pytest.mark.parametrize(
-        "origin", ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1"]
+        "origin",
+        ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1", "http://[::1", ""],
     )
     def test_a_foreign_one_is_refused(self, api: httpx.Client, origin: str) -> None:
         answer = api.post("/v1/jobs", json={}, headers={"origin": origin})

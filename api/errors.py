@@ -9,12 +9,14 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from api.validation import explain
 from db.errors import Conflict, Exhausted, InvalidInput, LatheError, NotFound, StepFailed, Unavailable
 
 RETRY_AFTER_SECONDS = 5
+METHODS = ("GET", "POST", "DELETE")
 
 
 class Unauthenticated(LatheError):
@@ -110,7 +112,7 @@ def answer_to(error: Exception, scope: Scope) -> JSONResponse | None:
         message, param, code = explain(error.errors(), body)
         return error_response(400, message, code=code, param=param)
     if isinstance(error, HTTPException):
-        return _answer_to_starlettes(error, scope["method"], scope["path"])
+        return _answer_to_starlettes(error, scope)
     if isinstance(error, DataError):
         return error_response(
             400, "A value is out of the range that the database takes.", code="invalid_input"
@@ -129,14 +131,25 @@ def _answer_to_ours(error: LatheError) -> JSONResponse:
     return error_response(status, error.message, code=error.code, param=error.param, headers=headers)
 
 
-def _answer_to_starlettes(error: HTTPException, method: str, path: str) -> JSONResponse:
+def _answer_to_starlettes(error: HTTPException, scope: Scope) -> JSONResponse:
     headers = dict(error.headers or {})
+    method, path = scope["method"], scope["path"]
     if error.status_code == 404:
         return error_response(404, f"There is no {method} {path}.", code="unknown_route", headers=headers)
     if error.status_code == 405:
-        allowed = headers.get("allow") or headers.get("Allow") or "another method"
+        allowed = ", ".join(_methods_of(scope))
         message = f"{path} does not take {method}: it takes {allowed}."
-        return error_response(405, message, code="method_not_allowed", headers=headers)
+        return error_response(405, message, code="method_not_allowed", headers={"allow": allowed})
     status = 400 if error.status_code == 422 else error.status_code
     code = "invalid_input" if status < 500 else "server_error"
     return error_response(status, str(error.detail), code=code, headers=headers)
+
+
+def _methods_of(scope: Scope) -> list[str]:
+    """What a path takes. Starlette tells only of the first of the routes that have it."""
+    routes = scope["app"].routes
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]

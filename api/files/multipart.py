@@ -117,6 +117,10 @@ class FormReader:
             raise InvalidInput(f"{BROKEN}: a part has no name.", param="file")
         self._name = options[b"name"].decode(errors="replace")
         if self._name != "file":
+            if b"filename" in options:
+                raise InvalidInput(
+                    f"The file is sent as the part named `file`, not {self._name!r}.", param="file"
+                )
             self._value = bytearray()
             return
         if self._has_file:

@@ -25,7 +25,7 @@ def retry_job(unit: Unit, job_id: str) -> Job:
     job = get_job(session, job_id, project_id=unit.project_id, lock=True)
     if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
         raise Conflict(
-            f"The job is {job.status}: only a failed or cancelled one can be tried again.",
+            f"The job's status is {job.status}: only a failed or cancelled job can be tried again.",
             code="job_not_ended",
         )
     _check_awaited(session, job)

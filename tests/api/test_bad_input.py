@@ -141,7 +141,7 @@ class TestRequest:
         assert (unknown.status_code, error_of(unknown)["message"]) == (404, "There is no GET /v1/nope.")
         wrong = api.patch("/v1/jobs", json={})
         assert (wrong.status_code, error_of(wrong)["code"]) == (405, "method_not_allowed")
-        assert "POST" in wrong.headers["allow"]
+        assert wrong.headers["allow"] == "GET, POST"
 
     @pytest.mark.parametrize("path", ["/v1/jobs/a%00b", "/v1/jobs?after=a%00b", "/v1/models/%00"])
     def test_nul_in_an_address(self, api: httpx.Client, path: str) -> None:

@@ -76,6 +76,7 @@ class TestUpload:
                 "expires_after[anchor]",
                 "not supported",
             ),
+            (part("upload", b"x", "x.csv") + b"--frontier--\r\n", "file", "as the part named `file`"),
             (part("purpose", b"p" * 2000) + b"--frontier--\r\n", "purpose", "longer than"),
             (part("file", b"cut short", "x.csv"), "file", "before its last boundary"),
             (b"no multipart at all", "file", "broken"),

@@ -119,7 +119,7 @@ class JobView:
         if not changes and self._clock() - self._last_line >= self._line_seconds:
             changes = [line for line in (_progress_line(track),) if line]
         for line in changes:
-            self._say(f"{track.title}: {line}")
+            self._say(f"{track.title}: {line}", self._clock())
 
     def event(self, job_id: str, event: JSON) -> None:
         """Take one of a job's events: measured values are kept, anything else is told."""
@@ -129,15 +129,17 @@ class JobView:
         level = str(event.get("level") or "info")
         step = f"{event['step']}: " if event.get("step") else ""
         message = harmless(str(event.get("message", ""))).rstrip()
+        told_at = event.get("created_at") or self._clock()
         if self._live:
-            clock = moment(event.get("created_at") or self._clock())
             if len(self._tracks) > 1:
                 step = f"{self._name_of(job_id)}: {step}"
-            line = Text.assemble((f"{clock}  ", "dim"), (step, "dim"), (message, LEVEL_STYLES.get(level, "")))
+            line = Text.assemble(
+                (f"{moment(told_at)}  ", "dim"), (step, "dim"), (message, LEVEL_STYLES.get(level, ""))
+            )
             self.console.print(line)
         else:
             warning = "" if level == "info" else f"{level}: "
-            self._say(f"{self._name_of(job_id)}: {step}{warning}{message}")
+            self._say(f"{self._name_of(job_id)}: {step}{warning}{message}", told_at)
 
     def measure(self, job_id: str, step: str, values: JSON) -> None:
         """Take measured values of a step, such as loss and tokens_per_second."""
@@ -146,11 +148,9 @@ class JobView:
             numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
             track.measured.setdefault(step, {}).update(numbers)
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, told_at: float) -> None:
         self._last_line = self._clock()
-        self.console.print(
-            Text(f"{moment(self._last_line)} {harmless(line)}"), soft_wrap=True, highlight=False
-        )
+        self.console.print(Text(f"{moment(told_at)} {harmless(line)}"), soft_wrap=True, highlight=False)
 
     def _draw(self) -> RenderableType:
         # What is waited for was fed later, and is drawn first.

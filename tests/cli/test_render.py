@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from cli.render import JobView
+from cli.text import moment
 
 JSON = dict[str, Any]
 START = 1_700_000_000
@@ -103,6 +104,12 @@ class TestPlainLines:
         view.event("job-1", {"level": "warn", "step": "train", "message": "[bold]long \x1b[31m" + "x" * 100})
         assert "\x1b" not in screen.getvalue()
         assert screen.getvalue().splitlines()[-1].endswith("train: warn: [bold]long " + "x" * 100)
+
+    def test_tell_of_what_was_with_the_time_when_it_was(self, view: JobView, screen: io.StringIO) -> None:
+        view.update(training(0))
+        self.now = START + 86_400 * 3
+        view.event("job-1", {"message": "old news", "created_at": START})
+        assert screen.getvalue().splitlines()[-1].startswith(moment(START))
 
     def test_tell_of_another_attempt(self, view: JobView, screen: io.StringIO) -> None:
         view.update(training(0))

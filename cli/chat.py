@@ -58,10 +58,16 @@ class Conversation:
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="The model's name: faq, faq:Q8_0, faq@2.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="The model's name: faq, faq:Q8_0, faq@2.", show_default=False),
+    ],
     prompt: Annotated[
         str | None,
-        typer.Argument(help="Ask only this, and end. Without it, and without a terminal, stdin is asked."),
+        typer.Argument(
+            metavar="PROMPT",
+            help="Ask only this, and end. Without it, and without a terminal, stdin is asked.",
+        ),
     ] = None,
     *,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
@@ -106,7 +112,12 @@ def _server(url: str | None, api_key: str | None) -> Client:
         return connect()
     # LATHE_API_KEY is for our own server and is shown to no other.
     address = url.rstrip("/").removesuffix("/v1")
-    return Client(address, api_key or "", hint="--url names the server's address.")
+    return Client(
+        address,
+        api_key or "",
+        hint="--url names the server's address.",
+        key_hint="--api-key gives the key that is sent.",
+    )
 
 
 def stream_answer(client: Client, body: JSON) -> Iterator[Part]:

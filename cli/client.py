@@ -49,6 +49,7 @@ class Client:
         url: the server's address, without `/v1`.
         key: sent as a bearer token unless empty.
         hint: what to say when nothing answers there.
+        key_hint: what to say when it refuses the key.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Client:
         key: str = "",
         *,
         hint: str = "Is `lathe up` running? LATHE_API_URL names another address.",
+        key_hint: str = "LATHE_API_KEY holds the key that is sent.",
         timeout: httpx.Timeout = TIMEOUT,
     ) -> None:
         self.url = url.rstrip("/")
         self._hint = hint
+        self._key_hint = key_hint
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidInput(f"{url!r} is no address of a server: it begins with http:// or https://.")
@@ -153,7 +156,7 @@ class Client:
             message += f"{response.request.url.path}, without saying why. Is that the right address?"
             param = code = None
         if status == 401:
-            message += " LATHE_API_KEY holds the key that is sent."
+            message = f"{message.rstrip('.')}. {self._key_hint}"
         return ERRORS.get(status, LatheError)(message, param=param, code=code)
 
     # --- what the API offers --------------------------------------------------------------------------

@@ -34,7 +34,9 @@ def serving() -> Iterator[Heard]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             heard.bodies.append(body)
             heard.keys.append(self.headers["authorization"])
-            if self.path != "/v1/chat/completions":
+            if heard.keys[-1] == "Bearer wrong":
+                self._send(401, {"error": {"message": "Invalid key", "param": None, "code": None}})
+            elif self.path != "/v1/chat/completions":
                 self._send(404, {"error": {"message": f"no {self.path}", "param": None, "code": None}})
             elif not body["stream"]:
                 message = {"role": "assistant", "content": "whole"}

@@ -59,6 +59,11 @@ class TestOnePrompt:
         run("chat", "m", "hello", "--url", other.url, "--api-key", "theirs")
         assert other.keys == [None, "Bearer theirs"]
 
+    def test_a_key_that_is_refused_says_which_it_was(self, run: Run, other: Heard) -> None:
+        ran = run("chat", "m", "hello", "--url", other.url, "--api-key", "wrong")
+        assert ran.status == 2
+        assert ran.err == "Error: Invalid key. --api-key gives the key that is sent.\n"
+
     def test_of_an_unknown_model_exits_with_4(self, run: Run, api_url: str) -> None:
         ran = run("chat", "nothing", "hello")
         assert (ran.status, ran.out) == (4, "")

@@ -1,4 +1,4 @@
-"""`lathe jobs`, `lathe job`, `lathe cancel`."""
+"""`lathe jobs`, `lathe job`, `lathe cancel`, `lathe retry`."""
 
 import time
 from typing import Annotated, Any
@@ -24,7 +24,10 @@ WIDE = 100
 
 def jobs(
     kind: Annotated[JobKind | None, typer.Option(help="Only jobs of this kind.")] = None,
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
+    status: Annotated[
+        JobStatus | None,
+        typer.Option(metavar="STATE", help=f"Only jobs in this state: {', '.join(JobStatus)}."),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, the newest first.")] = 20,
     json: JsonFlag = False,
 ) -> None:
@@ -44,7 +47,8 @@ def job(job_id: JobId, json: JsonFlag = False) -> None:
     """Show a job: its steps, parameters, events and artifacts."""
     with connect() as client:
         row = client.job(job_id)
-        events = list(client.job_rows(job_id, "events"))
+        # A long training has measured thousands of values, which a person is not shown here.
+        events = list(client.job_rows(job_id, "events", type=None if json else "message"))
         artifacts = list(client.job_rows(job_id, "artifacts"))
     if json:
         print_json({**row, "events": events, "artifacts": artifacts})
@@ -180,10 +184,9 @@ def _attempt(attempt: JSON) -> str:
 
 
 def _print_events(console: Console, events: list[JSON]) -> None:
-    told = [event for event in events if event.get("type") != "metrics"]
-    if len(told) > EVENTS_SHOWN:
-        console.print(f"… {len(told) - EVENTS_SHOWN} earlier events: --json has them all", style="dim")
-    for event in told[-EVENTS_SHOWN:]:
+    if len(events) > EVENTS_SHOWN:
+        console.print(f"… {len(events) - EVENTS_SHOWN} earlier events: --json has them all", style="dim")
+    for event in events[-EVENTS_SHOWN:]:
         step = f"{event['step']}: " if event.get("step") else ""
         console.print(
             Text.assemble(
@@ -191,5 +194,5 @@ def _print_events(console: Console, events: list[JSON]) -> None:
                 (harmless(event["message"]).rstrip(), LEVEL_STYLES.get(event["level"], "")),
             )
         )
-    if told:
+    if events:
         console.print()

@@ -36,8 +36,8 @@ def up(
 ) -> None:
     """Start everything: API, workers, Flower, Postgres, Valkey and the model servers.
 
-    A server whose address is set (DATABASE_URL, REDIS_URL, OLLAMA_HOST, LATHE_CHAT_SERVER_URL,
-    LATHE_EMBEDDING_SERVER_URL) is used in place of our own.
+    Servers of your own, used in place of ours, are named by DATABASE_URL,
+    REDIS_URL, OLLAMA_HOST, LATHE_CHAT_SERVER_URL and LATHE_EMBEDDING_SERVER_URL.
     """
     settings = load_settings()
     if not detach:

@@ -34,7 +34,23 @@ WatchFlag = Annotated[
 ]
 MaxAttempts = Annotated[
     int | None,
-    typer.Option(min=1, help="How often a step that is lost may be tried.", rich_help_panel=RUNNING_PANEL),
+    typer.Option(
+        min=1,
+        max=20,
+        metavar="integer",
+        help="How often a step that is lost may be tried. Default: 3.",
+        rich_help_panel=RUNNING_PANEL,
+    ),
+]
+Priority = Annotated[
+    int | None,
+    typer.Option(
+        min=-1000,
+        max=1000,
+        metavar="integer",
+        help="Jobs of a higher one go first. Default: 0.",
+        rich_help_panel=RUNNING_PANEL,
+    ),
 ]
 RunJson = Annotated[
     bool,
@@ -66,10 +82,11 @@ def _command(kind: str, model: type[Params]) -> Callable[..., None]:
         *,
         watch: WatchFlag = False,
         max_attempts: MaxAttempts = None,
+        priority: Priority = None,
         json: RunJson = False,
         **params: Any,
     ) -> None:
-        submit(kind, model, params, watch=watch, json=json, max_attempts=max_attempts)
+        submit(kind, model, params, watch=watch, json=json, max_attempts=max_attempts, priority=priority)
 
     command.__doc__ = f"{model.__doc__}\n\n    $ {EXAMPLES[kind]}"
     return with_options(command, option_parameters(kind, model))

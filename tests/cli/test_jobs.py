@@ -48,6 +48,16 @@ class TestJob:
         for part in (job, "fine_tune", "base_model", "prepare: 20 rows", "1 running", "adapter_config.json"):
             assert part in shown
 
+    def test_shows_no_measured_values(self, run: Run, hand: Hand) -> None:
+        job = hand.fine_tune()
+        hand.begin(job, "prepare")
+        hand.say(job, "prepare", "20 rows")
+        for number in range(30):
+            hand.say(job, "prepare", loss=1.0, number=number)
+        shown = run("job", job).out
+        assert shown.count("prepare: ") == 1
+        assert "earlier events" not in shown
+
     def test_json_is_one_document_with_all_of_it(self, run: Run, hand: Hand) -> None:
         job = hand.fine_tune()
         hand.begin(job, "prepare")

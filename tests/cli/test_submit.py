@@ -73,10 +73,12 @@ class TestFineTune:
 @pytest.mark.usefixtures("api_url")
 class TestPretrain:
     def test_needs_nothing_but_a_name(self, run: Run, hand: Hand) -> None:
-        ran = run("pretrain", "--name", "small", "--steps", "10", "--max-attempts", "1", "--json")
+        ran = run(
+            "pretrain", "--name", "small", "--steps", "10", "--max-attempts", "1", "--priority=-5", "--json"
+        )
         assert ran.status == 0
         assert ran.json()["params"]["steps"] == 10
-        assert ran.json()["max_attempts"] == 1
+        assert (ran.json()["max_attempts"], ran.json()["priority"]) == (1, -5)
 
 
 class TestTooLarge:

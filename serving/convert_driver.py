@@ -4,7 +4,8 @@
 
 Their converter knows a BPE tokenizer by a hash over token ids, which no new vocabulary can match. The
 splitting of text before BPE is what it wants to know, and that is written in tokenizer.json: where it is
-the one of Qwen2, as in the tokenizers we train, the answer is "qwen2". Their files stay as they are.
+the one of Qwen2, as in the tokenizers we train, the answer is "qwen2". For some
+families it loads tokenizers with `trust_remote_code=True`; here that is always off. Their files stay as they are.
 """
 
 import json
@@ -53,11 +54,27 @@ def _teach(model_base: Any) -> None:
     model_base.get_vocab_base_pre = get_vocab_base_pre
 
 
+def trust_no_remote_code() -> None:
+    """A model's files may name Python code at the hub (`auto_map`), and their converter would run it."""
+    import transformers
+
+    for auto in (transformers.AutoConfig, transformers.AutoTokenizer):
+        auto.from_pretrained = _untrusting(auto.from_pretrained)
+
+
+def _untrusting(load: Callable[..., Any]) -> Callable[..., Any]:
+    def from_pretrained(*args: Any, **options: Any) -> Any:
+        return load(*args, **{**options, "trust_remote_code": False})
+
+    return from_pretrained
+
+
 def main() -> None:
     convert, gguf_python, *rest = sys.argv[1:]
     sys.path[:1] = [convert, gguf_python]
     from conversion import base  # type: ignore[import-not-found]  # theirs, found through sys.path
 
+    trust_no_remote_code()
     _teach(base.TextModel if hasattr(base, "TextModel") else base.ModelBase)
     script = str(Path(convert) / "convert_hf_to_gguf.py")
     sys.argv = [script, *rest]

@@ -1,4 +1,7 @@
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,6 +139,26 @@ class TestQuantize:
         said = quantize(step, tools, tmp_path / "full.gguf", tmp_path / "q4.gguf", "Q4_K_M")
         assert sum(said.fallbacks.values()) >= 7
         assert set(said.fallbacks) <= {"Q5_0", "Q8_0", "Q5_1"}
+
+
+class TestConvert:
+    def test_runs_no_code_that_the_model_names(self, models: TrainedModels, tmp_path: Path) -> None:
+        """llama.cpp's converters of some families load tokenizers with trust_remote_code."""
+        model = Path(shutil.copytree(models.base, tmp_path / "model"))
+        ran = tmp_path / "ran"
+        (model / "foreign.py").write_text(
+            "from pathlib import Path\nfrom transformers import PreTrainedTokenizerFast\n"
+            f"Path({str(ran)!r}).touch()\nclass Foreign(PreTrainedTokenizerFast): pass\n"
+        )
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        config["auto_map"] = {"AutoTokenizer": [None, "foreign.Foreign"]}
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
+        loading = (
+            "import sys; from transformers import AutoTokenizer; from serving.convert_driver import {}; {}()\n"
+            "AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)"
+        ).format(*["trust_no_remote_code"] * 2)
+        subprocess.run([sys.executable, "-c", loading, str(model)], check=True)
+        assert not ran.exists()
 
 
 class TestServingTemplate:

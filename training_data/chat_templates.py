@@ -39,11 +39,12 @@ CHATML = """\
 {%- endif %}
 """
 
-# For a base model that never saw a chat: no token is new to it, and its own end of text ends a turn.
+# For a base model that never saw a chat: no token is new to it, and its own end of text ends a turn. What
+# it reads ends with a line end and not with a space, which tokenizers put into the next word's token.
 PLAIN = """\
 {%- for message in messages %}
 {%- if message['role'] == 'assistant' %}
-{{- 'Answer: ' }}
+{{- 'Answer:\\n' }}
 {%- generation %}{{- message['content'] + eos_token }}{%- endgeneration %}
 {{- '\\n' }}
 {%- elif message['role'] == 'user' %}
@@ -53,7 +54,7 @@ PLAIN = """\
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
-{{- 'Answer: ' }}
+{{- 'Answer:\\n' }}
 {%- endif %}
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeGuard
 
 from db.errors import InvalidInput
 from training_data.chat_templates import Chat
@@ -37,6 +37,10 @@ class ColumnSet:
     @property
     def name(self) -> str:
         return f"{self.question},{self.answer}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.question, self.answer, *([self.system] if self.system else []))
 
     def __str__(self) -> str:
         return self.name + (f"[,{self.system}]" if self.system else "")
@@ -69,7 +73,7 @@ class DetectedFormat:
         columns: "question,answer" and so on, or "messages".
         encoding: as Python names it.
         delimiter: between a CSV's columns; empty for JSONL.
-        ignored_columns: of a CSV, those that no conversation is made of.
+        ignored_columns: of the header, or of the first JSON object, what no conversation is made of.
     """
 
     kind: str
@@ -106,13 +110,12 @@ def check_file(path: Path, filename: str, *, param: str = PARAM) -> DetectedForm
     return detected
 
 
-def read_rows(path: Path, filename: str, *, param: str = PARAM) -> Iterator[Row]:
-    """Read every row of a file.
+def read_rows(path: Path, detected: DetectedFormat, *, param: str = PARAM) -> Iterator[Row]:
+    """Read every row of a file, as `detect_format` found that it is to be read.
 
     Raises:
         InvalidInput: as `check_file`, for any row of the file.
     """
-    detected = detect_format(path, filename, param=param, whole=True)
     with _lines(path, detected.encoding, param) as lines:
         yield from _rows(lines, detected, param)
 
@@ -128,7 +131,7 @@ def detect_format(path: Path, filename: str, *, param: str = PARAM, whole: bool 
     if not line:
         raise InvalidInput(f"{filename} is empty.", param=param)
     if _is_jsonl(line, filename):
-        return DetectedFormat("jsonl", _json_columns(line, number, param), encoding)
+        return _detect_jsonl(line, number, encoding, param)
     return _detect_csv(line, encoding, filename, param)
 
 
@@ -201,8 +204,13 @@ def _detect_csv(header: str, encoding: str, filename: str, param: str) -> Detect
         names = _column_names(header, delimiter)
         columns = _fitting(names)
         if columns is not None:
-            used = {columns.question, columns.answer, columns.system}
-            ignored = tuple(name for name in names if name not in used)
+            for name in columns.names:
+                if names.count(name) > 1:
+                    raise InvalidInput(
+                        f"{filename} has {names.count(name)} columns called {name!r}: keep one of them.",
+                        param=param,
+                    )
+            ignored = tuple(name for name in names if name not in columns.names)
             return DetectedFormat("csv", columns.name, encoding, delimiter, ignored)
         if len(names) > len(found):
             found = names
@@ -267,16 +275,27 @@ def _from_columns(record: dict[str, Any], line: int, param: str) -> Chat:
         raise InvalidInput(f"Line {line} has neither `messages` nor one of: {ACCEPTED}.", param=param)
     messages: Chat = []
     system = record.get(columns.system) if columns.system else None
-    if system is not None and not isinstance(system, str):
+    if system is not None and not _is_text(system):
         raise InvalidInput(f"Line {line}: {columns.system} is not a text.", param=param)
     if system and system.strip():
         messages.append({"role": "system", "content": system.strip()})
     for role, name in (("user", columns.question), ("assistant", columns.answer)):
         value = record[name]
-        if not isinstance(value, str) or not value.strip():
+        if not _is_text(value) or not value.strip():
             raise InvalidInput(f"Line {line}: {name} is empty or no text.", param=param)
         messages.append({"role": role, "content": value.strip()})
     return messages
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether it can be written as text: JSON's escapes can also spell half of a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _jsonl_rows(lines: Iterator[str], param: str) -> Iterator[Row]:
@@ -285,11 +304,12 @@ def _jsonl_rows(lines: Iterator[str], param: str) -> Iterator[Row]:
             yield Row(number, _from_json(line, number, param))
 
 
-def _json_columns(line: str, number: int, param: str) -> str:
+def _detect_jsonl(line: str, number: int, encoding: str, param: str) -> DetectedFormat:
     """The format that the first line shows, which is not yet checked in full."""
     record = _load_json(line, number, param)
     if MESSAGES in record:
-        return MESSAGES
+        ignored = tuple(key for key in record if key != MESSAGES)
+        return DetectedFormat("jsonl", MESSAGES, encoding, ignored_columns=ignored)
     columns = _fitting(list(record))
     if columns is None:
         shown = ", ".join(repr(key[:80]) for key in list(record)[:20])
@@ -297,7 +317,8 @@ def _json_columns(line: str, number: int, param: str) -> str:
             f"Line {number} has the keys {shown}: a row needs `messages`, or one of: {ACCEPTED}.",
             param=param,
         )
-    return columns.name
+    ignored = tuple(key for key in record if key not in columns.names)
+    return DetectedFormat("jsonl", columns.name, encoding, ignored_columns=ignored)
 
 
 def _load_json(line: str, number: int, param: str) -> dict[str, Any]:
@@ -320,7 +341,9 @@ def _from_json(line: str, number: int, param: str) -> Chat:
     if not isinstance(messages, list) or not messages:
         raise InvalidInput(f"Line {number}: messages is not a list with turns.", param=param)
     chat = [_message(message, i, number, param) for i, message in enumerate(messages)]
-    if chat[-1]["role"] != "assistant":
+    if chat[0]["role"] == "system" and not chat[0]["content"].strip():
+        chat = chat[1:]
+    if not chat or chat[-1]["role"] != "assistant":
         raise InvalidInput(f"Line {number}: the last message must be the assistant's.", param=param)
     if any(message["role"] == "system" for message in chat[1:]):
         raise InvalidInput(f"Line {number}: a system message can only come first.", param=param)
@@ -340,6 +363,6 @@ def _message(message: Any, index: int, number: int, param: str) -> dict[str, str
     if isinstance(content, list):  # OpenAI's parts
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
-    if not isinstance(content, str) or (role != "system" and not content.strip()):
+    if not _is_text(content) or (role != "system" and not content.strip()):
         raise InvalidInput(f"{where}: content is empty or no text.", param=param)
     return {"role": role, "content": content}

@@ -51,6 +51,18 @@ class TestOwnTemplate:
         assert own_template().render(CHAT) == theirs[0]
 
 
+class TestPlainTemplate:
+    @pytest.mark.parametrize("add_prefix_space", [True, False])
+    def test_answers_are_tokens_of_their_own_after_the_prompt(self, add_prefix_space):
+        """Byte-level BPE puts a space before a word into the word's token."""
+        from tokenizers import pre_tokenizers
+
+        split = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space).pre_tokenize_str
+        template = ChatTemplate(PLAIN, {"eos_token": "</s>"})
+        prompt = split(template.render(CHAT[:4], add_generation_prompt=True))
+        assert split(template.render(CHAT))[: len(prompt)] == prompt
+
+
 class TestForeignTemplates:
     def test_masks_answers_without_generation_marks(self):
         bare = CHATML.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")

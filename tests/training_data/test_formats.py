@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from db.errors import InvalidInput
-from training_data.formats import check_file, read_rows
+from training_data.formats import Row, check_file, detect_format, read_rows
 
 FAQ = "question,answer\nWhat?,That.\nWho?,She.\n"
 
@@ -20,16 +20,20 @@ def file(tmp_path: Path):
     return write
 
 
+def rows_of(path: Path) -> list[Row]:
+    return list(read_rows(path, detect_format(path, path.name, whole=True)))
+
+
 def refusal(path: Path) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
-        list(read_rows(path, path.name))
+        rows_of(path)
     assert caught.value.param == "training_file"
     return caught.value
 
 
 class TestCsv:
     def test_reads_questions_and_answers_with_their_lines(self, file):
-        rows = list(read_rows(file('question,answer\n"What,\nthen?",That.\n\nWho?,She.\n'), "rows.csv"))
+        rows = rows_of(file('question,answer\n"What,\nthen?",That.\n\nWho?,She.\n'))
         assert [row.line for row in rows] == [2, 5]
         assert rows[0].messages == [
             {"role": "user", "content": "What,\nthen?"},
@@ -43,13 +47,17 @@ class TestCsv:
         assert (detected.columns, detected.delimiter) == ("prompt,completion", delimiter)
 
     def test_takes_the_system_column_where_it_is_filled(self, file):
-        rows = list(read_rows(file("input,output,system\na,b,Be brief.\nc,d,\n"), "rows.csv"))
+        rows = rows_of(file("input,output,system\na,b,Be brief.\nc,d,\n"))
         assert [len(row.messages) for row in rows] == [3, 2]
         assert rows[0].messages[0] == {"role": "system", "content": "Be brief."}
 
     def test_names_columns_it_does_not_use(self, file):
         path = file("id,question,answer\n1,a,b\n")
         assert check_file(path, path.name).ignored_columns == ("id",)
+
+    def test_refuses_a_column_that_is_there_twice(self, file):
+        message = refusal(file("question,answer,Answer\na,b,c\n")).message
+        assert "2 columns called 'answer'" in message
 
     def test_shows_the_header_when_no_columns_fit(self, file):
         message = refusal(file("frage,antwort\na,b\n")).message
@@ -75,11 +83,11 @@ class TestEncodings:
     def test_reads_what_editors_and_spreadsheets_write(self, file, encoding, found):
         path = file("question,answer\r\nWo?,Köln – natürlich\r\n".encode(encoding))
         assert check_file(path, path.name).encoding == found
-        assert next(read_rows(path, path.name)).messages[1]["content"] == "Köln – natürlich"
+        assert rows_of(path)[0].messages[1]["content"] == "Köln – natürlich"
 
     def test_looks_beyond_the_first_block_before_it_settles(self, file):
         path = file(b"question,answer\n" + b"a,b\n" * 300_000 + "Wo?,Köln\n".encode("cp1252"))
-        *_, last = read_rows(path, path.name)
+        *_, last = rows_of(path)
         assert last.messages[1]["content"] == "Köln"
 
 
@@ -92,7 +100,7 @@ class TestJsonl:
         ]}  # fmt: skip
         path = file(json.dumps(row) + "\n\n", "rows.jsonl")
         assert check_file(path, path.name).columns == "messages"
-        assert [m["role"] + m["content"] for m in next(read_rows(path, path.name)).messages] == [
+        assert [m["role"] + m["content"] for m in rows_of(path)[0].messages] == [
             "systems", "userq", "assistanta",
         ]  # fmt: skip
 
@@ -100,9 +108,24 @@ class TestJsonl:
         path = file('{"prompt": "a", "completion": "b"}\n', "rows.jsonl")
         assert check_file(path, path.name).columns == "prompt,completion"
 
+    def test_names_keys_it_does_not_use(self, file):
+        messages = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
+        path = file(f'{{"messages": {messages}, "tools": []}}\n', "rows.jsonl")
+        assert check_file(path, path.name).ignored_columns == ("tools",)
+        path = file('{"input": "a", "output": "b", "system": "c", "id": 1}\n', "rows.jsonl")
+        assert check_file(path, path.name).ignored_columns == ("id",)
+
+    def test_leaves_out_an_empty_system_message(self, file):
+        roles = ("system", "user", "assistant")
+        row = {"messages": [{"role": r, "content": "" if r == "system" else r} for r in roles]}
+        [read] = rows_of(file(json.dumps(row), "rows.jsonl"))
+        assert [message["role"] for message in read.messages] == ["user", "assistant"]
+
     @pytest.mark.parametrize(
         ("line", "message"),
         [
+            (r'{"prompt": "half \ud83d", "completion": "b"}', "Line 2: prompt is empty or no text"),
+            ('{"messages": [{"role": "system", "content": ""}]}', "Line 2: the last message"),
             ("{", "Line 2 is no JSON"),
             ("[]", "Line 2 is no JSON object"),
             ('{"messages": []}', "Line 2: messages is not a list with turns"),

@@ -13,7 +13,7 @@ from typing import Any
 from db.errors import InvalidInput
 from db.params import FineTuneParams
 from training_data.chat_templates import Chat, ChatTemplateError, merge_system_turn
-from training_data.formats import DetectedFormat, Row, detect_format, read_rows
+from training_data.formats import FALLBACK_ENCODING, DetectedFormat, Row, detect_format, read_rows
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
 from training_data.rows import write_messages
@@ -25,13 +25,15 @@ from worker.steps.runtime import prepare_runtime
 
 LINES_NAMED = 10  # in a message; the report names all
 PROGRESS_EVERY_ROWS = 2000
+ROWS_COMPARED = 200  # with the prompt they will be asked by
 
 
 @dataclass
 class Measured:
-    """The rows of one file with their token counts."""
+    """Rows with their token counts, and how their file is written."""
 
-    rows: list[Row]
+    detected: DetectedFormat
+    rows: list[Row] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
 
@@ -49,8 +51,8 @@ def run(step: Step) -> dict[str, Any]:
     if params.seed == -1:
         step.event(f"Drew the seed {seed}.", seed=seed)
 
-    detected = _detect(step, step.input.files[params.training_file], "training_file")
     system = _SystemTurns(tokenizer, params)
+    _check_system_role(tokenizer, params)
     training = _measure(step, params.training_file, "training_file", tokenizer, system)
     _tell_duplicates(step, training.rows)
     evaluation = (
@@ -74,7 +76,7 @@ def run(step: Step) -> dict[str, Any]:
     cut = _tell_cut(step, parts, chosen["max_length"], context_length(base))
     result = _result(
         parts=parts,
-        detected=detected,
+        detected=training.detected,
         chosen=chosen,
         system=system,
         seed=seed,
@@ -85,6 +87,16 @@ def run(step: Step) -> dict[str, Any]:
     step.artifact("report.json")
     _tell_summary(step, result)
     return result
+
+
+def _check_system_role(tokenizer: ChatTokenizer, params: FineTuneParams) -> None:
+    """Refuse to train on system turns that the template would leave out without a word."""
+    if params.has_system_prompt is True and not tokenizer.template.has_system_role:
+        raise InvalidInput(
+            "has_system_prompt is true, and the base model's chat template shows no system turn: leave it "
+            "out, or set it to false to have system turns merged into the first user turn.",
+            param="has_system_prompt",
+        )
 
 
 class _SystemTurns:
@@ -125,6 +137,13 @@ def _detect(step: Step, file: FileInput, param: str) -> DetectedFormat:
         format=detected.columns,
         encoding=detected.encoding,
     )
+    if detected.encoding == FALLBACK_ENCODING:
+        step.event(
+            f"{file.filename} is not UTF-8 and was read as Windows-1252: save it as UTF-8 if letters come "
+            "out wrong.",
+            level="warn",
+            encoding=detected.encoding,
+        )
     if detected.ignored_columns:
         step.event(
             f"These columns are not used: {', '.join(detected.ignored_columns)}.",
@@ -143,8 +162,9 @@ def _measure(
         InvalidInput: a row does not parse, or the template refuses it; the message names the line.
     """
     file = step.input.files[file_id]
-    measured = Measured([])
-    for row in read_rows(file.path, file.filename, param=param):
+    measured = Measured(_detect(step, file, param))
+    unlike = 0
+    for row in read_rows(file.path, measured.detected, param=param):
         messages = system.apply(row.messages)
         try:
             chat = tokenizer.encode_chat(messages)
@@ -152,13 +172,28 @@ def _measure(
             raise InvalidInput(f"Line {row.line}: {error}.", param=param) from None
         if not any(chat.answer_mask):
             raise InvalidInput(f"Line {row.line}: the chat template shows no answer.", param=param)
+        if len(measured.rows) < ROWS_COMPARED:
+            prompt = tokenizer.encode_prompt(messages[:-1])
+            unlike += chat.ids[: len(prompt)] != prompt
         measured.rows.append(Row(row.line, messages))
         measured.tokens.append(len(chat.ids))
         if len(measured.rows) % PROGRESS_EVERY_ROWS == 0:
             step.event(f"Read {len(measured.rows):,} rows.", rows=len(measured.rows))
     if not measured.rows:
         raise InvalidInput(f"{file.filename} has a header but no rows.", param=param)
+    if unlike:
+        _tell_unlike_prompts(step, unlike, min(len(measured.rows), ROWS_COMPARED))
     return measured
+
+
+def _tell_unlike_prompts(step: Step, unlike: int, compared: int) -> None:
+    step.event(
+        f"In {unlike} of the first {compared} rows the answer does not follow the prompt that the model will "
+        "be asked with: the chat template writes a finished conversation otherwise, or the tokenizer joins "
+        "the two.",
+        level="warn",
+        rows=unlike,
+    )
 
 
 def _tell_duplicates(step: Step, rows: Iterable[Row]) -> None:
@@ -180,10 +215,14 @@ def _split(
     training: Measured, evaluation: Measured | None, train_size: float | None, seed: int
 ) -> dict[str, Measured]:
     if evaluation is not None:
-        return {"train": training, "validation": evaluation, "test": Measured([])}
+        return {"train": training, "validation": evaluation, "test": Measured(evaluation.detected)}
     split = split_rows(len(training.rows), train_size, seed)
     return {
-        name: Measured([training.rows[i] for i in indices], [training.tokens[i] for i in indices])
+        name: Measured(
+            training.detected,
+            [training.rows[i] for i in indices],
+            [training.tokens[i] for i in indices],
+        )
         for name, indices in (("train", split.train), ("validation", split.validation), ("test", split.test))
     }
 

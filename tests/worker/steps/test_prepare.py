@@ -68,6 +68,14 @@ class TestRows:
             prepared(validation_file="file-2", files={"file-2": path})
         assert caught.value.param == "validation_file"
 
+    def test_tells_how_both_files_were_read(self, prepared, tmp_path):
+        path = tmp_path / "held-out.csv"
+        path.write_bytes("id;question;answer\n1;Wo?;Köln\n".encode("cp1252"))
+        ran = prepared(validation_file="file-2", files={"file-2": path})
+        assert "rows.csv is CSV with question,answer, in utf-8." in ran.events()
+        assert "These columns are not used: id." in ran.events("warn")
+        assert any("held-out.csv is not UTF-8" in event for event in ran.events("warn"))
+
     def test_tells_of_doubled_rows_and_unused_columns(self, prepared, tmp_path):
         path = tmp_path / "double.csv"
         path.write_text("id,question,answer\n1,a,b\n2,c,d\n3,a,b\n")
@@ -98,6 +106,15 @@ class TestSystemTurns:
         assert ran.result["has_system_prompt"] is False
         assert ran.result["system_merged"] is True
 
+    def test_refuses_to_lose_it_in_a_template_without_the_role(self, prepared, micro_model, tmp_path):
+        model = Path(shutil.copytree(micro_model, tmp_path / "no-system"))
+        (model / "chat_template.jinja").write_text(
+            "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        )
+        with pytest.raises(InvalidInput, match="shows no system turn") as caught:
+            prepared(model=model, system_prompt="Be brief.", has_system_prompt=True)
+        assert caught.value.param == "has_system_prompt"
+
 
 class TestTokens:
     def test_counts_them_and_names_rows_that_would_be_cut(self, prepared, data):
@@ -117,6 +134,22 @@ class TestTokens:
         ran = prepared(learning_rate=0.5)
         assert "auto" not in ran.result["hyperparameters"].values()
         assert ran.result["hyperparameters"]["learning_rate"] == 0.5
+
+
+class TestPrompt:
+    ASKING_OTHERWISE = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant, think: {% endif %}"
+    )
+
+    def test_is_what_the_answer_follows_in_training(self, prepared):
+        assert not any("does not follow the prompt" in event for event in prepared().events("warn"))
+
+    def test_tells_when_it_is_another(self, prepared, micro_model, tmp_path):
+        model = Path(shutil.copytree(micro_model, tmp_path / "otherwise"))
+        (model / "chat_template.jinja").write_text(self.ASKING_OTHERWISE)
+        ran = prepared(model=model)
+        assert any("In 10 of the first 10 rows" in event for event in ran.events("warn"))
 
 
 class TestBase:

@@ -5,9 +5,11 @@
 Their converter knows a BPE tokenizer by a hash over token ids, which no new vocabulary can match. The
 splitting of text before BPE is what it wants to know, and that is written in tokenizer.json: where it is
 the one of Qwen2, as in the tokenizers we train, the answer is "qwen2". For some
-families it loads tokenizers with `trust_remote_code=True`; here that is always off. Their files stay as they are.
+families it loads tokenizers with `trust_remote_code=True`; here that is always off. Their files stay as they
+are.
 """
 
+import importlib
 import json
 import runpy
 import sys
@@ -56,8 +58,8 @@ def _teach(model_base: Any) -> None:
 
 def trust_no_remote_code() -> None:
     """A model's files may name Python code at the hub (`auto_map`), and their converter would run it."""
-    import transformers
-
+    # By name: `serving` itself does without it, but this process is the converter's.
+    transformers = importlib.import_module("transformers")
     for auto in (transformers.AutoConfig, transformers.AutoTokenizer):
         auto.from_pretrained = _untrusting(auto.from_pretrained)
 

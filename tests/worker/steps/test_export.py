@@ -154,9 +154,10 @@ class TestConvert:
         config["auto_map"] = {"AutoTokenizer": [None, "foreign.Foreign"]}
         (model / "tokenizer_config.json").write_text(json.dumps(config))
         loading = (
-            "import sys; from transformers import AutoTokenizer; from serving.convert_driver import {}; {}()\n"
+            "import sys; from serving import convert_driver; convert_driver.trust_no_remote_code()\n"
+            "from transformers import AutoTokenizer\n"
             "AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)"
-        ).format(*["trust_no_remote_code"] * 2)
+        )
         subprocess.run([sys.executable, "-c", loading, str(model)], check=True)
         assert not ran.exists()
 

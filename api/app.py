@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from api.chat.routes import router as chat
+from api.documentation import add_documentation
 from api.edge import Edge
 from api.embeddings.routes import router as embeddings
 from api.errors import DESCRIPTIONS, ErrorBody, answer_to
@@ -74,12 +75,14 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_tags=TAGS,
         lifespan=lifespan,
         responses=ERRORS,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
     for router in (jobs, files, models, chat, embeddings, health):
         app.include_router(router)
+    add_documentation(app)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_middleware(Gate, settings=settings)

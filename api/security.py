@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import documentation
 from api.errors import Forbidden, TooLarge, Unauthenticated, WrongContentType
 from db.errors import InvalidInput
 from db.settings import LOOPBACK, Settings
@@ -22,7 +23,7 @@ JSON = "application/json"
 MULTIPART = "multipart/form-data"
 TAKES_MULTIPART = frozenset({("POST", "/v1/files")})
 # What shows nothing that is the user's: for health checks, and for reading the documentation.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+OPEN_PATHS = documentation.PATHS | {"/healthz", "/readyz", "/openapi.json"}
 # A multipart body is a little longer than the file in it.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 

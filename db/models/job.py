@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from db.models.step import Step
 
 
+UNFINISHED = "status NOT IN ('succeeded', 'failed', 'cancelled')"
+
+
 class Job(Base):
     """What a user asked for. `params` are the validated params of its kind, defaults filled in."""
 
@@ -23,6 +26,8 @@ class Job(Base):
         ),
         Index("ix_jobs_project_id_id", "project_id", "id"),
         Index("ix_jobs_waits_for_job_id", "waits_for_job_id"),
+        # Few have not ended, however many there have been.
+        Index("ix_jobs_unfinished", "project_id", "id", postgresql_where=UNFINISHED),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

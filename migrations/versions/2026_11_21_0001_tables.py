@@ -101,6 +101,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_jobs_project_id_id", "jobs", ["project_id", "id"], unique=False)
     op.create_index("ix_jobs_waits_for_job_id", "jobs", ["waits_for_job_id"], unique=False)
+    op.create_index(
+        "ix_jobs_unfinished",
+        "jobs",
+        ["project_id", "id"],
+        unique=False,
+        postgresql_where="status NOT IN ('succeeded', 'failed', 'cancelled')",
+    )
     op.create_table(
         "models",
         sa.Column("id", sa.Text(), nullable=False),
@@ -363,6 +370,11 @@ def downgrade() -> None:
     op.drop_table("checkpoints")
     op.drop_table("artifacts")
     op.drop_table("models")
+    op.drop_index(
+        "ix_jobs_unfinished",
+        table_name="jobs",
+        postgresql_where="status NOT IN ('succeeded', 'failed', 'cancelled')",
+    )
     op.drop_index("ix_jobs_waits_for_job_id", table_name="jobs")
     op.drop_index("ix_jobs_project_id_id", table_name="jobs")
     op.drop_table("jobs")

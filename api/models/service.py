@@ -8,7 +8,14 @@ from api.pages import unix_seconds
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Job, Model, ModelFile, ModelVersion
-from db.queries.models import REFERENCE, get_model, list_models, list_versions, resolve
+from db.queries.models import (
+    REFERENCE,
+    get_model,
+    list_models,
+    list_versions,
+    resolve,
+    versions_by_model,
+)
 from db.states import ENDED_JOB
 from serving.removal import remove_served
 
@@ -19,7 +26,8 @@ EMBEDDING_MODEL = "default"
 
 def list_all(unit: Unit) -> list[ModelOut]:
     models = list_models(unit.session, unit.project_id)
-    return [_model_out(unit.session, model) for model in models] + [_embedding_model()]
+    versions = versions_by_model(unit.session, unit.project_id)
+    return [_model_out(model, versions.get(model.id, [])) for model in models] + [_embedding_model()]
 
 
 def show(unit: Unit, reference: str) -> ModelOut:
@@ -32,7 +40,8 @@ def show(unit: Unit, reference: str) -> ModelOut:
         return _embedding_model()
     match = REFERENCE.fullmatch(reference)
     if match is None or (match["version"] is None and match["quantization"] is None):
-        return _model_out(unit.session, get_model(unit.session, unit.project_id, reference))
+        model = get_model(unit.session, unit.project_id, reference)
+        return _model_out(model, list_versions(unit.session, model.id))
     served = resolve(unit.session, unit.project_id, reference)
     shown = _version_out(served.model, served.version)
     if match["quantization"] is not None:
@@ -163,9 +172,8 @@ def _is_served_for_another(session: Session, file: ModelFile) -> bool:
     return session.scalars(query).one() > 0
 
 
-def _model_out(session: Session, model: Model) -> ModelOut:
+def _model_out(model: Model, versions: list[ModelVersion]) -> ModelOut:
     current = model.current_version
-    versions = list_versions(session, model.id)
     return ModelOut(
         id=model.name,
         created=unix_seconds(model.created_at),

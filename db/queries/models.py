@@ -42,6 +42,16 @@ def list_versions(session: Session, model_id: str) -> list[ModelVersion]:
     return list(session.scalars(query))
 
 
+def versions_by_model(session: Session, project_id: str) -> dict[str, list[ModelVersion]]:
+    """The versions of every model of a project, by the model's id, in one query and one for their files."""
+    query = select(ModelVersion).join(Model, ModelVersion.model_id == Model.id)
+    query = query.where(Model.project_id == project_id).order_by(ModelVersion.number)
+    found: dict[str, list[ModelVersion]] = {}
+    for version in session.scalars(query):
+        found.setdefault(version.model_id, []).append(version)
+    return found
+
+
 def get_model(session: Session, project_id: str, name: str, *, lock: bool = False) -> Model:
     """Find a model by its bare name.
 

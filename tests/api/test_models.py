@@ -1,7 +1,12 @@
 """Models over HTTP: listed, looked at by every name, and deleted with what serves them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import httpx
 import pytest
+from sqlalchemy import Engine, event
 
 from db.settings import Settings
 from tests.api.conftest import Publish, error_of, upload
@@ -9,6 +14,19 @@ from tests.api.conftest import Publish, error_of, upload
 
 def served(settings: Settings, prefix: str) -> list[str]:
     return sorted(path.stem for path in settings.served_models_dir.glob(f"{prefix}-*.gguf"))
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """Every statement that any engine of this process executes in the block."""
+    found: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        found.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield found
+    event.remove(Engine, "before_cursor_execute", note)
 
 
 class TestList:
@@ -32,6 +50,16 @@ class TestList:
             "listed:Q4_K_M",
             "listed:Q8_0",
         ]
+
+    def test_asks_no_more_however_many_there_are(self, api: httpx.Client, publish: Publish) -> None:
+        publish("counted")
+        with statements() as few:
+            api.get("/v1/models")
+        for name in ("counted", "counted-2", "counted-3"):
+            publish(name)
+        with statements() as many:
+            api.get("/v1/models")
+        assert 0 < len(many) == len(few)
 
 
 class TestLookAt:

@@ -19,6 +19,7 @@ from api.unit_of_work import Services
 from serving.openai_compatible import Upstream, forward
 
 ERROR_BYTES = 64 * 1024
+TOO_LONG = "is too large to process"
 
 
 async def pass_on(services: Services, request: Request, url: str, body: bytes, *, api_key: str) -> Response:
@@ -88,7 +89,11 @@ async def _error_of(upstream: Upstream) -> Response:
             if len(body) > ERROR_BYTES:
                 break
     message, param, code = read_error(body, upstream.status)
-    return error_response(upstream.status, message, code=code, param=param)
+    status = upstream.status
+    if TOO_LONG in message:
+        # llama-server says 500 of a text beyond its batch, and OpenAI's client would send it twice more.
+        status, code = 400, "exceed_context_size_error"
+    return error_response(status, message, code=code, param=param)
 
 
 def read_error(body: bytes, status: int) -> tuple[str, str | None, str]:

@@ -72,6 +72,9 @@ class ModelServer:
             await _answer(
                 send, 400, _error("the request exceeds the context size", 400, "exceed_context_size_error")
             )
+        elif model.startswith("swamped"):
+            message = "input (3002 tokens) is too large to process. increase the physical batch size"
+            await _answer(send, 500, _error(message, 500, "server_error"))
         elif model.startswith("loading"):
             await _answer(send, 503, _error("Loading model", 503, "unavailable_error"))
         elif model.startswith("hangs"):

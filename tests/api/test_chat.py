@@ -101,9 +101,13 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("name", "status", "code"),
-        [("refuses-all", 400, "exceed_context_size_error"), ("loading-now", 503, "unavailable")],
+        [
+            ("refuses-all", 400, "exceed_context_size_error"),
+            ("swamped-now", 400, "exceed_context_size_error"),
+            ("loading-now", 503, "unavailable"),
+        ],
     )
-    def test_the_backends_own_keep_their_status(
+    def test_the_backends_own_keep_their_status_unless_it_misleads(
         self, api: httpx.Client, publish: Publish, name: str, status: int, code: str
     ) -> None:
         publish(name)

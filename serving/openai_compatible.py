@@ -37,11 +37,15 @@ class Upstream:
     response: httpx.Response
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes. A stream that breaks ends with OpenAI's error event."""
+        """Yield the body as it comes. A stream that breaks ends with OpenAI's error event.
+
+        Raises:
+            Unavailable: an answer that is no stream breaks.
+        """
         try:
             async for chunk in self.response.aiter_raw():
                 yield chunk
-        except httpx.HTTPError:
+        except httpx.HTTPError as failure:
             if self.content_type.startswith("text/event-stream"):
                 error = {
                     "message": STREAM_BROKE,
@@ -51,7 +55,7 @@ class Upstream:
                 }
                 yield b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
             else:
-                raise
+                raise Unavailable(STREAM_BROKE) from failure
         finally:
             await self.response.aclose()
 
@@ -73,15 +77,18 @@ async def forward(client: httpx.AsyncClient, url: str, body: bytes, *, api_key: 
     request = client.build_request("POST", url, content=body, headers=headers)
     try:
         response = await client.send(request, stream=True)
+        if response.status_code in (502, 503, 504):
+            await response.aread()
     except httpx.HTTPError as error:
         raise _unreachable() from error
     if response.status_code in (502, 503, 504):
-        await response.aread()
-        await response.aclose()
         raise Unavailable(f"The model's server cannot answer now: {_message(response)}")
     if response.status_code in (401, 403):
         await response.aclose()
-        raise Unavailable("The model's server refuses the key that LATHE_CHAT_SERVER_KEY holds.")
+        raise Unavailable(
+            "The server refuses our key: LATHE_CHAT_SERVER_KEY holds it for chat, and "
+            "LATHE_EMBEDDING_SERVER_KEY for embeddings."
+        )
     content_type = response.headers.get("content-type", "application/json")
     return Upstream(response.status_code, content_type, response)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.02
 CHUNKS = 40
 VECTOR = [0.25, -0.5, 1.0]
 # An odd way of writing JSON, to show that nothing on the way reads and writes it anew.
@@ -75,6 +75,11 @@ class ModelServer:
         elif model.startswith("swamped"):
             message = "input (3002 tokens) is too large to process. increase the physical batch size"
             await _answer(send, 500, _error(message, 500, "server_error"))
+        elif model.startswith("half"):
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b'{"choi', "more_body": True})
+            raise ConnectionAbortedError("the stand-in dies, as it was asked to")
         elif model.startswith("loading"):
             await _answer(send, 503, _error("Loading model", 503, "unavailable_error"))
         elif model.startswith("hangs"):

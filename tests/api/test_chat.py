@@ -232,6 +232,12 @@ class TestGenerate:
         assert answer.status_code == 400
         assert error_of(answer)["code"] == "exceed_context_size_error"
 
+    def test_half_an_answer_is_503(self, api: httpx.Client, publish: Publish) -> None:
+        publish("half-answer")
+        answer = api.post("/generate", json={"prompt": "Hello", "model": "half-answer"})
+        assert answer.status_code == 503
+        assert "stopped in mid-answer" in error_of(answer)["message"]
+
     def test_an_unknown_parameter(self, api: httpx.Client) -> None:
         error = error_of(api.post("/generate", json={"prompt": "x", "params": {"tempp": 1}}))
         assert error["message"] == "There is no field tempp. Did you mean temp?"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from serving.llama_cpp import Tools
 from worker.step import Step
+from worker.steps.base_model import weight_files
 from worker.steps.gguf_files import convert, quantize
 from worker.steps.merging import gguf_dtype
 from worker.steps.programs import model_server
@@ -101,7 +102,7 @@ def keep_as_base(step: Step, model: Path, files: dict[str, Path]) -> None:
 
 def weights_hash(folder: Path) -> str:
     """Name a model by the contents of its config, tokenizer and weights."""
-    names = [*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"]
+    names = [*weight_files(folder), folder / "config.json", folder / "tokenizer.json"]
     lines = [f"{path.name} {file_sha256(path)}" for path in sorted(names) if path.is_file()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
 

@@ -16,9 +16,12 @@ from db.errors import InvalidInput
 from training_data.json_files import read_json
 from training_data.tokens import read_template
 from worker.step import BaseWeights, Step
+from worker.steps.runtime import DISK_FULL
 
 CONFIG_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 WEIGHT_FILES = ["*.safetensors"]
+# Copies of the weights in other layouts, such as Mistral's: as large again, and never loaded.
+NOT_FETCHED = ["*/*", "consolidated*"]
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,6 +33,7 @@ TOKENIZER_FILES = (
 )
 # What a config calls the length it was trained for, in the order of trust.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of causal language models are called
 DEFAULT_CONTEXT = 2048
 SAFETENSORS_HEADER_MAX_BYTES = 100 * 1024**2
 
@@ -84,11 +88,20 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     (target / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that the weights are loaded from, for a folder may hold them in other layouts as well."""
+    shards = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    if isinstance(shards, dict):
+        return sorted({folder / Path(str(name)).name for name in shards.values()})
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else []
+
+
 def count_parameters(folder: Path) -> int:
     """Sum the tensors' sizes from the safetensors headers, without loading any."""
     return sum(
         math.prod(tensor["shape"])
-        for path in folder.glob("*.safetensors")
+        for path in weight_files(folder)
         for name, tensor in _safetensors_header(path).items()
         if name != "__metadata__"
     )
@@ -117,20 +130,49 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 def _check(folder: Path, name: str, param: str) -> None:
     if not (folder / "config.json").is_file():
         raise InvalidInput(f"{name} is no model: it has no config.json.", param=param)
-    if not any(folder.glob("*.safetensors")):
+    files = weight_files(folder)
+    if not files:
         raise InvalidInput(
             f"{name} has no safetensors, and nothing else is loaded: convert its weights first.", param=param
         )
+    missing = ", ".join(path.name for path in files if not path.is_file())
+    if missing:
+        raise InvalidInput(f"{name} is incomplete: {missing} is missing. Fetch it again.", param=param)
     config = read_json(folder / "config.json")
-    if "auto_map" in config:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    if "quantization_config" in config:
+        method = (config["quantization_config"] or {}).get("quant_method", "unknown")
+        raise InvalidInput(
+            f"{name} is quantised already ({method}), and an adapter is merged into 16-bit weights only: "
+            "choose the model that it was made from.",
+            param=param,
+        )
+    plainly_causal = any(each.endswith(CAUSAL) for each in config.get("architectures") or [])
+    if "auto_map" in config or not plainly_causal:  # else the import, of some seconds, is saved
+        check_type(folder, name, param=param)
 
-        if config.get("model_type") not in CONFIG_MAPPING_NAMES:
-            raise InvalidInput(
-                f"{name} brings Python code of its own, which is never run here: choose a model whose type "
-                "transformers knows.",
-                param=param,
-            )
+
+def check_type(folder: Path, name: str, *, param: str = "base_model") -> None:
+    """Look a model's type up in transformers.
+
+    Raises:
+        InvalidInput: transformers has no causal language model of this type.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = read_json(folder / "config.json")
+    if config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    if "auto_map" in config:
+        raise InvalidInput(
+            f"{name} brings Python code of its own, which is never run here: choose a model whose type "
+            "transformers knows.",
+            param=param,
+        )
+    raise InvalidInput(
+        f"{name} is of the type {config.get('model_type')!r}, of which transformers has no causal language "
+        "model: choose another base.",
+        param=param,
+    )
 
 
 def _download(
@@ -154,6 +196,7 @@ def _download(
                 repository,
                 revision=revision,
                 allow_patterns=patterns,
+                ignore_patterns=NOT_FETCHED,
                 tqdm_class=_progress_bar(step.progress) if step is not None else None,
             )
         )
@@ -164,6 +207,8 @@ def _download(
     except (RepositoryNotFoundError, HFValidationError):
         why = "the hub knows no such model: check the spelling, 'organisation/name'"
     except (LocalEntryNotFoundError, ConnectionError, HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
         why = (
             f"the hub cannot be reached ({type(error).__name__}) and it is not in the local cache: "
             "check the network, or put the model's folder into LATHE_BASE_MODELS_DIR"

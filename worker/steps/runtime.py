@@ -1,5 +1,6 @@
 """What a child process must have set before the first numeric library is loaded."""
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -18,8 +19,12 @@ ENVIRONMENT = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "BITSANDBYTES_NOWELCOME": "1",
-    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+GPU_MEMORY_OUT = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def prepare_runtime(threads: int) -> None:
@@ -40,18 +45,27 @@ def memory_errors_explained(advice: str) -> Iterator[None]:
     except MemoryError as error:
         raise Exhausted(f"The host's memory ran out. {advice}") from error
     except OSError as error:
-        if error.errno == 28:  # ENOSPC
+        if error.errno in DISK_FULL:
             raise Exhausted(
                 "The disk is full: free some space, or let `lathe gc` do so.", code="disk_full"
             ) from error
         raise
     except RuntimeError as error:
         text = str(error)
-        if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+        if type(error).__name__ == "OutOfMemoryError" or any(each in text for each in GPU_MEMORY_OUT):
             raise Exhausted(f"The GPU's memory ran out. {advice}") from error
         if "can't allocate memory" in text or "not enough memory" in text:
             raise Exhausted(f"The host's memory ran out. {advice}") from error
         raise
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether the device has instructions for bfloat16; emulated, it is slower than float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def peak_memory_bytes(torch: Any) -> int:

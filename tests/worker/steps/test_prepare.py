@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from db.errors import InvalidInput
 from worker.step import BaseWeights
 from worker.steps import prepare
+from worker.steps.base_model import count_parameters
 
 ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln.") for n in range(10)]
 PARAMS = {"base_model": "micro", "training_file": "file-1", "name": "x"}
@@ -173,6 +175,43 @@ class TestBase:
         (model / "config.json").write_text(json.dumps(config))
         with pytest.raises(InvalidInput, match="never run here"):
             prepared(model=model)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"quantization_config": {"quant_method": "gptq"}}, r"quantised already \(gptq\)"),
+            ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "of the type 't5'"),
+        ],
+    )
+    def test_refuses_what_cannot_be_tuned_and_merged(self, prepared, micro_model, tmp_path, change, message):
+        model = Path(shutil.copytree(micro_model, tmp_path / "other"))
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(InvalidInput, match=message) as caught:
+            prepared(model=model)
+        assert caught.value.param == "base_model"
+
+    def test_refuses_weights_of_which_a_part_is_missing(self, prepared, micro_model, tmp_path):
+        model = Path(shutil.copytree(micro_model, tmp_path / "partial"))
+        index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(InvalidInput, match=r"model-2\.safetensors is missing"):
+            prepared(model=model)
+
+    def test_counts_weights_once_that_are_there_in_two_layouts(self, micro_model, tmp_path):
+        model = Path(shutil.copytree(micro_model, tmp_path / "twice"))
+        shutil.copyfile(model / "model.safetensors", model / "consolidated.safetensors")
+        assert count_parameters(model) == count_parameters(micro_model)
+
+    def test_a_full_disk_is_not_the_hubs_fault(self, prepared, monkeypatch):
+        import huggingface_hub
+
+        def no_space(*args: Any, **options: Any) -> str:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            prepared(model=BaseWeights(name="a/b", source="hub", location="a/b"))
 
     def test_says_that_the_hub_cannot_be_reached(self, prepared, monkeypatch):
         from huggingface_hub import constants

@@ -77,8 +77,6 @@ def resolve(
     batch, accumulation = _batches(chosen, size, rows, min(longest, max_length))
     chosen |= {"batch_size": batch, "gradient_accumulation_steps": accumulation}
     chosen.setdefault("epochs", _epochs(size, rows))
-    steps_an_epoch = max(1, math.ceil(math.ceil(rows / batch) / accumulation))
-    total = chosen.get("max_steps") or max(1, math.ceil(steps_an_epoch * chosen["epochs"]))
     defaults = {
         "learning_rate": size.learning_rate,
         "lora_rank": size.rank,
@@ -87,16 +85,39 @@ def resolve(
         "lora_target_modules": "all-linear",
         "packing": False,  # it pays only where attention knows where rows end; grouping by length is as good
         "gradient_checkpointing": parameters >= CHECKPOINTING_FROM,
-        "warmup_steps": min(100, math.ceil(total * 0.05)),
-        "eval_steps": max(1, total // EVALUATIONS),
-        "save_steps": total if size.by_heart else max(1, math.ceil(total / CHECKPOINTS)),
         "lr_scheduler": "cosine",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "compute_dtype": size.compute,
-        "total_steps": total,
     }
-    return {**defaults, **chosen}
+    chosen = {**defaults, **chosen}
+    return chosen | schedule(params, chosen, rows, checkpoints=1 if size.by_heart else CHECKPOINTS)
+
+
+def schedule(
+    params: dict[str, Any], chosen: dict[str, Any], rows: int, *, checkpoints: int
+) -> dict[str, int]:
+    """Count the steps, and place warm-up, evaluations and checkpoints in them.
+
+    Args:
+        params: as for `resolve`; what they give of these is kept.
+        chosen: the hyperparameters, with batch_size, gradient_accumulation_steps and epochs.
+        rows: that are trained on; when packed, the sequences made of them.
+        checkpoints: how many to keep of the run, unless save_steps is given.
+
+    Returns:
+        total_steps, warmup_steps, eval_steps and save_steps.
+    """
+    batches = math.ceil(rows / chosen["batch_size"])
+    steps_an_epoch = max(1, math.ceil(batches / chosen["gradient_accumulation_steps"]))
+    total = params["max_steps"] or max(1, math.ceil(steps_an_epoch * chosen["epochs"]))
+    auto = {
+        "warmup_steps": min(100, math.ceil(total * 0.05)),
+        "eval_steps": max(1, total // EVALUATIONS),
+        "save_steps": max(1, math.ceil(total / checkpoints)),
+    }
+    given = {name: params[name] for name in auto if params[name] != AUTO}
+    return {"total_steps": total, **auto, **given}
 
 
 _NAMES = frozenset(

@@ -20,7 +20,7 @@ from training_data.chat_templates import END_OF_TEXT, END_OF_TURN, OWN_MODELS
 from training_data.json_files import write_json
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from worker.steps.base_model import copy_tokenizer, fetch_base, fetch_tokenizer
+from worker.steps.base_model import copy_tokenizer, fetch_base, fetch_tokenizer, weight_files
 from worker.steps.pretrain_loop import Corpus, Learner
 from worker.steps.pretrain_text import chat_stream, read_passages, text_stream, train_tokenizer
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime
@@ -55,7 +55,7 @@ class _Sources:
 
     def recipe(self, params: PretrainParams) -> str:
         """Hash all that the weights depend on, by content and not by name."""
-        files = sorted(self.base.glob("*.safetensors")) if self.base else []
+        files = weight_files(self.base) if self.base else []
         if self.tokenizer is not None:
             files += [self.tokenizer / "tokenizer.json", self.tokenizer / "chat_template.jinja"]
         return recipe_hash(
@@ -105,6 +105,7 @@ def _gather(step: Step, params: PretrainParams) -> _Sources:
 
 
 def _make(step: Step, params: PretrainParams, sources: _Sources, folder: Path) -> dict[str, Any]:
+    import numpy
     import torch
 
     torch.set_num_threads(step.input.settings.threads)
@@ -117,10 +118,11 @@ def _make(step: Step, params: PretrainParams, sources: _Sources, folder: Path) -
         _learn_tokenizer(step, params, sources.passages, staging)
     tokenizer = ChatTokenizer(staging)
     corpus = Corpus(
-        torch.tensor(text_stream(sources.passages, tokenizer)),
-        torch.tensor(chat_stream(sources.passages, tokenizer, rng), dtype=torch.long),
+        torch.from_numpy(numpy.asarray(text_stream(sources.passages, tokenizer))),
+        torch.from_numpy(numpy.asarray(chat_stream(sources.passages, tokenizer, rng))),
     )
     model = _build_model(params, tokenizer, sources.base)
+    _tell_what_is_given(step, params, model, sources)
     length = _window_length(params, model, corpus)
     parameters = model.num_parameters()
     step.event(
@@ -176,7 +178,7 @@ def _build_model(params: PretrainParams, tokenizer: ChatTokenizer, base: Path | 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if base is not None:
         return AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            base, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
         ).to(device)
     ids = tokenizer.tokenizer.token_to_id
     config = LlamaConfig(
@@ -194,6 +196,24 @@ def _build_model(params: PretrainParams, tokenizer: ChatTokenizer, base: Path | 
         pad_token_id=ids(tokenizer.special_tokens.get("pad_token", "")),
     )
     return LlamaForCausalLM(config).to(device)
+
+
+def _tell_what_is_given(step: Step, params: PretrainParams, model: Any, sources: _Sources) -> None:
+    """Name the params that have no effect because a base, or a tokenizer, has settled them."""
+    config = model.config
+    settled: dict[str, int] = {"vocab_size": config.vocab_size} if sources.tokenizer is not None else {}
+    if sources.base is not None:
+        settled |= {
+            "hidden_size": config.hidden_size,
+            "layers": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            "context_length": min(params.context_length, config.max_position_embeddings),
+        }
+    unlike = {name: value for name, value in settled.items() if value != getattr(params, name)}
+    if unlike:
+        source = "start_from" if sources.base is not None else "tokenizer"
+        told = ", ".join(f"{name} is {value}" for name, value in unlike.items())
+        step.event(f"What {source} names settles some params: {told}.", settled=unlike)
 
 
 def _padded_vocab(size: int) -> int:

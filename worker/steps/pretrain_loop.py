@@ -5,10 +5,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from db.errors import InvalidInput
 from db.params import PretrainParams
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from worker.steps.runtime import peak_memory_bytes
+from worker.steps.runtime import computes_in_bfloat16, peak_memory_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,12 @@ class Learner:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * scale
             losses.append(self._one_step(optimizers, self._window(number), generator))
+            if not math.isfinite(losses[-1]):
+                raise InvalidInput(
+                    f"The training diverged at step {number}: learning_rate {self.params.learning_rate} is "
+                    "too high for this model, lower it.",
+                    param="learning_rate",
+                )
             self._report(number, losses, self.params.learning_rate * scale, time.monotonic() - started)
         tail = losses[-max(1, total // 10) :]
         return sum(tail) / len(tail), self._tokens(total) / (time.monotonic() - started)
@@ -88,7 +95,7 @@ class Learner:
 
         rows = self.params.batch_size * self.length // window
         ids = self.corpus.batch(rows, window, generator).to(self.model.device)
-        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=_computes_in_bfloat16()):
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=computes_in_bfloat16()):
             loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -147,14 +154,6 @@ def _optimizers(model: Any, rate: float) -> list[Any]:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
-
-
-def _computes_in_bfloat16() -> bool:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _schedule(number: int, total: int) -> float:

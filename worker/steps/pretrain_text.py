@@ -7,6 +7,7 @@ teach a fresh model what a turn is and how to end one; without them its special 
 import codecs
 import random
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ PRE_TOKENIZER_PATTERN = (
 )
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 MIN_TEXT_CHARACTERS = 2000
+TEXTS_AT_ONCE = 4096
 
 
 def read_passages(path: Path | None) -> list[str]:
@@ -103,24 +105,32 @@ def chats_from(passages: list[str], rng: random.Random) -> Iterator[Chat]:
             ]
 
 
-def text_stream(passages: list[str], tokenizer: ChatTokenizer) -> list[int]:
-    """All passages as one row of ids, the end-of-text token between them."""
+def text_stream(passages: list[str], tokenizer: ChatTokenizer) -> "array[int]":
+    """All passages as one row of int64 ids, the end-of-text token between them."""
     separator = tokenizer.tokenizer.token_to_id(END_OF_TEXT)
     if separator is None:
         separator = tokenizer.tokenizer.token_to_id(tokenizer.special_tokens.get("eos_token", ""))
-    stream: list[int] = []
-    for encoding in tokenizer.tokenizer.encode_batch_fast(passages, add_special_tokens=False):
-        stream += encoding.ids
+    stream = array("q")
+    for ids in _encoded(passages, tokenizer):
+        stream.extend(ids)
         if separator is not None:
             stream.append(separator)
     return stream
 
 
-def chat_stream(passages: list[str], tokenizer: ChatTokenizer, rng: random.Random) -> list[int]:
+def chat_stream(passages: list[str], tokenizer: ChatTokenizer, rng: random.Random) -> "array[int]":
     """Chats made of the passages, rendered and joined; empty when the text has no sentences."""
     rendered = [tokenizer.template.render(chat) for chat in chats_from(passages, rng)]
     rng.shuffle(rendered)
-    stream: list[int] = []
-    for encoding in tokenizer.tokenizer.encode_batch_fast(rendered, add_special_tokens=False):
-        stream += encoding.ids
+    stream = array("q")
+    for ids in _encoded(rendered, tokenizer):
+        stream.extend(ids)
     return stream
+
+
+def _encoded(texts: list[str], tokenizer: ChatTokenizer) -> Iterator[list[int]]:
+    """Encode some at a time: an encoding takes a hundred times the memory of its text."""
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        batch = texts[start : start + TEXTS_AT_ONCE]
+        for encoding in tokenizer.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            yield encoding.ids

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from db.errors import InvalidInput
 from worker.step import Step
+from worker.steps.runtime import computes_in_bfloat16
 
 if TYPE_CHECKING:
     import torch
@@ -13,13 +15,7 @@ def compute_dtype(wanted: str) -> "torch.dtype":
     """bfloat16 where the device computes in it, else float32 (float16 overflows in training)."""
     import torch
 
-    if wanted == "fp32":
-        return torch.float32
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # Emulated bfloat16 is slower than float32 on a CPU without its instructions.
-    native = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.bfloat16 if native else torch.float32
+    return torch.float32 if wanted == "fp32" or not computes_in_bfloat16() else torch.bfloat16
 
 
 def load_for_training(folder: Path, bits: int, dtype: "torch.dtype") -> Any:
@@ -54,6 +50,34 @@ def load_for_training(folder: Path, bits: int, dtype: "torch.dtype") -> Any:
     )
     model.config.use_cache = False
     return model
+
+
+def check_targets(model: Any, targets: list[str] | str) -> None:
+    """See that each named module is there: peft would pass over a name as long as another one fits.
+
+    Raises:
+        InvalidInput: a name fits no layer that can have an adapter, or the output layer.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(targets, str):
+        return
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    # trl computes the loss from the output layer's own weights; where they are the embedding's too, a merge
+    # into one would change the other.
+    tied = model.config.get_text_config().tie_word_embeddings
+    closed = [model.get_output_embeddings(), *([model.get_input_embeddings()] if tied else [])]
+    open_names = [name for name in names if not any(model.get_submodule(name) is each for each in closed)]
+    known = sorted({name.rpartition(".")[2] for name in open_names})
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in open_names):
+            raise InvalidInput(
+                f"lora_target_modules names {target!r}, which this model has no adapter for: choose among "
+                f"{', '.join(known)}.",
+                param="lora_target_modules",
+            )
 
 
 def device_name(step: Step) -> str:

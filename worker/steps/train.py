@@ -5,16 +5,20 @@ answers only, and what is cut is known before it is cut.
 """
 
 import shutil
+from array import array
 from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
+from training_data.hyperparameters import schedule
 from training_data.json_files import read_json, write_json
 from training_data.rows import read_messages
 from training_data.tokens import ChatTokenizer, EncodedChat
 from worker.step import Step
-from worker.steps.base_model import fetch_base
+from worker.steps.base_model import check_type, fetch_base
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime
+
+LabelledRow = dict[str, "array[int]"]  # input_ids and labels, int32: lists of Python's take eight times more
 
 IGNORED = -100  # the label that no loss is computed on
 LOGS_PER_RUN = 60
@@ -38,9 +42,8 @@ def run(step: Step) -> dict[str, Any]:
 
 def _train(step: Step, base_folder: Path) -> dict[str, Any]:
     import torch
-    from datasets import Dataset
 
-    from worker.steps.quantized_base import compute_dtype, device_name, load_for_training
+    from worker.steps.quantized_base import check_targets, compute_dtype, device_name, load_for_training
     from worker.steps.training_progress import BestByEvalLoss, ProgressReporter
 
     torch.set_num_threads(step.input.settings.threads)
@@ -54,7 +57,9 @@ def _train(step: Step, base_folder: Path) -> dict[str, Any]:
     dtype = compute_dtype(chosen["compute_dtype"])
     chosen["compute_dtype"] = str(dtype).removeprefix("torch.")
     torch.manual_seed(seed)
+    check_type(base_folder, step.input.base.name if step.input.base else "")
     model = load_for_training(base_folder, chosen["bits"], dtype)
+    check_targets(model, chosen["lora_target_modules"])
     progress = ProgressReporter(step)
     best = BestByEvalLoss(step, chosen["early_stopping_patience"])
     trainer = _build_trainer(
@@ -63,17 +68,21 @@ def _train(step: Step, base_folder: Path) -> dict[str, Any]:
         processing_class=_processing(tokenizer),
         args=_arguments(step, chosen, seed, rows=len(rows), evaluate=bool(validation)),
         peft_config=_lora(chosen),
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(validation) if validation else None,
+        train_dataset=_dataset(rows),
+        eval_dataset=_dataset(validation) if validation else None,
         callbacks=[progress, best],
         best_step=lambda: best.best_step,
     )
+    if len(trainer.train_dataset) != step.input.results["prepare"]["rows"]["train"]:
+        _reschedule(step, trainer, chosen)
     step.event(
         f"{trainer.model.num_parameters(only_trainable=True):,} LoRA weights learn from {len(rows)} rows "
         f"in {chosen['total_steps']} steps.",
         trainable_parameters=trainer.model.num_parameters(only_trainable=True),
     )
     outcome = trainer.train()
+    if validation and best.last_step != trainer.state.global_step:
+        trainer.evaluate()  # eval_steps need not divide the steps; the last weights are judged too
     if best.best_loss is not None and best.best_step != trainer.state.global_step:
         _load_adapter(trainer.model, step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}")
         step.event(f"Took the weights of step {best.best_step}, the best by evaluation loss.")
@@ -95,21 +104,27 @@ def _train(step: Step, base_folder: Path) -> dict[str, Any]:
 
 def _encode(
     path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any], step: Step, *, required: bool = True
-) -> list[dict[str, list[int]]]:
+) -> list[LabelledRow]:
     """Read prepared rows as ids and labels, cut at max_length; `prepare` has told which are cut.
 
     Raises:
         InvalidInput: no row keeps an answer within max_length.
     """
-    encoded = [tokenizer.encode_chat(messages) for messages in read_messages(path)]
-    rows = [_labelled(chat, chosen["max_length"], chosen["assistant_only_loss"]) for chat in encoded]
-    kept = [row for row in rows if any(label != IGNORED for label in row["labels"])]
-    if len(kept) < len(rows):
+    kept: list[LabelledRow] = []
+    left_out = 0
+    for messages in read_messages(path):
+        chat = tokenizer.encode_chat(messages)
+        row = _labelled(chat, chosen["max_length"], chosen["assistant_only_loss"])
+        if any(label != IGNORED for label in row["labels"]):
+            kept.append({name: array("i", ids) for name, ids in row.items()})
+        else:
+            left_out += 1
+    if left_out:
         step.event(
-            f"{len(rows) - len(kept)} rows of {path.name} have no answer left within max_length "
+            f"{left_out} rows of {path.name} have no answer left within max_length "
             f"{chosen['max_length']} and are left out.",
             level="warn",
-            left_out=len(rows) - len(kept),
+            left_out=left_out,
         )
     if required and not kept:
         raise InvalidInput(
@@ -126,6 +141,26 @@ def _labelled(chat: EncodedChat, max_length: int, assistant_only: bool) -> dict[
         for token, answer in zip(ids, chat.answer_mask[:max_length], strict=True)
     ]
     return {"input_ids": ids, "labels": labels}
+
+
+def _dataset(rows: list[LabelledRow]) -> Any:
+    import numpy
+    from datasets import Dataset
+
+    return Dataset.from_dict({name: [numpy.asarray(row[name]) for row in rows] for name in rows[0]})
+
+
+def _reschedule(step: Step, trainer: Any, chosen: dict[str, Any]) -> None:
+    """Place warm-up and evaluations anew: packing, or rows left out, changed how many steps there are."""
+    checkpoints = max(1, round(chosen["total_steps"] / chosen["save_steps"]))
+    chosen |= schedule(step.input.params, chosen, len(trainer.train_dataset), checkpoints=checkpoints)
+    for name in ("warmup_steps", "eval_steps", "save_steps"):
+        setattr(trainer.args, name, chosen[name])
+    trainer.args.logging_steps = _logging_steps(chosen)
+
+
+def _logging_steps(chosen: dict[str, Any]) -> int:
+    return max(1, int(chosen["total_steps"]) // LOGS_PER_RUN)
 
 
 def _build_trainer(step: Step, model: Any, **settings: Any) -> Any:
@@ -193,7 +228,8 @@ def _arguments(step: Step, chosen: dict[str, Any], seed: int, *, rows: int, eval
         max_length=chosen["max_length"] if chosen["packing"] else None,
         eval_packing=False,
         train_sampling_strategy="group_by_length" if grouped else "random",
-        logging_steps=max(1, chosen["total_steps"] // LOGS_PER_RUN),
+        logging_steps=_logging_steps(chosen),
+        logging_nan_inf_filter=False,  # a loss that is no number ends the training, and must be seen for that
         eval_strategy="steps" if evaluate else "no",
         eval_steps=chosen["eval_steps"],
         save_strategy="steps",

@@ -1,10 +1,12 @@
 """What a trainer tells while it trains: progress, metrics, evaluations, and when to stop."""
 
+import math
 import time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from db.errors import InvalidInput
 from worker.step import Step
 from worker.steps.runtime import peak_memory_bytes
 
@@ -48,9 +50,15 @@ class ProgressReporter(TrainerCallback):
         import torch
 
         logs = logs or {}
+        self.tokens = int(logs.get("num_tokens", self.tokens))
         if "loss" not in logs:  # the trainer's own summary, or an evaluation
             return
-        self.tokens = int(logs.get("num_tokens", self.tokens))
+        if not math.isfinite(float(logs["loss"])):
+            raise InvalidInput(
+                f"The training diverged by step {state.global_step}: learning_rate {args.learning_rate} is "
+                "too high for this model and these rows, lower it.",
+                param="learning_rate",
+            )
         self.tokens_per_second = self.tokens / max(1e-6, time.monotonic() - self._started)
         self._step.metrics(
             step=state.global_step,
@@ -77,6 +85,7 @@ class BestByEvalLoss(TrainerCallback):
         self._worse = 0
         self.best_loss: float | None = None
         self.best_step = 0
+        self.last_step = 0  # that was evaluated
         self.stopped_early = False
 
     def on_evaluate(
@@ -88,8 +97,9 @@ class BestByEvalLoss(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         loss = float((metrics or {})["eval_loss"])
+        self.last_step = state.global_step
         self._step.metrics(step=state.global_step, eval_loss=loss)
-        if self.best_loss is None or loss < self.best_loss:
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self._worse = loss, state.global_step, 0
             control.should_save = True
             return
@@ -99,7 +109,7 @@ class BestByEvalLoss(TrainerCallback):
             control.should_training_stop = True
             self._step.event(
                 f"Stopped early at step {state.global_step}: {self._worse} evaluations without a loss below "
-                f"{self.best_loss:.4f} (step {self.best_step}).",
+                f"{self.best_loss} (step {self.best_step}).",
                 eval_loss=self.best_loss,
                 best_step=self.best_step,
             )

@@ -133,6 +133,29 @@ class TestRun:
         with pytest.raises(InvalidInput, match=message):
             steps.run(pretrain.run, "pretrain", "train", params=params, files={"file-1": path})
 
+    def test_tells_what_another_model_has_settled(self, steps, potters_text, micro_model):
+        params = {**MICRO, "name": "next", "training_file": "file-1", "start_from": "micro", "layers": 2}
+        ran = steps.run(
+            pretrain.run, "pretrain", "train", params={**params, "hidden_size": 512, "steps": 1},
+            files={"file-1": potters_text}, base=micro_model,
+        )  # fmt: skip
+        [told] = [event for event in ran.events() if "settles some params" in event]
+        assert "hidden_size is 256" in told
+        assert "layers is 1" in told
+
+    def test_stops_when_the_loss_is_no_number(self, steps, potters_text, micro_model, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        broken = Path(shutil.copytree(micro_model, tmp_path / "broken"))
+        weights = {name: t * float("nan") for name, t in load_file(broken / "model.safetensors").items()}
+        save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+        params = {"name": "a", "training_file": "file-1", "start_from": "micro", **MICRO}
+        with pytest.raises(InvalidInput, match="diverged at step 1") as caught:
+            steps.run(
+                pretrain.run, "pretrain", "train", params=params, files={"file-1": potters_text}, base=broken
+            )
+        assert caught.value.param == "learning_rate"
+
     def test_refuses_a_context_longer_than_the_text(self, steps, tmp_path):
         path = Path(shutil.copy(__file__, tmp_path / "text.txt"))
         params = {"name": "a", "training_file": "file-1", **MICRO, "context_length": 131_072}

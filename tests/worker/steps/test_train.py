@@ -1,5 +1,7 @@
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,10 +30,10 @@ def trained(steps, micro_model, tmp_path):
     data = tmp_path / "rows.csv"
     data.write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in ROWS))
 
-    def run(*, rows: str | None = None, **params: Any):
+    def run(*, rows: str | None = None, base: Path = micro_model, **params: Any):
         if rows is not None:
             data.write_text(rows)
-        given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": micro_model}
+        given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": base}
         prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **given)
         return steps.run(train.run, "fine_tune", "train", earlier={"prepare": prepared}, **given)
 
@@ -69,6 +71,32 @@ class TestAdapter:
         config = json.loads((ran.folder / "adapter" / "adapter_config.json").read_text())
         assert config["target_modules"] == ["q_proj"]
         assert ran.result["steps"] == 1
+
+    def test_refuses_a_module_that_the_model_does_not_have(self, trained):
+        """peft itself is content when one of the names fits."""
+        for name in ("q_prj", "lm_head"):
+            with pytest.raises(InvalidInput, match=f"'{name}'.*q_proj") as caught:
+                trained(lora_target_modules=["q_proj", name])
+            assert caught.value.param == "lora_target_modules"
+
+    @pytest.mark.parametrize("bits", [4, 16])
+    def test_trains_biases_of_a_model_that_has_them(self, trained, micro_model, tmp_path, bits):
+        from safetensors.torch import load_file
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        biased = Path(shutil.copytree(micro_model, tmp_path / "biased"))
+        Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=320, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+                num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=128,
+                tie_word_embeddings=False,
+            )
+        ).save_pretrained(biased)  # fmt: skip
+        ran = trained(base=biased, bits=bits, lora_bias="all")
+        weights = load_file(ran.folder / "adapter" / "adapter_model.safetensors")
+        biases = [tensor for name, tensor in weights.items() if name.endswith("q_proj.base_layer.bias")]
+        assert len(biases) == 1
+        assert biases[0].abs().max() > 0
 
 
 class TestProgress:
@@ -118,6 +146,36 @@ class TestEvaluation:
         final = load_file(ran.folder / "adapter" / "adapter_model.safetensors")
         assert all((final[name] == tensor).all() for name, tensor in best.items())
 
+    def test_judges_the_last_weights_too(self, trained):
+        ran = trained(train_size=0.6, eval_steps=50, max_steps=3)
+        [evaluation] = [m["values"] for m in ran.of_type("metrics") if "eval_loss" in m["values"]]
+        assert evaluation["step"] == 3
+        assert ran.result["eval_loss"] == evaluation["eval_loss"]
+        assert ran.result["best_checkpoint"] == "checkpoints/checkpoint-3"
+
+    def test_never_takes_a_loss_that_is_no_number_for_the_best(self, steps):
+        from worker.steps.training_progress import BestByEvalLoss
+
+        best = BestByEvalLoss(SimpleNamespace(metrics=lambda **values: None), patience=None)
+        control = SimpleNamespace()
+        for number, loss in enumerate((float("nan"), 2.0, 3.0), start=1):
+            best.on_evaluate(None, SimpleNamespace(global_step=number), control, {"eval_loss": loss})
+        assert (best.best_loss, best.best_step) == (2.0, 2)
+
+    def test_refuses_a_rate_at_which_the_loss_is_no_number(self, trained, micro_model, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        broken = Path(shutil.copytree(micro_model, tmp_path / "broken"))
+        weights = load_file(broken / "model.safetensors")
+        save_file(
+            {name: tensor * float("nan") for name, tensor in weights.items()},
+            broken / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        with pytest.raises(InvalidInput, match="diverged by step") as caught:
+            trained(base=broken)
+        assert caught.value.param == "learning_rate"
+
 
 class TestWhatIsLearnt:
     def test_is_the_answer_only_unless_asked(self, trained, micro_model):
@@ -151,6 +209,14 @@ class TestWhatIsLearnt:
     def test_packs_rows_and_checkpoints_activations(self, trained):
         ran = trained(packing=True, gradient_checkpointing=True, max_length=128, batch_size=1, epochs=1.0)
         assert 1 <= ran.result["steps"] < 10
+        chosen = ran.result["hyperparameters"]
+        assert chosen["total_steps"] == ran.result["steps"]
+        assert chosen["warmup_steps"] <= chosen["total_steps"]
+
+    def test_evaluates_ten_times_when_packed_too(self, trained):
+        ran = trained(packing=True, max_length=128, batch_size=1, epochs=10.0, train_size=0.8)
+        losses = [m["values"] for m in ran.of_type("metrics") if "eval_loss" in m["values"]]
+        assert len(losses) >= 10
 
 
 class TestMemoryErrors:

@@ -176,5 +176,9 @@ class PretrainParams(Params):
 
 PARAMS: dict[str, type[Params]] = {"fine_tune": FineTuneParams, "pretrain": PretrainParams}
 
+# The params that name rows: what a job needs until it has ended.
+FILE_FIELDS = ("training_file", "validation_file")
+MODEL_FIELDS = ("base_model", "start_from", "tokenizer")
+
 # The model every new installation has: made here, from nothing, at the first job that names it.
 TINY_RECIPE: dict[str, Any] = {"name": "tiny"}

@@ -11,11 +11,10 @@ from api.unit_of_work import Unit
 from api.validation import NOT_YET
 from db.errors import Conflict, InvalidInput
 from db.models import File, Job
+from db.params import FILE_FIELDS
 from db.queries.files import get_file
 from db.states import ENDED_JOB
 
-# The params of jobs that name files.
-FILE_FIELDS = ("training_file", "validation_file")
 DEFAULT_PURPOSE = "fine-tune"
 
 

@@ -6,8 +6,10 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api.unit_of_work import Unit
-from db.errors import Conflict
+from db.errors import Conflict, NotFound
 from db.models import Job, ModelVersion
+from db.params import FILE_FIELDS
+from db.queries.files import get_file
 from db.queries.jobs import add_event, get_job, lock_steps
 from db.queries.states import move
 from db.states import ENDED_JOB, JobStatus, StepStatus
@@ -19,7 +21,7 @@ def retry_job(unit: Unit, job_id: str) -> Job:
 
     Raises:
         NotFound: there is none by that id.
-        Conflict: it has not ended, has succeeded, or waits for a job that made nothing.
+        Conflict: it has not ended, has succeeded, waits for a job that made nothing, or its file is gone.
     """
     session = unit.session
     job = get_job(session, job_id, project_id=unit.project_id, lock=True)
@@ -29,6 +31,7 @@ def retry_job(unit: Unit, job_id: str) -> Job:
             code="job_not_ended",
         )
     _check_awaited(session, job)
+    _check_files(session, job)
     left = [step for step in lock_steps(session, job) if step.status != StepStatus.SUCCEEDED]
     if not left:
         raise Conflict("Every step of the job has succeeded: there is nothing to do again.", code="job_ended")
@@ -50,6 +53,18 @@ def _check_awaited(session: Session, job: Job) -> None:
             f"The job waited for {awaited.id}, which is {awaited.status}: submit it anew.",
             code="awaited_job_ended",
         )
+
+
+def _check_files(session: Session, job: Job) -> None:
+    for file_id in filter(None, map(job.params.get, FILE_FIELDS)):
+        try:
+            get_file(session, file_id, project_id=job.project_id, lock="share")
+        except NotFound:
+            raise Conflict(
+                f"The job needs the file {file_id}, which has been deleted: upload it again, and submit the "
+                "job anew.",
+                code="file_deleted",
+            ) from None
 
 
 def delete_job(unit: Unit, job_id: str) -> None:

@@ -8,6 +8,7 @@ from api.pages import unix_seconds
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Job, Model, ModelFile, ModelVersion
+from db.params import MODEL_FIELDS
 from db.queries.models import (
     REFERENCE,
     get_model,
@@ -19,8 +20,6 @@ from db.queries.models import (
 from db.states import ENDED_JOB
 from serving.removal import remove_served
 
-# The params of jobs that name models.
-MODEL_FIELDS = ("base_model", "start_from", "tokenizer")
 EMBEDDING_MODEL = "default"
 
 

@@ -164,6 +164,22 @@ class TestRetry:
     def test_a_job_that_has_not_ended_is_refused(self, api: httpx.Client) -> None:
         assert api.post(f"/v1/jobs/{submit(api)['id']}/retry").status_code == 409
 
+    def test_a_job_whose_file_is_gone_is_refused(self, api: httpx.Client) -> None:
+        job = submit(api)
+        api.post(f"/v1/jobs/{job['id']}/cancel")
+        file_id = job["params"]["training_file"]
+        assert api.delete(f"/v1/files/{file_id}").status_code == 200
+        answer = api.post(f"/v1/jobs/{job['id']}/retry")
+        assert answer.status_code == 409
+        assert file_id in error_of(answer)["message"]
+        assert api.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelled"
+
+    def test_a_file_of_a_job_that_is_tried_again_stays(self, api: httpx.Client) -> None:
+        job = submit(api)
+        api.post(f"/v1/jobs/{job['id']}/cancel")
+        assert api.post(f"/v1/jobs/{job['id']}/retry").status_code == 200
+        assert api.delete(f"/v1/files/{job['params']['training_file']}").status_code == 409
+
 
 class TestDelete:
     def test_removes_rows_and_folder(

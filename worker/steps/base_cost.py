@@ -6,7 +6,6 @@ measurement beside them under the hash of the rows it was made on. A lost entry 
 
 import hashlib
 import json
-import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from serving.llama_cpp import Tools
 from worker.step import Step
 from worker.steps.base_model import weight_files
-from worker.steps.gguf_files import convert, quantize
+from worker.steps.gguf_files import convert, place, quantize
 from worker.steps.merging import gguf_dtype
 from worker.steps.programs import model_server
 from worker.steps.teacher_forcing import SLOTS, Difference, ForcedRow, Reference, compare, reference_of
@@ -45,6 +44,7 @@ class BaseCost:
             return Difference(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             difference = self._measure(quantization)
+        path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{self._step.input.job_id}")
         beside.write_text(json.dumps(asdict(difference)))
         beside.replace(path)
@@ -53,7 +53,7 @@ class BaseCost:
     def _measure(self, quantization: str) -> Difference:
         model = self._quantised(quantization)
         if self._reference is None:
-            self._reference = reference_of(self._base, self._rows)
+            self._reference = reference_of(self._step, self._base, self._rows)
         log = self._step.input.folder / f"base-{quantization}.log"
         with model_server(
             self._step, self._tools, model, context=self._context, slots=SLOTS, log=log
@@ -75,14 +75,15 @@ class BaseCost:
             "this is done once for each base.",
             quantizations=missing,
         )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".work-", dir=self._folder) as work:
+        # In the attempt's folder: what is left of a killed one is cleared away with it.
+        with tempfile.TemporaryDirectory(prefix="base-", dir=self._step.input.folder) as work:
             full = Path(work) / "full.gguf"
             convert(self._step, self._tools, self._base, full, gguf_dtype(self._base))
             for name in missing:
-                beside = Path(work) / f"{name}.gguf"
-                quantize(self._step, self._tools, full, beside, name)
-                beside.replace(self._folder / beside.name)
+                made = Path(work) / f"{name}.gguf"
+                quantize(self._step, self._tools, full, made, name)
+                place(made, self._folder / made.name)
+                made.unlink()
         return target
 
 
@@ -93,11 +94,8 @@ def cache_folder(step: Step, base: Path) -> Path:
 def keep_as_base(step: Step, model: Path, files: dict[str, Path]) -> None:
     """Keep the files of a model made from scratch, which fine-tunes will start from."""
     folder = cache_folder(step, model)
-    folder.mkdir(parents=True, exist_ok=True)
     for quantization, path in files.items():
-        with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
-            shutil.copyfile(path, Path(work) / path.name)
-            (Path(work) / path.name).replace(folder / f"{quantization}.gguf")
+        place(path, folder / f"{quantization}.gguf")
 
 
 def weights_hash(folder: Path) -> str:

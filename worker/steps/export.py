@@ -12,7 +12,7 @@ from typing import Any
 from serving.llama_cpp import Tools, require_tools
 from worker.step import Step, StepInput
 from worker.steps.base_model import context_length, fetch_base
-from worker.steps.gguf_files import architecture, convert, quantize, write_tokenizer
+from worker.steps.gguf_files import architecture, convert, place, quantize, write_tokenizer
 from worker.steps.merging import gguf_dtype, merge_adapter
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 from worker.steps.weights_cache import file_sha256
@@ -74,7 +74,7 @@ def _link_weights(source: Path, target: Path) -> None:
     target.mkdir()
     for path in source.iterdir():
         if path.suffix == ".safetensors":
-            (target / path.name).hardlink_to(path)
+            place(path, target / path.name)
         elif path.is_file():
             (target / path.name).write_bytes(path.read_bytes())
 

@@ -1,6 +1,9 @@
 """From a model in Hugging Face's layout to GGUF files: llama.cpp's converter, then llama-quantize."""
 
+import os
 import re
+import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +71,32 @@ def quantize(step: Step, tools: Tools, source: Path, target: Path, quantization:
     argv = quantize_argv(tools, source, target, quantization, step.input.settings.threads)
     run_program(argv, "llama-quantize", on_line)
     return said
+
+
+def place(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`: complete from the moment it has its name.
+
+    A hard link costs nothing; across file systems it is a copy.
+    """
+    if target.is_file() and target.stat().st_size == source.stat().st_size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.stem}.{uuid.uuid4().hex}")  # no .gguf: the router passes it by
+    try:
+        try:
+            beside.hardlink_to(source)
+        except OSError:
+            _copy(source, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing, 16 * 1024**2)
+        writing.flush()
+        os.fsync(writing.fileno())
 
 
 def _counting(step: Step, unit: str) -> Callable[[str], None]:

@@ -4,6 +4,7 @@ They stay in the step's own process group, so that cancelling the step, or its d
 """
 
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ def run_program(argv: list[str], what: str, on_line: Callable[[str], None]) -> l
         status = process.wait()
     if status:
         output = "\n".join(tail)
+        sys.stderr.write(f"{output}\n")  # the end of stderr is what the attempt's row keeps
         if "No space left on device" in output:
             raise Exhausted(f"The disk is full: {what} stopped.", code="disk_full")
         raise StepFailed(
@@ -70,7 +72,7 @@ def model_server(
         StepFailed: the server cannot load the file; the error holds the end of its output.
     """
     settings = step.input.settings
-    for last in (False,) * (START_TRIES - 1) + (True,):
+    for _ in range(START_TRIES):
         port = free_port()
         argv = model_server_argv(
             tools, model, port=port, threads=settings.threads, n_gpu_layers=settings.n_gpu_layers,
@@ -81,12 +83,12 @@ def model_server(
         try:
             with LlamaServer(f"http://127.0.0.1:{port}") as server:
                 # Between our look for a free port and its use, another program may have taken it.
-                if not _wait_until_ready(server, process, log, model.name) and not last:
-                    continue
-                yield server
-                return
+                if _wait_until_ready(server, process, log, model.name):
+                    yield server
+                    return
         finally:
             _end(process)
+    raise StepFailed(f"llama-server found no free port in {START_TRIES} tries.")
 
 
 def _wait_until_ready(server: LlamaServer, process: "subprocess.Popen[bytes]", log: Path, name: str) -> bool:
@@ -97,11 +99,13 @@ def _wait_until_ready(server: LlamaServer, process: "subprocess.Popen[bytes]", l
             output = log.read_text(errors="replace")
             if "couldn't bind" in output:
                 return False
+            end = "\n".join(output.splitlines()[-LINES_OF_AN_ERROR:])
+            sys.stderr.write(f"{end}\n")
             raise StepFailed(
                 f"llama-server cannot serve {name}.",
                 exit_code=process.returncode if process.returncode > 0 else None,
                 signal=-process.returncode if process.returncode < 0 else None,
-                stderr="\n".join(output.splitlines()[-LINES_OF_AN_ERROR:]),
+                stderr=end,
             )
         if server.is_ready():
             return True

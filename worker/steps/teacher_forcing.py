@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.openai_compatible import LlamaServer, NextToken
 from worker.step import Step
+from worker.steps.base_model import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ SMALLEST_PROBABILITY = 1e-9
 # on 0.95 of all positions and on 1.00 of those; Q2_K, at 0.025, on 0.83 and 0.97. KL counts them all.
 DECIDED_NATS = 0.5
 FREE_MEMORY_SHARE = 0.5  # how much of the free memory weights in fp32 may take
+GPU_MEMORY_SHARE = 0.8  # and how much of a GPU's, weights as they are stored; else they run on the CPU
 
 
 @dataclass(frozen=True)
@@ -76,38 +78,61 @@ class Difference:
     decided: int
 
 
-def reference_of(model_folder: Path, rows: list[ForcedRow]) -> Reference:
-    """Run rows through the weights; on the GPU when there is one, in fp32 where that fits."""
+def reference_of(step: Step, model_folder: Path, rows: list[ForcedRow]) -> Reference:
+    """Run rows through the weights; on the GPU when they fit there, in fp32 where that fits."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtype = _place(model_folder)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        model_folder,
-        dtype=torch.float32 if _fits_in_fp32(model_folder, device) else "auto",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
+        model_folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
     ).to(device)
-    model.eval()
+    reference = _run_through(step, model.eval(), rows)
+    del model
+    if device == "cuda":
+        torch.cuda.empty_cache()  # llama-server, another process, needs what torch would hold back
+    return reference
+
+
+def _run_through(step: Step, model: Any, rows: list[ForcedRow]) -> Reference:
+    import torch
+
     kept, by_heart = [], []
     with torch.inference_mode():
-        for row in rows:
-            logits = model(input_ids=torch.tensor([row.ids], device=device), use_cache=False).logits[0]
-            answer = torch.tensor(row.ids[row.prompt_length :], device=device)
-            by_heart.append(bool((logits[row.prompt_length - 1 : -1].argmax(-1) == answer).all()))
-            before = torch.tensor(row.positions, device=device) - 1
+        for done, row in enumerate(rows):
+            step.progress(done, len(rows), unit="rows")  # on a CPU, a large model takes minutes for each
+            logits = _answer_logits(model, row)
+            answer = torch.tensor(row.ids[row.prompt_length :], device=logits.device)
+            by_heart.append(bool((logits[-len(answer) - 1 : -1].argmax(-1) == answer).all()))
+            before = torch.tensor(row.positions, device=logits.device) - 1 - (len(row.ids) - len(logits))
             kept.append(torch.log_softmax(logits[before].float(), dim=-1).cpu())
     return Reference(kept, by_heart)
 
 
-def _fits_in_fp32(model_folder: Path, device: str) -> bool:
+def _answer_logits(model: Any, row: ForcedRow) -> "torch.Tensor":
+    """Logits (length, vocab) of the row's end, from the one that predicts its first compared token on.
+
+    For a long prompt and a large vocabulary, those of the whole row would take gigabytes.
+    """
+    import torch
+
+    first = min(row.prompt_length, *row.positions) - 1
+    options = {"logits_to_keep": len(row.ids) - first} if model._supports_logits_to_keep() else {}
+    ids = torch.tensor([row.ids], device=model.device)
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False, **options).logits[0]
+    return logits
+
+
+def _place(model_folder: Path) -> tuple[str, Any]:
+    """The device, and the dtype, that a model is run with: "auto" is the dtype it is stored in."""
     import psutil
     import torch
 
-    stored = sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    return bool(2 * stored < FREE_MEMORY_SHARE * free)
+    stored = sum(path.stat().st_size for path in weight_files(model_folder))
+    gpu = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+    device = "cuda" if stored < GPU_MEMORY_SHARE * gpu else "cpu"
+    free = gpu if device == "cuda" else psutil.virtual_memory().available
+    return device, torch.float32 if 2 * stored < FREE_MEMORY_SHARE * free else "auto"
 
 
 def compare(step: Step, server: LlamaServer, rows: list[ForcedRow], reference: Reference) -> Difference:

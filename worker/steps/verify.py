@@ -76,7 +76,7 @@ def _prepare(step: Step, merged: Path, context_length: int) -> Bench:
     longest = max(len(row.ids) for row in rows)
     context = min(context_length, longest + LONGEST_ANSWER)
     prompts = _trained_prompts(trained_folder(step.input), rows[:ROWS_FOR_TEMPLATE])
-    return Bench(split, rows, reference_of(merged, rows), prompts, context)
+    return Bench(split, rows, reference_of(step, merged, rows), prompts, context)
 
 
 def _trained_prompts(tokenizer_folder: Path, rows: list[ForcedRow]) -> list[list[int]]:

@@ -187,6 +187,11 @@ class TestRunProgram:
         assert failure.value.exit_code == 3
         assert failure.value.stderr == "first\nno such tensor"
 
+    def test_failure_shows_in_the_attempts_log(self, capfd: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(StepFailed):
+            run_program(["sh", "-c", "echo 'no such tensor'; exit 3"], "converter", lambda line: None)
+        assert "no such tensor" in capfd.readouterr().err
+
     def test_death_by_signal_is_told_as_one(self) -> None:
         with pytest.raises(StepFailed) as failure:
             run_program(["sh", "-c", "kill -9 $$"], "converter", lambda line: None)

@@ -1,11 +1,13 @@
 import math
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from db.errors import InvalidInput
+from db.errors import InvalidInput, StepFailed
+from serving.llama_cpp import require_tools
 from serving.openai_compatible import NextToken
 from tests.worker.steps.export_fixtures import (
     Exported,
@@ -19,8 +21,10 @@ from tests.worker.steps.export_fixtures import (
     step_settings,
     write_rows,
 )
-from worker.steps import verify
-from worker.steps.teacher_forcing import difference_of, divergence
+from training_data.tokens import ChatTokenizer
+from worker.steps import programs, verify
+from worker.steps.teacher_forcing import difference_of, divergence, reference_of
+from worker.steps.verify_rows import force
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -81,6 +85,9 @@ class TestVerify:
         run_verify(tmp_path / "first", root, exported, models)
         result, said = run_verify(tmp_path / "second", root, exported, models, step_folders=folders)
         assert {row["split"] for row in result["files"]} == {"test"}
+        assert not list(tmp_path.glob("*/base-*/"))
+        [cache] = (root / "cache" / "base-gguf").iterdir()
+        assert {path.suffix for path in cache.iterdir()} == {".gguf", ".json"}
         assert not any("Quantising the base" in message.get("message", "") for message in said)
 
     def test_refuses_a_file_of_other_weights_with_the_figures(
@@ -159,6 +166,41 @@ def _rows() -> list[dict[str, Any]]:
     from tests.worker.steps.export_fixtures import FACTS
 
     return chat_rows(FACTS)
+
+
+class TestReference:
+    def test_is_the_same_from_the_end_of_the_logits_as_from_all(
+        self, tmp_path: Path, models: TrainedModels, root: Path
+    ) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        tokenizer = ChatTokenizer(models.base)
+        [row] = filter(None, [force(models.rows[0]["messages"], tokenizer, 256)])
+        step, said = recording_step(make_input(tmp_path / "verify", step_settings(root / "served")))
+        [kept] = reference_of(step, models.base, [row]).log_probabilities
+        model = AutoModelForCausalLM.from_pretrained(models.base, dtype=torch.float32)
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([row.ids])).logits[0]
+        every = torch.log_softmax(logits, dim=-1)[torch.tensor(row.positions) - 1]
+        assert torch.allclose(kept, every, atol=1e-5)  # sums of another shape: some 1e-6
+        assert said[0]["type"] == "progress"
+
+
+class TestModelServer:
+    def test_refuses_to_speak_to_a_stranger_on_its_port(
+        self, tmp_path: Path, exported: Exported, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step, _ = recording_step(make_input(tmp_path / "verify", step_settings(root / "served")))
+        with socket.socket() as stranger:
+            stranger.bind(("127.0.0.1", 0))  # it does not even listen, so each try fails at once
+            monkeypatch.setattr(programs, "free_port", lambda: stranger.getsockname()[1])
+            serving = programs.model_server(
+                step, require_tools(step.input.settings), exported.file("Q8_0"), context=64, slots=1,
+                log=tmp_path / "server.log",
+            )  # fmt: skip
+            with pytest.raises(StepFailed, match="no free port"), serving:
+                pass
 
 
 class TestDivergence:

@@ -52,6 +52,7 @@ class StepSettings:
     llama_cpp_dir: Path | None
     llama_backend: str
     n_gpu_layers: int
+    context_size: int  # tokens that served models hold at most; 0: what each was trained for
     threads: int
     min_top1_agreement: float
     max_kl_ratio: float

@@ -66,6 +66,7 @@ def step_settings(settings: Settings) -> StepSettings:
         llama_cpp_dir=settings.llama_cpp_dir,
         llama_backend=settings.llama_backend,
         n_gpu_layers=settings.n_gpu_layers,
+        context_size=settings.context_size,
         threads=settings.threads,
         min_top1_agreement=settings.min_top1_agreement,
         max_kl_ratio=settings.max_kl_ratio,

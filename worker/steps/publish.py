@@ -4,11 +4,8 @@ A backend's name holds the content's hash, so publishing the same file again cha
 that is being served is never overwritten.
 """
 
-import os
 import re
-import shutil
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from serving.openai_compatible import LlamaServer
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.export import trained_folder
+from worker.steps.gguf_files import place
 from worker.steps.publish_ollama import publish_to_ollama
 
 PROOF: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
@@ -35,7 +33,9 @@ def run(step: Step) -> dict[str, Any]:
         started = time.monotonic()
         if backend == "ollama":
             tokenizer = ChatTokenizer(trained_folder(step.input))
-            publish_to_ollama(step, source, name, tokenizer, int(exported["context_length"]))
+            trained = int(exported["context_length"])
+            context = min(trained, step.input.settings.context_size or trained)
+            publish_to_ollama(step, source, name, tokenizer, context)
         else:
             publish_to_llama_server(step, source, name)
         seconds = time.monotonic() - started
@@ -78,29 +78,3 @@ def publish_to_llama_server(step: Step, source: Path, name: str) -> None:
         answer = server.chat(PROOF, max_tokens=PROOF_TOKENS)
         if not answer.get("choices"):
             raise Unavailable(f"llama-server gave no answer for {name}.", code="model_not_served")
-
-
-def place(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`: complete from the moment it has its name.
-
-    A hard link costs nothing; across file systems it is a copy.
-    """
-    if target.is_file() and target.stat().st_size == source.stat().st_size:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.stem}.{uuid.uuid4().hex}")  # no .gguf: the router passes it by
-    try:
-        try:
-            beside.hardlink_to(source)
-        except OSError:
-            _copy(source, beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reading, target.open("wb") as writing:
-        shutil.copyfileobj(reading, writing, 16 * 1024**2)
-        writing.flush()
-        os.fsync(writing.fileno())

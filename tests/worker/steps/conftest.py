@@ -90,6 +90,7 @@ def step_settings(cache: Path) -> StepSettings:
         llama_cpp_dir=None,
         llama_backend="cpu",
         n_gpu_layers=0,
+        context_size=0,
         threads=2,
         min_top1_agreement=0.98,
         max_kl_ratio=1.5,

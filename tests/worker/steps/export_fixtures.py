@@ -191,6 +191,7 @@ def step_settings(served: Path, **changes: Any) -> StepSettings:
         "llama_cpp_dir": tools.bin.parent,
         "llama_backend": "cpu",
         "n_gpu_layers": 0,
+        "context_size": 0,
         "threads": min(2, len(os.sched_getaffinity(0))),
         "min_top1_agreement": 0.98,
         "max_kl_ratio": 1.5,

@@ -17,7 +17,8 @@ from tests.worker.steps.export_fixtures import (
     step_settings,
 )
 from worker.steps import publish
-from worker.steps.publish import backend_name, place
+from worker.steps.gguf_files import place
+from worker.steps.publish import backend_name
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 QUESTION = "Where do pandas live?"
@@ -153,6 +154,14 @@ class TestOllama:
             run_publish(tmp_path / "publish", exported, chat_backend="ollama", ollama_url=ollama.url)
         assert "<|im_start|>user" in failure.value.stderr
         assert ollama.models == {}
+
+    def test_context_is_no_larger_than_the_operator_allows(
+        self, tmp_path: Path, exported: Exported, ollama: FakeOllama
+    ) -> None:
+        result = run_publish(
+            tmp_path / "publish", exported, chat_backend="ollama", ollama_url=ollama.url, context_size=128
+        )
+        assert ollama.models[result["default"]["backend_name"]].parameters["num_ctx"] == 128
 
     def test_a_version_that_cannot_tell_is_judged_by_its_token_count(
         self, tmp_path: Path, exported: Exported, ollama: FakeOllama

@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # An index of torch builds to take instead of pip's own: `make setup LATHE_TORCH_INDEX_URL=...`
 LATHE_TORCH_INDEX_URL ?=
+# Most tests wait for processes more than they compute: three at a time keep two cores busy.
+TEST_WORKERS ?= 3
+IN_PARALLEL = -n $(TEST_WORKERS) --dist loadfile
 NO_GPU = $(shell nvidia-smi -L >/dev/null 2>&1 || echo yes)
 
 .DEFAULT_GOAL := help
@@ -29,10 +32,10 @@ demo: setup ## train a model on examples/faq.csv, serve it, and ask it
 	@$(BIN)/python -m cli.demo
 
 test: setup ## run the tests that need no GPU and no patience
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not gpu"
 
 test-all: setup ## run the long forms too, and those of a GPU where there is one
-	@$(BIN)/python -m pytest $(if $(NO_GPU),-m "not gpu")
+	@$(BIN)/python -m pytest $(IN_PARALLEL) $(if $(NO_GPU),-m "not gpu")
 
 lint: setup ## check style, formatting and the direction of imports
 	@$(BIN)/ruff check .

@@ -4,6 +4,7 @@ An entry is written beside and renamed, with a list of sha256s that is checked b
 entry that fails the check is removed and made again.
 """
 
+import errno
 import hashlib
 import json
 import shutil
@@ -69,7 +70,10 @@ class WeightsCache:
                 if path.is_file()
             }
             (staging / ENTRY_FILE).write_text(json.dumps({"sha256": hashes, "result": result}, indent=1))
-            if not (self.root / recipe).exists():
+            try:
                 staging.rename(self.root / recipe)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -23,6 +23,7 @@ from api.jobs.routes import router as jobs
 from api.models.routes import router as models
 from api.security import Gate
 from api.unit_of_work import Services
+from api.webhooks.routes import router as webhooks
 from db.doorbell import Doorbell
 from db.session import make_engine, make_session_factory
 from db.settings import Settings
@@ -41,6 +42,7 @@ TAGS = [
     {"name": "models", "description": "What answers. `faq`, `faq:Q8_0`, `faq@2` and `faq@2:Q8_0` are names."},
     {"name": "chat", "description": "Prompts, passed on to the server that holds the model."},
     {"name": "embeddings", "description": "Vectors of text, from the model `default`."},
+    {"name": "webhooks", "description": "Who is told when a job ends, signed by Standard Webhooks."},
     {"name": "health", "description": "For whoever watches over the server."},
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -80,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    for router in (jobs, files, models, chat, embeddings, health):
+    for router in (jobs, files, models, chat, embeddings, webhooks, health):
         app.include_router(router)
     add_documentation(app)
     app.add_exception_handler(HTTPException, _answer_error)

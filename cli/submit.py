@@ -52,6 +52,14 @@ Priority = Annotated[
         rich_help_panel=RUNNING_PANEL,
     ),
 ]
+WebhookUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Tell this address when the job ends, by a signed webhook.",
+        rich_help_panel=RUNNING_PANEL,
+    ),
+]
 RunJson = Annotated[
     bool,
     typer.Option(
@@ -83,10 +91,20 @@ def _command(kind: str, model: type[Params]) -> Callable[..., None]:
         watch: WatchFlag = False,
         max_attempts: MaxAttempts = None,
         priority: Priority = None,
+        webhook_url: WebhookUrl = None,
         json: RunJson = False,
         **params: Any,
     ) -> None:
-        submit(kind, model, params, watch=watch, json=json, max_attempts=max_attempts, priority=priority)
+        submit(
+            kind,
+            model,
+            params,
+            watch=watch,
+            json=json,
+            max_attempts=max_attempts,
+            priority=priority,
+            webhook_url=webhook_url,
+        )
 
     command.__doc__ = f"{model.__doc__}\n\n    $ {EXAMPLES[kind]}"
     return with_options(command, option_parameters(kind, model))

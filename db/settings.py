@@ -6,6 +6,7 @@ people know: `DATABASE_URL`, `REDIS_URL`, `OLLAMA_HOST`.
 
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,11 +81,16 @@ class Settings(BaseSettings):
     cpu_concurrency: int = Field(default=1, ge=0)
     io_concurrency: int = Field(default=2, ge=0)
     bulk_concurrency: int = Field(default=1, ge=0)
-    hooks_concurrency: int = Field(default=1, ge=0)
+    hooks_concurrency: int = Field(default=8, ge=0)
     lease_seconds: float = Field(default=15, gt=0)
     heartbeat_seconds: float = Field(default=5, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
     stall_seconds: float = Field(default=1800, gt=0)
+
+    # Webhooks go to public addresses, and into these networks
+    webhook_allowed_networks: Annotated[list[IPv4Network | IPv6Network], NoDecode] = []
+    webhook_timeout_seconds: float = Field(default=10, gt=0)
+    webhook_backoff_seconds: float = Field(default=5, gt=0)  # before the second try; then twice as long, …
 
     # What publishing demands of a quantised file, against the weights it was made from
     min_top1_agreement: float = Field(default=0.98, ge=0, le=1)
@@ -111,12 +117,12 @@ class Settings(BaseSettings):
             raise ValueError("DATABASE_URL must begin with postgresql://")
         return SecretStr(f"{scheme}://{rest}")
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "webhook_allowed_networks", mode="before")
     @classmethod
-    def _split_hosts(cls, hosts: object) -> object:
-        if isinstance(hosts, str):
-            return [host.strip() for host in hosts.split(",") if host.strip()]
-        return hosts
+    def _split_at_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
 
     @property
     def storage_root(self) -> Path:

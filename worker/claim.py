@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 from db.models import Attempt, Job, Step
 from db.queries.jobs import add_event
 from db.queries.states import move
-from db.states import JobStatus, StepStatus
+from db.states import JobStatus, Queue, StepStatus
 from worker.clock import host_seconds
+from worker.delivery_claim import has_due_delivery
 
 ELIGIBLE = """
     steps.status = 'queued' AND jobs.status IN ('queued', 'running')
@@ -108,5 +109,6 @@ def has_work(session: Session, queue: str) -> bool:
 
 
 def queues_with_work(session: Session) -> set[str]:
-    """The queues on which a step could be claimed now."""
-    return set(session.scalars(QUEUES_WITH_WORK))
+    """The queues on which a step, or a delivery, could be claimed now."""
+    queues = set(session.scalars(QUEUES_WITH_WORK))
+    return queues | {str(Queue.HOOKS)} if has_due_delivery(session) else queues

@@ -32,6 +32,9 @@ class JobRequestBase(BaseModel):
         default=3, ge=1, le=20, description="Tries of one step whose worker, host or process died."
     )
     priority: int = Field(default=0, ge=-1000, le=1000, description="Higher goes first.")
+    webhook_url: str | None = Field(
+        default=None, max_length=2048, description="Told when the job ends, signed with the project's secret."
+    )
 
 
 def _request_of(kind: str, params: type[Params]) -> type[JobRequestBase]:
@@ -105,6 +108,7 @@ class JobOut(Identified):
     params: dict[str, Any]
     priority: int
     max_attempts: int
+    webhook_url: str | None
     waits_for: str | None = Field(description="The job that makes what this one needs first.")
     created_at: int
     started_at: int | None

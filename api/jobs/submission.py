@@ -4,6 +4,7 @@ from typing import Any
 
 from api.jobs.schemas import JobRequestBase
 from api.unit_of_work import Unit
+from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput, NotFound
 from db.models import File, Job
 from db.params import FineTuneParams, Params, PretrainParams
@@ -25,6 +26,9 @@ def submit(unit: Unit, request: JobRequestBase) -> Job:
         InvalidInput: nothing is queued; `param` names the field.
     """
     params = request.params
+    if request.webhook_url is not None:
+        check_receiver(unit.settings, request.webhook_url, param="webhook_url")
+        own_secret(unit)
     stored = params.model_dump(mode="json")
     _refuse_unstorable(stored)
     waits_for = None
@@ -40,6 +44,7 @@ def submit(unit: Unit, request: JobRequestBase) -> Job:
         priority=request.priority,
         max_attempts=request.max_attempts,
         waits_for_job_id=waits_for,
+        webhook_url=request.webhook_url,
     )
 
 

@@ -47,6 +47,7 @@ def _job_fields(job: Job) -> dict[str, Any]:
         "params": job.params,
         "priority": job.priority,
         "max_attempts": job.max_attempts,
+        "webhook_url": job.webhook_url,
         "waits_for": job.waits_for_job_id,
         "created_at": unix_seconds(job.created_at),
         "started_at": unix_seconds_or_none(job.started_at),

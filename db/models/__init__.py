@@ -11,6 +11,9 @@ from db.models.job import Job
 from db.models.model import Model, ModelFile, ModelVersion
 from db.models.project import DEFAULT_PROJECT, Project
 from db.models.step import Step
+from db.models.webhook_delivery import DeliveryTry, WebhookDelivery
+from db.models.webhook_endpoint import WebhookEndpoint
+from db.models.webhook_secret import WebhookSecret
 from db.models.worker import Worker
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "Attempt",
     "Base",
     "Checkpoint",
+    "DeliveryTry",
     "Event",
     "File",
     "Installation",
@@ -28,5 +32,8 @@ __all__ = [
     "ModelVersion",
     "Project",
     "Step",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookSecret",
     "Worker",
 ]

@@ -37,6 +37,7 @@ class Job(Base):
     params: Mapped[JSONObject]
     priority: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int] = mapped_column(default=3)
+    webhook_url: Mapped[str | None]  # told when the job ends
     # A job that makes what this one needs, such as the weights of `tiny`.
     waits_for_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     # The weights it starts from, found when its first step starts, so that all steps see the same.

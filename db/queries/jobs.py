@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import Artifact, Event, Job, Step
+from db.queries.deliveries import queue_deliveries
 from db.queries.states import ENDED_STEP, move
 from db.session import note_work
 from db.states import ENDED_JOB, STEPS, JobKind, JobStatus, StepStatus
@@ -26,6 +27,7 @@ def create_job(
     priority: int = 0,
     max_attempts: int = 3,
     waits_for_job_id: str | None = None,
+    webhook_url: str | None = None,
 ) -> Job:
     """Insert a job and its steps. The first step may be claimed at once, unless another job comes first."""
     job = Job(
@@ -36,6 +38,7 @@ def create_job(
         priority=priority,
         max_attempts=max_attempts,
         waits_for_job_id=waits_for_job_id,
+        webhook_url=webhook_url,
     )
     for position, (name, queue) in enumerate(STEPS[kind]):
         ready = position == 0 and waits_for_job_id is None
@@ -106,7 +109,8 @@ def end_job(
     error: dict[str, Any] | None = None,
     result: dict[str, Any] | None = None,
 ) -> None:
-    """End a locked job: its unfinished steps never run, and jobs that waited for it go on or fail.
+    """End a locked job: its unfinished steps never run, jobs that waited for it go on or fail, and webhooks
+    tell of it.
 
     A step that still runs is the caller's to end first.
     """
@@ -122,6 +126,7 @@ def end_job(
         f"{message}: {error['message']}" if error else f"{message}.",
         level="error" if error else "info",
     )
+    queue_deliveries(session, job)
     _answer_waiting_jobs(session, job)
 
 

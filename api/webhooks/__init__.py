@@ -1,0 +1,1 @@
+"""Webhooks: endpoints, the project's secret, and deliveries with their tries."""

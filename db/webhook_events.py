@@ -1,0 +1,48 @@
+"""Which events webhooks tell of, and what is sent for one. The shapes are OpenAI's."""
+
+import json
+from enum import StrEnum
+
+from db.states import JobKind, JobStatus
+
+
+class EventType(StrEnum):
+    """`job.*` tells of jobs of every kind; `fine_tuning.job.*`, OpenAI's own names, of fine-tunes only."""
+
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+    FINE_TUNE_SUCCEEDED = "fine_tuning.job.succeeded"
+    FINE_TUNE_FAILED = "fine_tuning.job.failed"
+    FINE_TUNE_CANCELLED = "fine_tuning.job.cancelled"
+
+
+class DeliveryStatus(StrEnum):
+    PENDING = "pending"  # to be tried, for the first time or again
+    SUCCEEDED = "succeeded"  # the receiver answered 2xx
+    FAILED = "failed"  # given up; may be sent again by hand
+
+
+def job_event(status: JobStatus) -> EventType:
+    """What the end of any job is called."""
+    return EventType(f"job.{status}")
+
+
+def events_of(kind: JobKind, status: JobStatus) -> list[EventType]:
+    """Every event that the end of a job of that kind is."""
+    events = [job_event(status)]
+    if kind == JobKind.FINE_TUNE:
+        events.append(EventType(f"fine_tuning.job.{status}"))
+    return events
+
+
+def event_body(event_id: str, event_type: EventType, *, created_at: int, subject_id: str) -> str:
+    """The JSON text of an event. It is kept as it is, since its signature is over its bytes."""
+    event = {
+        "id": event_id,
+        "object": "event",
+        "created_at": created_at,
+        "type": str(event_type),
+        "data": {"id": subject_id},
+    }
+    return json.dumps(event, separators=(",", ":"))

@@ -35,10 +35,10 @@ DUE = """
       AND receivers.in_flight < :bound AND (:patient OR NOT receivers.failing)
 """
 NEXT = text(
-    f"SELECT due.id {DUE} ORDER BY receivers.failing, due.next_attempt_at, due.id LIMIT 1 "  # noqa: S608
+    f"SELECT due.id {DUE} ORDER BY receivers.failing, due.next_attempt_at, due.id LIMIT 1 "
     "FOR NO KEY UPDATE OF due SKIP LOCKED"
 )
-HAS_DUE = text(f"SELECT EXISTS (SELECT {DUE})")  # noqa: S608 - put together from constants
+HAS_DUE = text(f"SELECT EXISTS (SELECT {DUE})")
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,10 @@ def note_answer(
     if answer.succeeded or answer.status_code == GONE or again > delivery.give_up_at:
         delivery.status = str(DeliveryStatus.SUCCEEDED if answer.succeeded else DeliveryStatus.FAILED)
         delivery.next_attempt_at, delivery.finished_at = None, now
+        session.flush()
         return None
     delivery.next_attempt_at = again
+    session.flush()
     return delay
 
 

@@ -4,6 +4,8 @@ Revision: 0005
 Before:   0003
 """
 
+from datetime import datetime
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -14,16 +16,16 @@ branch_labels = None
 depends_on = None
 
 
-def _moment(name: str, *, nullable: bool = True) -> sa.Column[sa.DateTime]:
+def _moment(name: str, *, nullable: bool = True) -> sa.Column[datetime]:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
 
 
-def _written(name: str) -> sa.Column[sa.DateTime]:
+def _written(name: str) -> sa.Column[datetime]:
     clock = sa.text("clock_timestamp()")
     return sa.Column(name, sa.DateTime(timezone=True), server_default=clock, nullable=False)
 
 
-def _signing() -> list[sa.Column[sa.Text] | sa.Column[sa.DateTime]]:
+def _signing() -> list[sa.Column[str] | sa.Column[datetime]]:
     return [
         sa.Column("secret", sa.Text(), nullable=False),
         sa.Column("previous_secret", sa.Text(), nullable=True),

@@ -50,6 +50,7 @@ def environment(settings: Settings) -> dict[str, str]:
     own |= {
         "DATABASE_URL": settings.require_database_url(),
         "REDIS_URL": settings.require_redis_url(),
+        "LATHE_WEBHOOK_ALLOWED_NETWORKS": ",".join(map(str, settings.webhook_allowed_networks)),
         "PYTHONPATH": f"{TOYS}{os.pathsep}{REPOSITORY}",
     }
     return own

@@ -80,6 +80,11 @@ class TestPretrain:
         assert ran.json()["params"]["steps"] == 10
         assert (ran.json()["max_attempts"], ran.json()["priority"]) == (1, -5)
 
+    def test_says_what_is_wrong_with_a_webhooks_address(self, run: Run) -> None:
+        ran = run("pretrain", "--name", "small", "--webhook-url", "http://10.0.0.1/hook")
+        assert ran.status != 0
+        assert "LATHE_WEBHOOK_ALLOWED_NETWORKS" in ran.err
+
 
 class TestTooLarge:
     @pytest.fixture

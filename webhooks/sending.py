@@ -63,7 +63,7 @@ async def send(
         error = f"The receiver did not answer within {timeout_seconds:g} s."
     except InvalidInput as refused:
         error = refused.message
-    except (httpx.HTTPError, httpx.InvalidURL) as failure:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as failure:
         error = f"{type(failure).__name__}: {failure}"
     if status is not None and 300 <= status < 400:
         error = f"The receiver answered {status}: redirects are not followed."
@@ -104,7 +104,7 @@ async def _post_to(
             "user-agent": f"Lathe/{version('lathe')}",
             **signed_headers(message.id, message.body, message.secrets),
         },
-        extensions={"sni_hostname": url.raw_host.decode("ascii")},
+        extensions={"sni_hostname": url.raw_host.decode("ascii").rstrip(".")},
     )
     response = await client.send(request, stream=True)
     try:

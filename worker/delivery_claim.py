@@ -11,9 +11,11 @@ from datetime import timedelta
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from db.models import DeliveryTry, WebhookDelivery, WebhookSecret
+from db.models import DeliveryTry, WebhookDelivery
+from db.queries.webhooks import project_secret
 from db.webhook_events import DeliveryStatus
 from webhooks.sending import Answer, Message
+from webhooks.signing import new_secret
 
 ADVISORY_LOCK = 4_155_303
 # Tries under way at once to one receiver, by all workers together.
@@ -84,7 +86,7 @@ def _close_lost_tries(session: Session, delivery: WebhookDelivery) -> None:
 def _message(session: Session, delivery: WebhookDelivery) -> Message:
     """The message, with every secret that is valid at this moment."""
     endpoint = delivery.endpoint
-    signer = endpoint or session.get_one(WebhookSecret, delivery.project_id)
+    signer = endpoint or project_secret(session, delivery.project_id, fallback=new_secret())
     now = session.scalars(select(func.clock_timestamp())).one()
     signing = [signer.secret]
     if signer.previous_secret and signer.previous_secret_until and signer.previous_secret_until > now:

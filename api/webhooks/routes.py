@@ -1,6 +1,8 @@
 """HTTP of webhooks."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request
 
 from api.errors import CONFLICT
 from api.pages import After, Limit, Page, page
@@ -33,6 +35,11 @@ from db.queries.webhooks import get_endpoint, list_endpoints
 from db.webhook_events import DeliveryStatus, EventType
 
 router = APIRouter(tags=["webhooks"])
+
+RotationBody = Annotated[
+    Rotation | None,
+    Body(openapi_examples={"leaked": {"value": {"keep_old_secret_active_for_24_hours": False}}}),
+]
 
 
 @router.get("/v1/webhook_event_types", response_model=EventTypeList, summary="List what can be told")
@@ -90,7 +97,7 @@ def delete_webhook_endpoint(unit: Unit, endpoint_id: str) -> EndpointDeleted:
     summary="Replace an endpoint's secret",
 )
 @transactional
-def rotate_endpoint_secret(unit: Unit, endpoint_id: str, body: Rotation | None = None) -> EndpointWithSecret:
+def rotate_endpoint_secret(unit: Unit, endpoint_id: str, body: RotationBody = None) -> EndpointWithSecret:
     """For a day deliveries bear the signatures of both secrets, unless the old one is to end at once."""
     keep_old = (body or Rotation()).keep_old_secret_active_for_24_hours
     return endpoint_with_secret(service.rotate_endpoint(unit, endpoint_id, keep_old=keep_old))
@@ -181,7 +188,7 @@ def read_webhook_secret(unit: Unit) -> SecretWithValue:
     "/v1/webhook_secret/rotate_secret", response_model=SecretWithValue, summary="Replace the project's secret"
 )
 @transactional
-def rotate_webhook_secret(unit: Unit, body: Rotation | None = None) -> SecretWithValue:
+def rotate_webhook_secret(unit: Unit, body: RotationBody = None) -> SecretWithValue:
     """For a day deliveries bear the signatures of both secrets, unless the old one is to end at once."""
     keep_old = (body or Rotation()).keep_old_secret_active_for_24_hours
     return secret_with_value(service.rotate_own_secret(unit, keep_old=keep_old))

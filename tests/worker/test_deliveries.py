@@ -68,7 +68,6 @@ def endpoint(session: Session, url: str, secret: str = "") -> WebhookEndpoint:
 
 
 def end(session: Session, *, webhook_url: str | None = None) -> str:
-    project_secret(session, "default", fallback=new_secret())
     job = create_job(
         session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"}, webhook_url=webhook_url
     )

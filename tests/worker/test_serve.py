@@ -180,10 +180,14 @@ class TestCancel:
         assert not folder(standing, job_id).exists()
         assert [row.outcome for row in attempts(standing, job_id)] == ["released"]
 
-    def test_a_queued_job_never_runs(self, standing: "Bench") -> None:
+    def test_a_queued_job_never_runs(self, standing: "Bench", processes: "Processes") -> None:
+        # While another holds the only slot: an idle worker would have claimed it before we can cancel.
+        before = standing.submit(do={"train": "slow"})
+        standing.wait_for(lambda: len(processes(before)) > 0)
         job_id = standing.submit()
         with transaction(standing.factory) as session:
             assert cancel_job(session, job_id, project_id="default").status == "cancelled"
+            cancel_job(session, before, project_id="default")
         assert standing.ended(standing.submit()).status == "succeeded"
         assert not standing.began(job_id)
 

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.turns import Turns
 from db.doorbell import Doorbell
 from db.models import DEFAULT_PROJECT
 from db.session import SessionFactory, transaction
@@ -50,6 +51,7 @@ class Services:
     session_factory: SessionFactory
     doorbell: Doorbell
     client: httpx.AsyncClient
+    turns: Turns = field(default_factory=Turns)
 
     def in_transaction(self, work: Callable[[Unit], Answer]) -> Answer:
         """Do `work` in one transaction, then commit, then what it left for afterwards."""
@@ -75,11 +77,11 @@ def services_of(request: Request) -> Services:
 
 
 def transactional(endpoint: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Give a `def` endpoint its `Unit` as first argument, and commit when it returns."""
+    """Give a `def` endpoint its `Unit` as first argument, and commit when it returns.
 
-    signature = inspect.signature(endpoint)
-    _, *others = signature.parameters.values()
-    wants_request = "request" in signature.parameters
+    A POST that creates a row takes `api.idempotency.repeatable` in its place.
+    """
+    wants_request = "request" in inspect.signature(endpoint).parameters
 
     @functools.wraps(endpoint)
     def in_one_transaction(*, request: Request, **arguments: Any) -> Answer:
@@ -87,9 +89,15 @@ def transactional(endpoint: Callable[..., Answer]) -> Callable[..., Answer]:
             arguments["request"] = request
         return services_of(request).in_transaction(lambda unit: endpoint(unit, **arguments))
 
-    # FastAPI reads this signature: the unit is ours to give, the request is FastAPI's.
+    in_one_transaction.__signature__ = signature_without_unit(endpoint)  # type: ignore[attr-defined]
+    return in_one_transaction
+
+
+def signature_without_unit(endpoint: Callable[..., Any], *more: inspect.Parameter) -> inspect.Signature:
+    """What FastAPI is to give to what wraps an endpoint: the request, and not the unit, which is ours."""
+    signature = inspect.signature(endpoint)
+    _, *others = signature.parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [parameter.replace(kind=keyword) for parameter in others if parameter.name != "request"]
     parameters.append(inspect.Parameter("request", keyword, annotation=Request))
-    in_one_transaction.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return in_one_transaction
+    return signature.replace(parameters=[*parameters, *more])

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Job, Step
+from db.queries.answers import forget_answers
 from db.queries.workers import sign_in, sign_out
 from db.session import transaction
 from db.states import Outcome, StepStatus
@@ -135,10 +136,11 @@ def sweep(runner: Runner) -> tuple[dict[str, int] | None, set[str]]:
         waiting = queues_with_work(session)
     rings = runner.doorbell.unheard(waiting) if waiting else {}
     with transaction(runner.factory) as session:
-        # Held until the end of this transaction, which does nothing else.
+        # Held until the end of this transaction, which locks no row of a job.
         if session.scalars(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK))).one():
             end_lapsed_attempts(runner)
             remove_dead_folders(runner)
+            forget_answers(session)
             # Only where none lies in the broker; else rings would pile up.
             runner.doorbell.ring(*(queue for queue, number in (rings or {}).items() if number == 0))
     kill_dead_processes(runner)

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from api.errors import CONFLICT
 from api.files.sending import send_file
+from api.idempotency import REUSED_KEY, repeatable
 from api.jobs import service
 from api.jobs.event_stream import stream_events
 from api.jobs.logs import log_page
@@ -32,19 +33,12 @@ from db.states import JobKind, JobStatus
 router = APIRouter(tags=["jobs"])
 
 EVENT_STREAM = "text/event-stream"
-IdempotencyKey = Annotated[str | None, Header(include_in_schema=False)]
 
 
-@router.post("/v1/jobs", status_code=202, response_model=JobOut, summary="Submit a job")
-@transactional
-def submit_job(unit: Unit, body: JobRequest, idempotency_key: IdempotencyKey = None) -> JobOut:
+@router.post("/v1/jobs", status_code=202, response_model=JobOut, summary="Submit a job", responses=REUSED_KEY)
+@repeatable
+def submit_job(unit: Unit, body: JobRequest) -> JobOut:
     """Check a job and queue it. Whatever is wrong with it, nothing is queued."""
-    if idempotency_key is not None:
-        raise InvalidInput(
-            "Idempotency-Key is not supported by this version of Lathe: leave it out.",
-            param="Idempotency-Key",
-            code="not_supported",
-        )
     return job_out(submit(unit, body))
 
 

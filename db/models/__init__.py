@@ -1,5 +1,6 @@
 """The tables, a file each."""
 
+from db.models.answer import Answer
 from db.models.artifact import Artifact
 from db.models.attempt import Attempt
 from db.models.base import Base
@@ -18,6 +19,7 @@ from db.models.worker import Worker
 
 __all__ = [
     "DEFAULT_PROJECT",
+    "Answer",
     "Artifact",
     "Attempt",
     "Base",

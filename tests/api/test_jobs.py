@@ -208,12 +208,6 @@ class TestNotYet:
         assert error["param"] == field
         assert error["code"] == "not_supported"
 
-    def test_so_is_an_idempotency_key(self, api: httpx.Client) -> None:
-        body = {"kind": "pretrain", "params": {"name": "p"}}
-        answer = api.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"})
-        assert answer.status_code == 400
-        assert error_of(answer)["param"] == "Idempotency-Key"
-
 
 class TestEvents:
     def test_pages_and_types(self, api: httpx.Client, session_factory: SessionFactory) -> None:

@@ -36,8 +36,9 @@ KEEP = text(
     "fingerprint = excluded.fingerprint, status = excluded.status, body = excluded.body, "
     "created_at = clock_timestamp(), expires_at = excluded.expires_at"
 )
+# Not clock_timestamp(): it changes within a statement, so no index can be searched for it.
 FORGET = text(
-    "DELETE FROM answers WHERE id IN (SELECT id FROM answers WHERE expires_at <= clock_timestamp() "
+    "DELETE FROM answers WHERE id IN (SELECT id FROM answers WHERE expires_at <= statement_timestamp() "
     "ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED)"
 )
 

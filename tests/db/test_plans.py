@@ -1,0 +1,64 @@
+"""With 100,000 finished jobs, what a submit, a claim and a sweep ask still goes by indexes."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from db.queries.answers import BY_FINGERPRINT, BY_KEY, FORGET
+from db.queries.jobs import create_job
+from db.states import JobKind
+from tests.conftest import PostgresServer
+from worker.claim import BEST_STEP, HAS_WORK, QUEUES_WITH_WORK
+
+# The triggers that guard moves cost a history like this one most of its time, and say nothing of plans.
+HISTORY = """
+    SET LOCAL session_replication_role = replica;
+    INSERT INTO jobs (id, project_id, kind, status, params, priority, max_attempts, finished_at)
+    SELECT 'job-' || lpad(n::text, 32, '0'), 'default', 'pretrain', 'succeeded', '{}', 0, 3, now()
+    FROM generate_series(1, 100000) AS n;
+    INSERT INTO steps (job_id, name, position, queue, status, attempt, failures, finished_at)
+    SELECT 'job-' || lpad(n::text, 32, '0'), 'train', 0, 'train', 'succeeded', 1, 0, now()
+    FROM generate_series(1, 100000) AS n;
+    INSERT INTO answers (project_id, path, key, fingerprint, status, body, expires_at)
+    SELECT 'default', '/v1/jobs', n::text, sha256(n::text::bytea), 202, '{}', now() + interval '1 day'
+    FROM generate_series(1, 100000) AS n;
+"""
+
+
+@pytest.fixture(scope="module")
+def engine(postgres_server: PostgresServer, migrated_template: str) -> Iterator[Engine]:
+    postgres_server.execute(f"CREATE DATABASE history TEMPLATE {migrated_template} STRATEGY file_copy")
+    engine = create_engine(postgres_server.url("history"))
+    with Session(engine) as session, session.begin():
+        session.execute(text(HISTORY))
+        create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "next"})
+    with engine.connect() as connection:
+        connection.execute(text("ANALYZE jobs, steps, answers"))
+    yield engine
+    engine.dispose()
+    postgres_server.execute("DROP DATABASE history WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        (BEST_STEP, {"queue": "train"}),
+        (HAS_WORK, {"queue": "train"}),
+        (QUEUES_WITH_WORK, {}),
+        (BY_KEY, {"project_id": "default", "path": "/v1/jobs", "key": "77"}),
+        (BY_FINGERPRINT, {"fingerprint": b"\0" * 32, "minutes": 10}),
+        (FORGET, {"limit": 50_000}),
+        (text("SELECT * FROM jobs WHERE project_id = 'default' ORDER BY id DESC LIMIT 21"), {}),
+        (text("SELECT * FROM jobs WHERE id = 'job-' || lpad('7', 32, '0')"), {}),
+    ],
+    ids=["claim", "has_work", "queues_with_work", "by_key", "by_fingerprint", "forget", "list", "get"],
+)
+def test_plan_reads_no_table_from_end_to_end(
+    engine: Engine, statement: object, values: dict[str, object]
+) -> None:
+    with engine.connect() as connection:
+        plan = "\n".join(connection.execute(text(f"EXPLAIN {statement}"), values).scalars())
+    assert "Index" in plan
+    assert "Seq Scan" not in plan, plan

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 
 from api.errors import CONFLICT
+from api.idempotency import REUSED_KEY, repeatable
 from api.pages import After, Limit, Page, page
 from api.unit_of_work import Unit, services_of, transactional
 from api.webhooks import service
@@ -48,8 +49,13 @@ def list_event_types() -> EventTypeList:
     return EventTypeList(data=list(EventType))
 
 
-@router.post("/v1/webhook_endpoints", response_model=EndpointWithSecret, summary="Add a webhook endpoint")
-@transactional
+@router.post(
+    "/v1/webhook_endpoints",
+    response_model=EndpointWithSecret,
+    summary="Add a webhook endpoint",
+    responses=REUSED_KEY,
+)
+@repeatable
 def create_webhook_endpoint(unit: Unit, body: EndpointRequest) -> EndpointWithSecret:
     """The answer has the signing secret, which is shown this once."""
     return endpoint_with_secret(service.create_endpoint(unit, body))

@@ -1,7 +1,7 @@
 """Webhooks: endpoints, the projects' secrets, deliveries and their tries
 
 Revision: 0005
-Before:   0003
+Before:   0004
 """
 
 from datetime import datetime
@@ -11,7 +11,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 

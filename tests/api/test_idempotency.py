@@ -35,6 +35,12 @@ CREATE_NOTHING = {
     "/v1/jobs/{job_id}/pause",
     "/v1/jobs/{job_id}/resume",
     "/v1/jobs/{job_id}/retry",
+    "/v1/webhook_deliveries/{delivery_id}/redeliver",
+    "/v1/webhook_endpoints/{endpoint_id}",
+    "/v1/webhook_endpoints/{endpoint_id}/rotate_secret",
+    "/v1/webhook_endpoints/{endpoint_id}/test",
+    "/v1/webhook_secret/read",
+    "/v1/webhook_secret/rotate_secret",
 }
 
 

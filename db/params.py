@@ -21,6 +21,17 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62
 FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-z]{1,64}$")]
 
 
+SAVE_MINUTES: Any = Field(
+    default=10.0,
+    gt=0,
+    le=100_000,
+    description="A checkpoint also after so many minutes; null: by steps only.",
+)
+KEEP_CHECKPOINTS: Any = Field(
+    default=2, ge=1, le=1000, description="How many checkpoints to keep: the newest, besides the best one."
+)
+
+
 class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -106,6 +117,8 @@ class FineTuneParams(Params):
     save_steps: Annotated[int, Field(ge=1)] | Auto = Field(
         default="auto", description="Steps between checkpoints."
     )
+    save_minutes: float | None = SAVE_MINUTES
+    keep_checkpoints: int = KEEP_CHECKPOINTS
 
     quantizations: list[Quantization] = Field(
         default=["Q4_K_M"], min_length=1, max_length=8, description="The first one is served by the name."
@@ -157,6 +170,9 @@ class PretrainParams(Params):
     start_from: str | None = Field(
         default=None, max_length=200, description="A model of this server to go on training."
     )
+    save_steps: int | None = Field(default=None, ge=1, description="Steps between checkpoints.")
+    save_minutes: float | None = SAVE_MINUTES
+    keep_checkpoints: int = KEEP_CHECKPOINTS
     quantizations: list[Quantization] = Field(
         default=["Q4_K_M"], min_length=1, max_length=8, description="The first one is served by the name."
     )

@@ -4,6 +4,7 @@ writes what follows. Everything that ends an attempt early is decided in `_reaso
 
 import json
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import update
+from sqlalchemy import and_, update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput, NotFound, StepFailed
-from db.models import Attempt
+from db.models import Attempt, Step
 from db.queries.jobs import get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
@@ -27,6 +28,8 @@ from worker.claim import Claim
 from worker.clock import host_seconds
 from worker.endings import ArtifactFile, Ended, Ending, end_attempt
 from worker.lease import LeaseLost, hold_fence, job_status, renew
+from worker.leavings import remove_leavings
+from worker.memory import killed_for_memory, oom_kills
 from worker.publishing import lock_model
 from worker.reports import Reports, write_reports
 from worker.run_step import MANIFEST
@@ -37,6 +40,8 @@ LISTEN_SECONDS = 0.25
 WRITE_EVERY_SECONDS = 0.5
 LOOK_EVERY_SECONDS = 1.0
 RETRY_SECONDS = 0.5
+# What a step that is asked to stop has to save itself; the worker has to be gone within 30 s.
+DRAIN_SECONDS = 18.0
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -64,6 +69,10 @@ class AttemptRunner:
         self._deadline = claim.deadline
         self._folder = attempt_folder(self._settings.storage_root, claim.job_id, claim.step, claim.attempt)
         self._reports = Reports()
+        self._adjustments: dict[str, int] = {}
+        self._cancelled = False
+        self._drained_by: float | None = None  # when a step that was asked to stop has to be gone
+        self._oom_kills = oom_kills()
 
     def run(self) -> float | None:
         """Run the attempt to its end.
@@ -77,6 +86,7 @@ class AttemptRunner:
             step_input = self._write(lambda session: build_step_input(session, self._settings, self._claim))
         except (InvalidInput, NotFound) as error:
             return self._finish(Ending(Outcome.REFUSED, error=_error(error.code, error.message, error.param)))
+        self._adjustments = step_input.adjustments
         try:
             self._folder.mkdir(parents=True)
             child = self._start(step_input)
@@ -109,13 +119,13 @@ class AttemptRunner:
             self._reports.take(messages)
             now = time.monotonic()
             heard = now if messages else heard
-            reason = self._reason_to_end(now - heard)
+            reason = self._drain(child, now) or self._reason_to_end(now - heard)
             if reason is None and now - renewed >= self._settings.heartbeat_seconds:
                 reason, renewed, looked = self._renew(child), now, now
             elif reason is None and now - looked >= LOOK_EVERY_SECONDS:
                 reason, looked = self._look(), now
             if reason is not None and child.exit is None:
-                self._reports.take(child.end())
+                self._reports.take(child.end(0) if self._drained_by is not None else child.end())
                 return self._ended_by_us(child, reason)
             if self._reports.waiting and now - written >= WRITE_EVERY_SECONDS:
                 if self._try(self._write_reports):
@@ -123,9 +133,16 @@ class AttemptRunner:
                 written = now
         return self._ended_by_itself(child)
 
+    def _drain(self, child: Child, now: float) -> Ending | None:
+        """Once the worker shall stop, ask the step to; whatever it does with its time, it then has to go."""
+        if not self._stopping.is_set():
+            return None
+        if self._drained_by is None:
+            self._drained_by = now + DRAIN_SECONDS
+            child.ask_to_stop()
+        return Ending(Outcome.RELEASED) if now >= self._drained_by else None
+
     def _reason_to_end(self, silent_seconds: float) -> Ending | None:
-        if self._stopping.is_set():
-            return Ending(Outcome.RELEASED)
         if host_seconds() >= self._deadline:
             raise LeaseLost("The lease could not be renewed in time.")
         if silent_seconds > self._settings.stall_seconds:
@@ -139,11 +156,14 @@ class AttemptRunner:
             return None
         status, self._deadline = renewed
         child.renew(self._deadline)
-        return Ending(Outcome.RELEASED) if status == JobStatus.CANCELLING else None
+        return self._cancelled_if(status)
 
     def _look(self) -> Ending | None:
-        status = self._try(lambda session: job_status(session, self._claim))
-        return Ending(Outcome.RELEASED) if status == JobStatus.CANCELLING else None
+        return self._cancelled_if(self._try(lambda session: job_status(session, self._claim)))
+
+    def _cancelled_if(self, status: JobStatus | None) -> Ending | None:
+        self._cancelled = status == JobStatus.CANCELLING
+        return Ending(Outcome.RELEASED) if self._cancelled else None
 
     def _ended_by_us(self, child: Child, reason: Ending) -> Ending:
         killed_by = child.exit.signal if child.exit is not None else None
@@ -154,23 +174,48 @@ class AttemptRunner:
         word, exited = self._reports.last_word, child.exit
         code = exited.code if exited is not None else None
         number = exited.signal if exited is not None else None
+        step = self._claim.step
         if word is not None and word["type"] in ("refused", "exhausted"):
             error = _error(word["code"], word["message"], word.get("param"))
+            if word["type"] == "exhausted":
+                error = self._exhausted(word["code"], word["message"])
             return Ending(Outcome(word["type"]), error=error, exit_code=code, stderr=child.tail)
-        step = self._claim.step
-        if word is not None and code == 0:
-            try:
-                artifacts = self._artifacts()
-            except StepFailed as failure:
-                error = _error(failure.code, failure.message)
-                return Ending(Outcome.LOST, error=error, exit_code=code, stderr=child.tail)
-            return Ending(
-                Outcome.DONE, exit_code=code, stderr=child.tail, result=word["result"], artifacts=artifacts
+        stopped = self._drained_by is not None and number in (signal.SIGTERM, signal.SIGKILL)
+        if stopped or (word is not None and word["type"] == "released"):
+            return Ending(Outcome.RELEASED, exit_code=code, signal=number, stderr=child.tail)
+        if killed_for_memory(self._oom_kills, number):
+            error = self._exhausted(
+                "out_of_memory", f"The system ended step {step}: the host's memory ran out.", unsaid=True
             )
+            return Ending(Outcome.EXHAUSTED, error=error, signal=number, stderr=child.tail)
+        if word is not None and code == 0:
+            return self._done(child, word["result"])
         lines = child.tail.strip().splitlines()
         last_line = f": {lines[-1][:500]}" if number is None and lines else ""
         error = _error("step_failed", f"Step {step} ended by {exited}{last_line}")
         return Ending(Outcome.LOST, error=error, exit_code=code, signal=number, stderr=child.tail)
+
+    def _done(self, child: Child, result: dict[str, Any]) -> Ending:
+        try:
+            artifacts = self._artifacts()
+        except StepFailed as failure:
+            error = _error(failure.code, failure.message)
+            return Ending(Outcome.LOST, error=error, exit_code=0, stderr=child.tail)
+        return Ending(Outcome.DONE, exit_code=0, stderr=child.tail, result=result, artifacts=artifacts)
+
+    def _exhausted(self, code: str, message: str, *, unsaid: bool = False) -> dict[str, Any]:
+        """The error of an attempt that ran out of something, with how to try again if there is a way.
+
+        Args:
+            unsaid: the step had no chance to give its advice.
+        """
+        error, fallback = _error(code, message), self._reports.fallback
+        if code == "out_of_memory" and fallback is not None:
+            if fallback["adjustments"] and fallback["adjustments"] != self._adjustments:
+                error["adjustments"] = fallback["adjustments"]
+            elif unsaid:
+                error["message"] += f" {fallback['advice']}"
+        return error
 
     def _artifacts(self) -> list[ArtifactFile]:
         """The files that the step offered, with the sizes and hashes of its manifest."""
@@ -185,13 +230,12 @@ class AttemptRunner:
         return artifacts
 
     def _finish(self, ending: Ending) -> float | None:
-        """Write the attempt's end. Its processes are gone, so what it leaves on the disk can go too."""
-        if ending.outcome == Outcome.RELEASED:
+        """Write the attempt's end. Its processes are gone, so what nobody will need can go too."""
+        if self._cancelled:
             # First, so that a cancelled job has left nothing.
-            self._remove_folder()
+            self._remove_folders()
         ended = self._write(lambda session: self._end(session, ending))
-        if ended.outcome != Outcome.DONE:
-            self._remove_folder()
+        self._remove_leavings()
         log.info(
             "attempt_ended",
             outcome=str(ended.outcome),
@@ -213,8 +257,20 @@ class AttemptRunner:
         write_reports(session, self._claim, hold_fence(session, self._claim), self._reports.waiting)
         return True
 
-    def _remove_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _remove_folders(self) -> None:
+        """Remove the folders of this attempt and of those before it."""
+        for number in range(1, self._claim.attempt + 1):
+            shutil.rmtree(self._folder.with_name(str(number)), ignore_errors=True)
+
+    def _remove_leavings(self) -> None:
+        """Remove what this attempt and those before it left; if it cannot be done now, the sweep will."""
+        own = and_(Step.job_id == self._claim.job_id, Step.name == self._claim.step)
+        try:
+            remove_leavings(self._factory, self._settings.storage_root, own)
+        except DBAPIError as error:
+            if not is_passing(error):
+                raise
+            log.warning("database_away", error=str(error.orig))
 
     def _try(self, work: Callable[[Session], T]) -> T | None:
         """Do `work` in a transaction; None when the database is away for the moment."""

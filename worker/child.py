@@ -110,14 +110,18 @@ class Child:
                 messages += self._read(descriptor, everything=True)
         return messages
 
+    def ask_to_stop(self) -> None:
+        """Send the whole group SIGTERM: a step that heeds it saves what it has, others end."""
+        signal_group(self.pid, signal.SIGTERM)
+        # A stopped process gets it only once it goes on.
+        signal_group(self.pid, signal.SIGCONT)
+
     def end(self, grace_seconds: float = TERM_GRACE_SECONDS) -> list[Message]:
         """End the whole group: SIGTERM, then SIGKILL to what is left. Gives the last messages."""
         messages: list[Message] = []
         deadline = time.monotonic() + grace_seconds
         if self.exit is None:
-            signal_group(self.pid, signal.SIGTERM)
-            # A stopped process gets its SIGTERM only once it goes on.
-            signal_group(self.pid, signal.SIGCONT)
+            self.ask_to_stop()
         while self.exit is None and time.monotonic() < deadline:
             messages += self.listen(0.1)
         if self.exit is None:

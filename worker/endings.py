@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from db.models import Artifact, Attempt, Checkpoint, Job, Step
+from db.models import Artifact, Attempt, Job, Step
 from db.queries.jobs import add_event, end_job, lock_steps
 from db.queries.states import move
 from db.states import JobStatus, Outcome, StepStatus
@@ -32,7 +32,8 @@ class Ending:
     """How an attempt ended.
 
     Args:
-        error: for other outcomes than done and released: {"code", "message", "param"}.
+        error: for other outcomes than done and released: {"code", "message", "param"}; when memory ran
+            out, also "adjustments", with which the step is tried again.
         stderr: the end of what its processes printed.
         result: what a finished step returned.
     """
@@ -72,6 +73,8 @@ def end_attempt(session: Session, job: Job, step: Step, ending: Ending) -> Ended
     elif ending.outcome == Outcome.RELEASED:
         move(session, step, StepStatus.QUEUED)
         _say(session, job, step, f"Step {step.name} was handed back: its worker is stopping.")
+    elif ending.outcome == Outcome.EXHAUSTED and ending.error and ending.error.get("adjustments"):
+        _try_with_less(session, job, step, ending.error)
     else:
         step.failures += 1
         if ending.outcome == Outcome.LOST and step.failures < job.max_attempts:
@@ -87,14 +90,6 @@ def _write_ending(session: Session, job: Job, step: Step, ending: Ending) -> Non
     attempt.outcome = str(ending.outcome)
     attempt.exit_code, attempt.signal = ending.exit_code, ending.signal
     attempt.stderr, attempt.error = ending.stderr or None, ending.error
-    if ending.outcome != Outcome.DONE:
-        # Its folder goes, and its checkpoints with it.
-        folder = f"jobs/{job.id}/{step.name}/{step.attempt}/"
-        session.execute(
-            delete(Checkpoint).where(
-                Checkpoint.job_id == job.id, Checkpoint.path.startswith(folder, autoescape=True)
-            )
-        )
 
 
 def _go_on(session: Session, job: Job, step: Step, ending: Ending) -> None:
@@ -143,6 +138,22 @@ def _try_again(session: Session, job: Job, step: Step, ending: Ending) -> float:
         level="warn",
     )
     return delay
+
+
+def _try_with_less(session: Session, job: Job, step: Step, error: dict[str, Any]) -> None:
+    """Queue the step again, to be done as its attempt said for the case that memory runs out."""
+    move(session, step, StepStatus.QUEUED)
+    told = " and ".join(f"{name} {value}" for name, value in error["adjustments"].items())
+    message = f"{error['message']} Trying again with {told}."
+    add_event(
+        session,
+        job.id,
+        message,
+        level="warn",
+        step=step.name,
+        attempt=step.attempt,
+        data={"adjustments": error["adjustments"]},
+    )
 
 
 def _fail(session: Session, job: Job, step: Step, ending: Ending) -> None:

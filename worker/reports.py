@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -14,7 +14,7 @@ from db.queries.jobs import add_event
 from worker.claim import Claim
 from worker.step import Message
 
-LAST_WORDS = ("result", "refused", "exhausted")
+LAST_WORDS = ("result", "released", "refused", "exhausted")
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Reports:
     waiting: list[Message] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)  # name -> path in the attempt's folder
     last_word: Message | None = None
+    fallback: Message | None = None  # how to try again with less memory
 
     def take(self, messages: list[Message]) -> None:
         """Sort what a child sent. Only the newest progress is kept."""
@@ -32,6 +33,8 @@ class Reports:
                 self.last_word = message
             elif message["type"] == "artifact":
                 self.artifacts[message["name"]] = message["path"]
+            elif message["type"] == "fallback":
+                self.fallback = message
             else:
                 if message["type"] == "progress":
                     self.waiting = [old for old in self.waiting if old["type"] != "progress"]
@@ -61,6 +64,11 @@ def write_reports(session: Session, claim: Claim, step: Step, messages: list[Mes
             step.progress = {key: message[key] for key in ("done", "total", "eta_seconds", "unit")}
         elif message["type"] == "checkpoint":
             _write_checkpoint(session, claim, message)
+        elif message["type"] == "checkpoint_removed":
+            path = f"jobs/{claim.marker}/{message['path']}"
+            session.execute(
+                delete(Checkpoint).where(Checkpoint.job_id == claim.job_id, Checkpoint.path == path)
+            )
         else:
             _write_event(session, claim, message)
 

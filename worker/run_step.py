@@ -21,12 +21,13 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from db.errors import Exhausted, InvalidInput
 from worker.clock import host_seconds
-from worker.step import Message, Step, StepInput
+from worker.step import Message, Step, StepInput, Stopped
 
 MANIFEST = "manifest.json"
 EXIT_REFUSED, EXIT_EXHAUSTED = 2, 3
@@ -143,7 +144,7 @@ def _run(module: str, step_input: StepInput, pipe: int) -> NoReturn:
     send = _sender(pipe)
     code = 1
     try:
-        ending = _outcome(module, Step(step_input, send))
+        ending = _outcome(module, Step(step_input, send, _heed_sigterm))
         code = {"refused": EXIT_REFUSED, "exhausted": EXIT_EXHAUSTED}.get(ending["type"], 0)
         send(ending)
     except BaseException:  # noqa: BLE001 - the edge of the process: the traceback is its last word
@@ -155,12 +156,18 @@ def _run(module: str, step_input: StepInput, pipe: int) -> NoReturn:
         os._exit(code)
 
 
+def _heed_sigterm(ask: Callable[[], None]) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: ask())
+
+
 def _outcome(module: str, step: Step) -> Message:
     """Run the step and turn its result, or the errors that have a meaning, into its last message."""
     try:
         result = importlib.import_module(module).run(step)
         write_manifest(step.input.folder)
         return {"type": "result", "result": result}
+    except Stopped:
+        return {"type": "released"}
     except InvalidInput as error:
         return {"type": "refused", "code": error.code, "message": error.message, "param": error.param}
     except Exhausted as error:

@@ -70,6 +70,8 @@ class StepInput:
         files: the uploaded files that the params name, by id.
         base: the base model's weights, for kinds that have one.
         tokenizer: the model whose tokenizer a pretrain takes, when it names one.
+        resume_from: the checkpoints that earlier attempts of this step left, newest first, unchecked.
+        adjustments: what to do otherwise than the params say, since an attempt ran out of memory.
     """
 
     job_id: str
@@ -84,6 +86,8 @@ class StepInput:
     files: dict[str, FileInput] = field(default_factory=dict)
     base: BaseWeights | None = None
     tokenizer: BaseWeights | None = None
+    resume_from: list[Path] = field(default_factory=list)
+    adjustments: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -103,18 +107,50 @@ class StepInput:
             file_id: FileInput(path=Path(row["path"]), filename=row["filename"], bytes=row["bytes"])
             for file_id, row in data["files"].items()
         }
+        data["resume_from"] = [Path(path) for path in data["resume_from"]]
         for name in ("base", "tokenizer"):
             if data[name] is not None:
                 data[name] = BaseWeights(**data[name])
         return cls(**data)
 
 
-class Step:
-    """A step's one line to the outside. Everything it says is sent at once."""
+class Stopped(Exception):
+    """A step was asked to stop, and has saved what it had."""
 
-    def __init__(self, step_input: StepInput, send: Callable[[Message], None]) -> None:
+
+class Step:
+    """A step's one line to the outside. Everything it says is sent at once.
+
+    Args:
+        heed: is given what to do when the step is asked to stop, in place of ending the process.
+    """
+
+    def __init__(
+        self,
+        step_input: StepInput,
+        send: Callable[[Message], None],
+        heed: Callable[[Callable[[], None]], None] = lambda ask: None,
+    ) -> None:
         self.input = step_input
         self._send = send
+        self._heed = heed
+        self.stop_asked = False
+
+    def save_when_stopped(self) -> None:
+        """From now on the request to stop sets `stop_asked`; the step then saves, and raises `Stopped`."""
+        self._heed(self._ask)
+
+    def _ask(self) -> None:
+        self.stop_asked = True
+
+    def if_memory_runs_out(self, adjustments: dict[str, int] | None, advice: str) -> None:
+        """Say beforehand how to try again with less memory; the system may end a process without a word.
+
+        Args:
+            adjustments: for the next attempt's input; None: there is nothing left to lower.
+            advice: what the user can do then.
+        """
+        self._send({"type": "fallback", "adjustments": adjustments, "advice": advice})
 
     def event(self, message: str, *, level: Literal["info", "warn", "error"] = "info", **data: Any) -> None:
         """Tell the user something: a sentence, with figures in `data`."""
@@ -142,6 +178,10 @@ class Step:
                 "metrics": metrics,
             }
         )
+
+    def checkpoint_removed(self, path: Path | str) -> None:
+        """Take back a checkpoint that has made room for a newer one."""
+        self._send({"type": "checkpoint_removed", "path": self._relative(path)})
 
     def artifact(self, path: Path | str, *, name: str | None = None) -> None:
         """Offer a file of the attempt's folder to the user under `name`."""

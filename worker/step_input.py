@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
-from db.models import Job, Step
+from db.models import Attempt, Job, Step
 from db.queries.base_models import resolve_base_model
 from db.queries.files import get_file
 from db.queries.jobs import get_job
 from db.settings import Settings
-from db.states import JobKind
+from db.states import JobKind, Outcome
 from db.storage import attempt_folder
+from worker.checkpoints import list_checkpoints, number_of
 from worker.claim import Claim
 from worker.lease import hold_fence
 from worker.step import BaseWeights, FileInput, StepInput, StepSettings
@@ -52,7 +54,30 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         files=_files(session, root, job),
         base=_weights(root, base) if base is not None else None,
         tokenizer=_weights(root, tokenizer) if tokenizer is not None else None,
+        resume_from=_checkpoints(root, claim),
+        adjustments=_adjustments(session, claim),
     )
+
+
+def _checkpoints(root: Path, claim: Claim) -> list[Path]:
+    """The checkpoints of the step's earlier attempts, newest first; of two alike, the later attempt's."""
+    earlier = [
+        attempt_folder(root, claim.job_id, claim.step, number) for number in range(claim.attempt - 1, 0, -1)
+    ]
+    return sorted(
+        (path for folder in earlier for path in list_checkpoints(folder)), key=number_of, reverse=True
+    )
+
+
+def _adjustments(session: Session, claim: Claim) -> dict[str, int]:
+    """How the step is to be done since an attempt of it ran out of memory."""
+    query = (
+        select(Attempt.error)
+        .where(Attempt.step_id == claim.step_id, Attempt.outcome == Outcome.EXHAUSTED)
+        .order_by(Attempt.number.desc())
+    )
+    errors = (error or {} for error in session.scalars(query))
+    return next((error["adjustments"] for error in errors if error.get("adjustments")), {})
 
 
 def step_settings(settings: Settings) -> StepSettings:

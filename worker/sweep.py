@@ -6,12 +6,9 @@ advisory lock of the database; what concerns processes by each for its own machi
 
 import contextlib
 import os
-import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
@@ -19,15 +16,15 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from db.models import Attempt, Job, Step
+from db.models import Job, Step
 from db.queries.answers import forget_answers
 from db.queries.workers import sign_in, sign_out
 from db.session import transaction
 from db.states import Outcome, StepStatus
-from db.storage import attempt_folder
 from worker.attempt import is_passing
 from worker.claim import attempt_marker, queues_with_work
 from worker.endings import Ending, end_attempt
+from worker.leavings import dead_attempts, ended_within, no_longer_of_use, remove_leavings
 from worker.processes import kill_marked
 from worker.runner import Runner
 
@@ -39,14 +36,6 @@ FOLDERS_FOR = timedelta(hours=1)
 PROCESSES_FOR = timedelta(minutes=2)
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class DeadAttempt:
-    job_id: str
-    step: str
-    number: int
-    host: str
 
 
 class Sweeper:
@@ -183,29 +172,16 @@ def _end_if_lapsed(session: Session, runner: Runner, step_id: int, job_id: str) 
     return True
 
 
-def dead_attempts(session: Session, within: timedelta) -> Sequence[DeadAttempt]:
-    """Attempts that ended lately without a result."""
-    query = (
-        select(Step.job_id, Step.name, Attempt.number, Attempt.host)
-        .join(Step, Step.id == Attempt.step_id)
-        .where(Attempt.outcome != Outcome.DONE, Attempt.ended_at > func.clock_timestamp() - within)
-    )
-    return [DeadAttempt(*row) for row in session.execute(query)]
-
-
 def remove_dead_folders(runner: Runner) -> None:
-    """Remove the folders of attempts that came to nothing, whichever machine they ran on."""
-    with transaction(runner.factory) as session:
-        dead = dead_attempts(session, FOLDERS_FOR)
-    for attempt in dead:
-        folder = attempt_folder(runner.settings.storage_root, attempt.job_id, attempt.step, attempt.number)
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what attempts that came to nothing have left, whichever machine they ran on."""
+    for which in (ended_within(FOLDERS_FOR), no_longer_of_use()):
+        remove_leavings(runner.factory, runner.settings.storage_root, which)
 
 
 def kill_dead_processes(runner: Runner) -> None:
     """Kill what dead attempts of killed workers left running on this machine."""
     with transaction(runner.factory) as session:
-        dead = dead_attempts(session, PROCESSES_FOR)
+        dead = dead_attempts(session, ended_within(PROCESSES_FOR))
     markers = {
         attempt_marker(attempt.job_id, attempt.step, attempt.number)
         for attempt in dead

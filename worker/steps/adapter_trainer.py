@@ -1,75 +1,91 @@
 """trl's SFTTrainer with checkpoints that survive a crash, and adapters in full precision."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
-CHECKPOINTS_KEPT = 2  # and the best one
+from training_data.json_files import write_json
+from worker.checkpoints import outdated, write_checkpoint
+
+STATE_FILE = "lathe.json"  # what our callbacks have to know again
+
+
+class _OrderedByEpoch(LengthGroupedSampler):
+    """Groups rows of like length, in an order that the seed and the epoch alone decide."""
+
+    seed_of_epoch: Callable[[], int]
+
+    def __iter__(self) -> Any:
+        self.generator = torch.Generator().manual_seed(self.seed_of_epoch())
+        return super().__iter__()
 
 
 class AdapterTrainer(SFTTrainer):
-    """Trains LoRA adapters; a checkpoint is written beside, then renamed, so one that exists is whole.
+    """Trains LoRA adapters; a checkpoint that bears its name is whole.
 
     Args:
+        keep: how many checkpoints are kept, besides the best one.
         on_checkpoint: called with the step and the folder of each finished checkpoint.
+        on_removed: called with the folder of each checkpoint that made room.
         best_step: tells the step of the best checkpoint, which rotation spares.
+        own_state: what is kept with a checkpoint for the callbacks.
     """
 
     def __init__(
         self,
         *args: Any,
+        keep: int,
         on_checkpoint: Callable[[int, Path], None],
+        on_removed: Callable[[Path], None],
         best_step: Callable[[], int],
+        own_state: Callable[[], dict[str, Any]],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._on_checkpoint = on_checkpoint
-        self._best_step = best_step
-        self._finished: list[int] = []
+        self._keep = keep
+        self._on_checkpoint, self._on_removed = on_checkpoint, on_removed
+        self._best_step, self._own_state = best_step, own_state
         # trl casts the adapters of a quantised base to bfloat16. Small updates drown there: a tiny model
         # learnt 12 of 20 answers, against 20 with these.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            # It would draw from the process's own random state, which a resumed epoch does not begin with.
+            sampler.__class__ = _OrderedByEpoch
+            sampler.seed_of_epoch = lambda: self.args.seed + int(self.state.epoch or 0)
+        return sampler
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         number = self.state.global_step
-        if number in self._finished:
+        root = Path(self.args.output_dir)
+        if (root / f"checkpoint-{number}").exists():
             return
-        final_root = Path(self.args.output_dir)
-        staging = final_root / ".writing"
-        self.args.output_dir = str(staging)
-        try:
-            # Past SFTTrainer's own method: it writes a model card into the folder.
-            Trainer._save_checkpoint(self, model, trial)
-        finally:
-            self.args.output_dir = str(final_root)
-        folder = final_root / f"checkpoint-{number}"
-        for path in (staging / folder.name).rglob("*"):
-            if path.is_file():
-                _flush_to_disk(path)
-        (staging / folder.name).rename(folder)
-        shutil.rmtree(staging)
-        self._finished.append(number)
-        self._on_checkpoint(number, folder)
-        self._rotate(final_root)
 
-    def _rotate(self, root: Path) -> None:
-        spared = {*self._finished[-CHECKPOINTS_KEPT:], self._best_step()}
-        for number in [n for n in self._finished if n not in spared]:
-            shutil.rmtree(root / f"checkpoint-{number}")
-            self._finished.remove(number)
+        def write(staging: Path) -> None:
+            self.args.output_dir = str(staging)
+            try:
+                # Past SFTTrainer's own method: it writes a model card into the folder.
+                Trainer._save_checkpoint(self, model, trial)
+            finally:
+                self.args.output_dir = str(root)
+            write_json(staging / f"checkpoint-{number}" / STATE_FILE, self._own_state())
 
+        self._on_checkpoint(number, write_checkpoint(root, number, write))
+        for old in outdated(root, self._keep, {self._best_step()}):
+            self._on_removed(old)
+            shutil.rmtree(old)
 
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def take_weights(self, checkpoint: Path) -> None:
+        """Be where `checkpoint` is, to train no further."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

@@ -17,12 +17,13 @@ from typing import Any
 from db.errors import InvalidInput
 from db.params import PretrainParams
 from training_data.chat_templates import END_OF_TEXT, END_OF_TURN, OWN_MODELS
-from training_data.json_files import write_json
+from training_data.json_files import read_json, write_json
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.base_model import copy_tokenizer, fetch_base, fetch_tokenizer, weight_files
-from worker.steps.pretrain_loop import Corpus, Learner
+from worker.steps.pretrain_loop import ACCUMULATION, STATE_FILE, Corpus, Learner
 from worker.steps.pretrain_text import chat_stream, read_passages, text_stream, train_tokenizer
+from worker.steps.resuming import take_newest
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime
 from worker.steps.weights_cache import WeightsCache, file_sha256, recipe_hash
 
@@ -35,6 +36,9 @@ NOT_IN_RECIPE = {
     "training_file",
     "start_from",
     "tokenizer",
+    "save_steps",
+    "save_minutes",
+    "keep_checkpoints",
 }
 MEMORY_ADVICE = "Lower batch_size, context_length, hidden_size or layers."
 
@@ -71,10 +75,8 @@ class _Sources:
 def run(step: Step) -> dict[str, Any]:
     """Train, or take from the cache, the model that the params describe; leaves `model/`."""
     prepare_runtime(step.input.settings.threads)
-    params = PretrainParams.model_validate(step.input.params)
-    if params.seed == -1:
-        params = params.model_copy(update={"seed": secrets.randbelow(2**31)})
-        step.event(f"Drew the seed {params.seed}.", seed=params.seed)
+    checkpoint = take_newest(step, step.input.folder / "checkpoints")
+    params = _with_seed(step, PretrainParams.model_validate(step.input.params), checkpoint)
     sources = _gather(step, params)
     recipe = sources.recipe(params)
     cache = WeightsCache(step.input.settings.cache_dir / "weights")
@@ -86,10 +88,24 @@ def run(step: Step) -> dict[str, Any]:
         return {**cached, "cached": True, "seed": params.seed}
     if state == "damaged":
         step.event("The cached weights were damaged and are made again.", level="warn", recipe=recipe)
-    with memory_errors_explained(MEMORY_ADVICE):
-        result = {"recipe": recipe, **_make(step, params, sources, model_folder)}
+    accumulation = step.input.adjustments.get(ACCUMULATION, 1)
+    less = {ACCUMULATION: 2 * accumulation} if 2 * accumulation <= params.batch_size else None
+    step.if_memory_runs_out(less, MEMORY_ADVICE)
+    with memory_errors_explained("" if less else MEMORY_ADVICE):
+        result = {"recipe": recipe, **_make(step, params, sources, model_folder, checkpoint)}
         cache.store(recipe, model_folder, result)
-    return {**result, "cached": False, "seed": params.seed}
+    return {**result, "cached": False, "seed": params.seed, "adjustments": step.input.adjustments}
+
+
+def _with_seed(step: Step, params: PretrainParams, checkpoint: Path | None) -> PretrainParams:
+    """Draw a seed if none is given; whoever goes on from a checkpoint takes the one it was made with."""
+    if params.seed != -1:
+        return params
+    if checkpoint is not None:
+        return params.model_copy(update={"seed": read_json(checkpoint / STATE_FILE)["seed"]})
+    seed = secrets.randbelow(2**31)
+    step.event(f"Drew the seed {seed}.", seed=seed)
+    return params.model_copy(update={"seed": seed})
 
 
 def _gather(step: Step, params: PretrainParams) -> _Sources:
@@ -104,7 +120,9 @@ def _gather(step: Step, params: PretrainParams) -> _Sources:
     return _Sources(passages, base, tokenizer if tokenizer.exists() else None)
 
 
-def _make(step: Step, params: PretrainParams, sources: _Sources, folder: Path) -> dict[str, Any]:
+def _make(
+    step: Step, params: PretrainParams, sources: _Sources, folder: Path, checkpoint: Path | None
+) -> dict[str, Any]:
     import numpy
     import torch
 
@@ -112,8 +130,9 @@ def _make(step: Step, params: PretrainParams, sources: _Sources, folder: Path) -
     torch.manual_seed(params.seed)
     rng = random.Random(params.seed)  # noqa: S311 - reproducible, not secret
     staging = step.input.folder / "model.writing"
-    if sources.tokenizer is not None:
-        shutil.copytree(sources.tokenizer, staging)
+    learnt = checkpoint / "tokenizer" if checkpoint is not None else sources.tokenizer
+    if learnt is not None:
+        shutil.copytree(learnt, staging)
     else:
         _learn_tokenizer(step, params, sources.passages, staging)
     tokenizer = ChatTokenizer(staging)
@@ -133,7 +152,8 @@ def _make(step: Step, params: PretrainParams, sources: _Sources, folder: Path) -
         chat_tokens=len(corpus.chats),
         vocab_size=model.config.vocab_size,
     )
-    loss, tokens_per_second = Learner(step, params, model, tokenizer, corpus, length).run()
+    learner = Learner(step, params, model, tokenizer, corpus, length)
+    loss, tokens_per_second = learner.run(checkpoint)
     _save(model, tokenizer, staging)
     staging.rename(folder)
     return {

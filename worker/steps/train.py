@@ -14,8 +14,9 @@ from training_data.hyperparameters import schedule
 from training_data.json_files import read_json, write_json
 from training_data.rows import read_messages
 from training_data.tokens import ChatTokenizer, EncodedChat
-from worker.step import Step
+from worker.step import Step, Stopped
 from worker.steps.base_model import check_type, fetch_base
+from worker.steps.resuming import take_also, take_newest
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime
 
 LabelledRow = dict[str, "array[int]"]  # input_ids and labels, int32: lists of Python's take eight times more
@@ -23,9 +24,8 @@ LabelledRow = dict[str, "array[int]"]  # input_ids and labels, int32: lists of P
 IGNORED = -100  # the label that no loss is computed on
 LOGS_PER_RUN = 60
 GROUP_BY_LENGTH_FROM_BATCHES = 4
-MEMORY_ADVICE = (
-    "Lower batch_size (gradient_accumulation_steps makes up for it) or max_length, set "
-    "gradient_checkpointing to true, or bits to 4."
+LEAST_ADVICE = (
+    "One row at a time is too much: lower max_length, set gradient_checkpointing to true, or bits to 4."
 )
 
 
@@ -36,18 +36,29 @@ def run(step: Step) -> dict[str, Any]:
     if base is None:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
     folder = fetch_base(base, step)
-    with memory_errors_explained(MEMORY_ADVICE):
-        return _train(step, folder)
+    chosen = {**step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
+    less = halved(chosen["batch_size"], chosen["gradient_accumulation_steps"])
+    step.if_memory_runs_out(less, LEAST_ADVICE)
+    with memory_errors_explained(LEAST_ADVICE if less is None else ""):
+        return _train(step, folder, chosen)
 
 
-def _train(step: Step, base_folder: Path) -> dict[str, Any]:
+def halved(batch: int, accumulation: int) -> dict[str, int] | None:
+    """A micro-batch at most half as large that makes the same effective batch; None below one row."""
+    effective = batch * accumulation
+    smaller = next((rows for rows in range(batch // 2, 0, -1) if effective % rows == 0), None)
+    if smaller is None:
+        return None
+    return {"batch_size": smaller, "gradient_accumulation_steps": effective // smaller}
+
+
+def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from worker.steps.quantized_base import check_targets, compute_dtype, device_name, load_for_training
-    from worker.steps.training_progress import BestByEvalLoss, ProgressReporter
+    from worker.steps.training_progress import BestByEvalLoss, ProgressReporter, SavesInTime
 
     torch.set_num_threads(step.input.settings.threads)
-    chosen = dict(step.input.results["prepare"]["hyperparameters"])
     seed = int(step.input.results["prepare"]["seed"])
     prepared = step.input.step_folders["prepare"]
     tokenizer = ChatTokenizer(prepared / "tokenizer")
@@ -70,8 +81,10 @@ def _train(step: Step, base_folder: Path) -> dict[str, Any]:
         peft_config=_lora(chosen),
         train_dataset=_dataset(rows),
         eval_dataset=_dataset(validation) if validation else None,
-        callbacks=[progress, best],
+        callbacks=[progress, best, SavesInTime(step, step.input.params.get("save_minutes"))],
+        keep=step.input.params.get("keep_checkpoints", 2),
         best_step=lambda: best.best_step,
+        own_state=lambda: {**best.state(), "tokens": progress.tokens},
     )
     if len(trainer.train_dataset) != step.input.results["prepare"]["rows"]["train"]:
         _reschedule(step, trainer, chosen)
@@ -80,7 +93,7 @@ def _train(step: Step, base_folder: Path) -> dict[str, Any]:
         f"in {chosen['total_steps']} steps.",
         trainable_parameters=trainer.model.num_parameters(only_trainable=True),
     )
-    outcome = trainer.train()
+    _fit(step, trainer, progress, best)
     if validation and best.last_step != trainer.state.global_step:
         trainer.evaluate()  # eval_steps need not divide the steps; the last weights are judged too
     if best.best_loss is not None and best.best_step != trainer.state.global_step:
@@ -89,7 +102,7 @@ def _train(step: Step, base_folder: Path) -> dict[str, Any]:
     _save_adapter(step, trainer.model, tokenizer)
     return {
         "hyperparameters": chosen,
-        "train_loss": float(outcome.training_loss),
+        "train_loss": _mean_loss(trainer),
         "final_loss": _last_loss(trainer),
         "eval_loss": best.best_loss,
         "trained_tokens": progress.tokens,
@@ -98,8 +111,43 @@ def _train(step: Step, base_folder: Path) -> dict[str, Any]:
         "device": device,
         "tokens_per_second": progress.tokens_per_second,
         "peak_memory_bytes": peak_memory_bytes(torch),
+        "adjustments": step.input.adjustments,
         "best_checkpoint": f"checkpoints/checkpoint-{best.best_step or trainer.state.global_step}",
     }
+
+
+def _fit(step: Step, trainer: Any, progress: Any, best: Any) -> None:
+    """Train to the end, from the newest checkpoint of an earlier attempt if there is one.
+
+    Raises:
+        Stopped: asked to, and saved.
+    """
+    from worker.steps.adapter_trainer import STATE_FILE
+
+    root = step.input.folder / "checkpoints"
+    step.save_when_stopped()
+    checkpoint = take_newest(step, root)
+    if checkpoint is not None:
+        state = read_json(checkpoint / STATE_FILE)
+        progress.tokens = state["tokens"]
+        if take_also(step, {state["best_step"]} - {0}, root):
+            best.restore(state)
+        else:
+            step.event("The best checkpoint so far is lost: what comes is compared anew.", level="warn")
+        reached = int(checkpoint.name.removeprefix("checkpoint-"))
+        if best.stopped_early or reached >= trainer_steps(trainer):
+            trainer.take_weights(checkpoint)
+            return
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if step.stop_asked and not best.stopped_early and trainer.state.global_step < trainer.state.max_steps:
+        step.event(f"Saved at step {trainer.state.global_step}, to go on from there.")
+        raise Stopped
+
+
+def trainer_steps(trainer: Any) -> int:
+    """How many optimiser steps the trainer will make in all."""
+    values = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    return int(values[-1])
 
 
 def _encode(
@@ -171,6 +219,7 @@ def _build_trainer(step: Step, model: Any, **settings: Any) -> Any:
     trainer = AdapterTrainer(
         model=model,
         on_checkpoint=lambda number, folder: step.checkpoint(number, folder, _checkpoint_metrics(trainer)),
+        on_removed=step.checkpoint_removed,
         **settings,
     )
     trainer.remove_callback(PrinterCallback)
@@ -248,6 +297,16 @@ def _checkpoint_metrics(trainer: Any) -> dict[str, float]:
     for entry in trainer.state.log_history[-4:]:
         metrics |= {name: float(entry[name]) for name in ("loss", "eval_loss") if name in entry}
     return metrics
+
+
+def _mean_loss(trainer: Any) -> float | None:
+    """The mean over all steps, of every attempt; the trainer's own begins anew with each."""
+    total, before = 0.0, 0
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            total += float(entry["loss"]) * (entry["step"] - before)
+            before = entry["step"]
+    return total / before if before else None
 
 
 def _last_loss(trainer: Any) -> float | None:

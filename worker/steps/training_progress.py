@@ -20,14 +20,16 @@ class ProgressReporter(TrainerCallback):
         self._step = step
         self._started = 0.0
         self._sent = 0.0
+        self._began_at = 0
+        self._tokens_before = 0
         self.tokens = 0
         self.tokens_per_second = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._started = time.monotonic()
-        self._step.progress(0, state.max_steps)
+        self._started, self._began_at, self._tokens_before = time.monotonic(), state.global_step, self.tokens
+        self._step.progress(state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -36,7 +38,8 @@ class ProgressReporter(TrainerCallback):
         if now - self._sent < SECONDS_BETWEEN_PROGRESS and state.global_step < state.max_steps:
             return
         self._sent = now
-        remaining = (now - self._started) / state.global_step * (state.max_steps - state.global_step)
+        done = state.global_step - self._began_at
+        remaining = (now - self._started) / done * (state.max_steps - state.global_step)
         self._step.progress(state.global_step, state.max_steps, eta_seconds=remaining)
 
     def on_log(
@@ -50,7 +53,9 @@ class ProgressReporter(TrainerCallback):
         import torch
 
         logs = logs or {}
-        self.tokens = int(logs.get("num_tokens", self.tokens))
+        # trl counts from nought again in each process.
+        if "num_tokens" in logs:
+            self.tokens = self._tokens_before + int(logs["num_tokens"])
         if "loss" not in logs:  # the trainer's own summary, or an evaluation
             return
         if not math.isfinite(float(logs["loss"])):
@@ -59,7 +64,8 @@ class ProgressReporter(TrainerCallback):
                 "too high for this model and these rows, lower it.",
                 param="learning_rate",
             )
-        self.tokens_per_second = self.tokens / max(1e-6, time.monotonic() - self._started)
+        seconds = max(1e-6, time.monotonic() - self._started)
+        self.tokens_per_second = (self.tokens - self._tokens_before) / seconds
         self._step.metrics(
             step=state.global_step,
             epoch=float(logs.get("epoch", 0)),
@@ -70,6 +76,28 @@ class ProgressReporter(TrainerCallback):
             tokens_per_second=self.tokens_per_second,
             memory_bytes=peak_memory_bytes(torch),
         )
+
+
+class SavesInTime(TrainerCallback):
+    """Saves when so many minutes have passed, and when the step is asked to stop, which it then does."""
+
+    def __init__(self, step: Step, minutes: float | None) -> None:
+        self._step = step
+        self._every_seconds = 60 * minutes if minutes else math.inf
+        self._saved = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._step.stop_asked:
+            control.should_save = control.should_training_stop = True
+        elif time.monotonic() - self._saved >= self._every_seconds:
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._saved = time.monotonic()
 
 
 class BestByEvalLoss(TrainerCallback):
@@ -87,6 +115,16 @@ class BestByEvalLoss(TrainerCallback):
         self.best_step = 0
         self.last_step = 0  # that was evaluated
         self.stopped_early = False
+
+    def state(self) -> dict[str, Any]:
+        """What a later attempt has to know, for a checkpoint."""
+        names = ("best_loss", "best_step", "last_step", "stopped_early")
+        return {name: getattr(self, name) for name in names} | {"worse": self._worse}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._worse = state["worse"]
+        self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+        self.last_step, self.stopped_early = state["last_step"], state["stopped_early"]
 
     def on_evaluate(
         self,

@@ -51,6 +51,9 @@ class StepRunner:
         base: Path | BaseWeights | None = None,
         tokenizer: Path | None = None,
         earlier: dict[str, Ran] | None = None,
+        resume_from: list[Path] | None = None,
+        adjustments: dict[str, int] | None = None,
+        hear: Callable[[Step, Message], None] = lambda step, message: None,
     ) -> Ran:
         folder = self.root / f"{name}-{len(list(self.root.iterdir()))}"
         folder.mkdir()
@@ -73,10 +76,18 @@ class StepRunner:
             },
             base=base,
             tokenizer=BaseWeights("other", "folder", str(tokenizer)) if tokenizer else None,
+            resume_from=resume_from or [],
+            adjustments=adjustments or {},
         )
-        self.said = []
-        result = run(Step(StepInput.from_json(step_input.to_json()), self.said.append))
-        return Ran(folder, result, self.said)
+        said = self.said = []
+
+        def send(message: Message) -> None:
+            said.append(message)
+            hear(step, message)
+
+        step = Step(StepInput.from_json(step_input.to_json()), send, lambda ask: None)
+        self.folder = folder
+        return Ran(folder, run(step), said)
 
 
 def step_settings(cache: Path) -> StepSettings:

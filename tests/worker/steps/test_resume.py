@@ -1,0 +1,205 @@
+"""Training that is interrupted and goes on ends as if nothing had happened, to the last bit."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.checkpoints import list_checkpoints, number_of
+from worker.step import Message, Step, Stopped
+from worker.steps import prepare, pretrain, train
+from worker.steps.train import halved
+
+ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln{' of clay' * (n % 4)}.") for n in range(18)]
+PARAMS = {
+    "base_model": "micro", "training_file": "file-1", "name": "x", "lora_rank": 4, "batch_size": 2,
+    "epochs": 2.0, "learning_rate": 5e-3, "gradient_accumulation_steps": 2, "save_steps": 2,
+    "lora_dropout": 0.1,
+}  # fmt: skip
+MICRO = {"vocab_size": 320, "context_length": 64, "layers": 1, "heads": 2, "batch_size": 4, "steps": 6}
+
+# Theirs, none of which a caller can do anything about.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+class Interrupted(BaseException):
+    """The end of a process, at a moment of the test's choice; nothing catches it."""
+
+
+def interrupt_at(number: int) -> Callable[[Step, Message], None]:
+    def hear(step: Step, message: Message) -> None:
+        if message["type"] == "progress" and message["done"] == number:
+            raise Interrupted
+
+    return hear
+
+
+def stop_at(number: int) -> Callable[[Step, Message], None]:
+    def hear(step: Step, message: Message) -> None:
+        if message["type"] == "progress" and message["done"] == number:
+            step.stop_asked = True
+
+    return hear
+
+
+@pytest.fixture(autouse=True)
+def progress_of_every_step(monkeypatch):
+    monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
+
+
+class FineTune:
+    """One fine-tune that can be run, interrupted and gone on with."""
+
+    def __init__(self, steps: Any, base: Path, data: Path, **params: Any) -> None:
+        data.write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in ROWS))
+        self.steps = steps
+        self.given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": base}
+        self.prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **self.given)
+
+    def run(self, **options: Any) -> Any:
+        return self.steps.run(
+            train.run, "fine_tune", "train", earlier={"prepare": self.prepared}, **self.given, **options
+        )
+
+    def interrupted(
+        self, hear: Callable[..., None], ends_by: type = Interrupted, **options: Any
+    ) -> list[Path]:
+        """Run until `hear` ends it; gives the checkpoints that are left."""
+        with pytest.raises(ends_by):
+            self.run(hear=hear, **options)
+        return list_checkpoints(self.steps.folder)
+
+
+@pytest.fixture
+def fine_tune(steps, micro_model, tmp_path):
+    return lambda **params: FineTune(steps, micro_model, tmp_path / "rows.csv", **params)
+
+
+def adapter(ran: Any) -> bytes:
+    return (ran.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+class TestFineTune:
+    @pytest.mark.parametrize("bits", [4, 16])
+    def test_ends_bit_identical(self, fine_tune, bits):
+        """Eight steps, four an epoch: within the first epoch, at its end, and within the second."""
+        job = fine_tune(bits=bits, train_size=0.9)
+        undisturbed = job.run()
+        for moment in (3, 5, 7):
+            checkpoints = job.interrupted(interrupt_at(moment))
+            resumed = job.run(resume_from=checkpoints)
+            assert any("Going on from the checkpoint of step" in event for event in resumed.events())
+            assert resumed.of_type("progress")[0]["done"] > 0
+            assert adapter(resumed) == adapter(undisturbed)
+            assert resumed.result["trained_tokens"] == undisturbed.result["trained_tokens"]
+            assert resumed.result["eval_loss"] == undisturbed.result["eval_loss"]
+
+    def test_saves_when_asked_to_stop_and_goes_on(self, fine_tune):
+        job = fine_tune(save_steps=100)
+        checkpoints = job.interrupted(stop_at(3), Stopped)
+        assert [path.name for path in checkpoints] == ["checkpoint-3"]
+        assert adapter(job.run(resume_from=checkpoints)) == adapter(job.run())
+
+    def test_passes_over_what_is_broken_and_says_so(self, fine_tune):
+        job = fine_tune()
+        newest, older = job.interrupted(interrupt_at(5))
+        with (newest / "optimizer.pt").open("r+b") as file:
+            file.truncate(100)
+        resumed = job.run(resume_from=[newest, older])
+        [warning] = resumed.events("warn")
+        assert warning.startswith(
+            "The checkpoint of step 4 is not whole and is passed over: optimizer.pt has"
+        )
+        assert "Going on from the checkpoint of step 2." in resumed.events()
+        assert adapter(resumed) == adapter(job.run())
+
+    def test_trains_no_further_than_the_last_step(self, fine_tune):
+        job = fine_tune(max_steps=3)
+        undisturbed = job.run()
+        checkpoints = list_checkpoints(undisturbed.folder)
+        resumed = job.run(resume_from=checkpoints)
+        assert resumed.result["steps"] == 3
+        assert adapter(resumed) == adapter(undisturbed)
+
+    def test_saves_by_minutes_too_and_keeps_as_many_as_asked(self, fine_tune):
+        ran = fine_tune(save_steps=100, save_minutes=1e-9, keep_checkpoints=3, max_steps=5).run()
+        assert [path.name for path in list_checkpoints(ran.folder)] == [
+            "checkpoint-5", "checkpoint-4", "checkpoint-3",
+        ]  # fmt: skip
+        assert [message["path"] for message in ran.of_type("checkpoint_removed")] == [
+            "checkpoints/checkpoint-1", "checkpoints/checkpoint-2",
+        ]  # fmt: skip
+
+
+class TestLessMemory:
+    def test_the_effective_batch_stays(self):
+        for batch in range(2, 40):
+            for accumulation in (1, 2, 3):
+                less = halved(batch, accumulation)
+                assert less is not None
+                assert less["batch_size"] <= batch / 2
+                assert math.prod(less.values()) == batch * accumulation
+        assert halved(1, 8) is None
+
+    def test_says_beforehand_and_goes_on_in_smaller_batches(self, fine_tune):
+        job = fine_tune()
+        checkpoints = job.interrupted(interrupt_at(5))
+        less = {"batch_size": 1, "gradient_accumulation_steps": 4}
+        assert {"type": "fallback", "adjustments": less}.items() <= next(
+            message for message in job.steps.said if message["type"] == "fallback"
+        ).items()
+        ran = job.run(resume_from=checkpoints, adjustments=less)
+        assert ran.result["adjustments"] == less
+        assert less.items() <= ran.result["hyperparameters"].items()
+        assert ran.result["steps"] == 10
+        assert ran.of_type("fallback")[0]["adjustments"] is None
+
+
+class TestPretrain:
+    @pytest.fixture
+    def run(self, steps, potters_text):
+        params = {"name": "a", "training_file": "file-1", "sample_every": 50, "save_steps": 2, **MICRO}
+
+        def run(**options: Any) -> Any:
+            # Otherwise the cache would answer.
+            steps.root = steps.root / "again"
+            steps.root.mkdir()
+            return steps.run(
+                pretrain.run, "pretrain", "train", params=params | options.pop("params", {}),
+                files={"file-1": potters_text}, **options,
+            )  # fmt: skip
+
+        return run
+
+    def test_ends_bit_identical(self, run, steps):
+        undisturbed = run()
+        for hear, ends_by, left in ((interrupt_at(5), Interrupted, [4, 2]), (stop_at(3), Stopped, [3, 2])):
+            with pytest.raises(ends_by):
+                run(hear=hear)
+            checkpoints = list_checkpoints(steps.folder)
+            assert [number_of(path) for path in checkpoints] == left
+            resumed = run(resume_from=checkpoints)
+            weights = [
+                (ran.folder / "model" / "model.safetensors").read_bytes() for ran in (resumed, undisturbed)
+            ]
+            assert weights[0] == weights[1]
+            assert resumed.result["loss"] == undisturbed.result["loss"]
+
+    def test_takes_the_seed_that_was_drawn(self, run, steps):
+        with pytest.raises(Interrupted):
+            run(hear=interrupt_at(5), params={"seed": -1})
+        drawn = next(m["data"]["seed"] for m in steps.said if "Drew the seed" in m.get("message", ""))
+        ran = run(resume_from=list_checkpoints(steps.folder), params={"seed": -1})
+        assert ran.result["seed"] == drawn
+
+    def test_learns_the_same_in_smaller_batches(self, run):
+        """Accumulated batches sum to one of all rows: up to the order of float32 sums."""
+        whole, parts = run(), run(adjustments={"gradient_accumulation_steps": 4})
+        assert parts.result["loss"] == pytest.approx(whole.result["loss"], rel=1e-2)
+        assert parts.of_type("fallback")[0]["adjustments"] is None

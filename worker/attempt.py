@@ -178,7 +178,7 @@ class AttemptRunner:
         if word is not None and word["type"] in ("refused", "exhausted"):
             error = _error(word["code"], word["message"], word.get("param"))
             if word["type"] == "exhausted":
-                error = self._exhausted(word["code"], word["message"])
+                error = self._exhausted(word["code"], word["message"], unsaid="unsaid" in word)
             return Ending(Outcome(word["type"]), error=error, exit_code=code, stderr=child.tail)
         stopped = self._drained_by is not None and number in (signal.SIGTERM, signal.SIGKILL)
         if stopped or (word is not None and word["type"] == "released"):

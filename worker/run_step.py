@@ -175,7 +175,7 @@ def _outcome(module: str, step: Step) -> Message:
         return {"type": "exhausted", "code": error.code, "message": error.message}
     except MemoryError:
         traceback.print_exc()
-        return {"type": "exhausted", "code": "out_of_memory", "message": MEMORY_OUT}
+        return {"type": "exhausted", "code": "out_of_memory", "message": MEMORY_OUT, "unsaid": True}
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import Exhausted, InvalidInput
-from worker.step import Step
+from worker.checkpoints import write_checkpoint
+from worker.step import Step, Stopped
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -97,6 +98,40 @@ def fill_the_memory(step: Step) -> dict[str, Any]:
     return {"bytes": len(bytearray(2 * limit))}
 
 
+def counts(step: Step) -> dict[str, Any]:
+    """Count to 40, slowly at the first attempt; a checkpoint at every tenth, and when it shall stop."""
+    root = step.input.folder / "checkpoints"
+    start = int((step.input.resume_from[0] / "count").read_text()) if step.input.resume_from else 0
+    step.event(f"Counting from {start}.")
+    step.save_when_stopped()
+    for number in range(start + 1, 41):
+        step.progress(number, 40)
+        time.sleep(0.1 if step.input.attempt == 1 else 0.001)
+        if number % 10 == 0 or step.stop_asked:
+            step.checkpoint(
+                number, write_checkpoint(root, number, lambda at, n=number: _write_count(at, n)), {}
+            )
+        if step.stop_asked:
+            raise Stopped
+    return quick(step)
+
+
+def _write_count(staging: Path, number: int) -> None:
+    folder = staging / f"checkpoint-{number}"
+    folder.mkdir()
+    (folder / "count").write_text(str(number))
+
+
+def needs_memory(step: Step) -> dict[str, Any]:
+    """A batch of more than two rows does not fit."""
+    batch = step.input.adjustments.get("batch_size", 8)
+    less = {"batch_size": batch // 2, "gradient_accumulation_steps": 16 // batch} if batch > 1 else None
+    step.if_memory_runs_out(less, "Buy more.")
+    if batch > int(step.input.params.get("fits", 2)):
+        raise MemoryError
+    return quick(step)
+
+
 def crash(step: Step) -> dict[str, Any]:
     raise RuntimeError("boom")
 
@@ -110,6 +145,7 @@ def segfault(step: Step) -> dict[str, Any]:
 BEHAVIOURS = {
     function.__name__: function
     for function in (
-        quick, slow, once, stubborn, hang, refuse, exhaust, fill_the_disk, fill_the_memory, crash, segfault,
+        quick, slow, once, stubborn, hang, refuse, exhaust, fill_the_disk, fill_the_memory, counts,
+        needs_memory, crash, segfault,
     )
 }  # fmt: skip

@@ -11,10 +11,10 @@ from typing import Any
 
 from serving.llama_cpp import Tools, require_tools
 from worker.step import Step, StepInput
-from worker.steps.base_model import context_length, fetch_base
+from worker.steps.base_model import context_length, count_parameters, fetch_base
 from worker.steps.gguf_files import architecture, convert, place, quantize, write_tokenizer
 from worker.steps.merging import gguf_dtype, merge_adapter
-from worker.steps.runtime import memory_errors_explained, prepare_runtime
+from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
 from worker.steps.weights_cache import file_sha256
 
 MEMORY_ADVICE = "Merging holds the whole model in 16 bits: use a machine with more memory, or a smaller base."
@@ -55,10 +55,12 @@ def _weights(step: Step) -> Path:
     """The 16-bit weights as `merged/`: merged with the adapter, or a copy of what was pretrained."""
     target = step.input.folder / "merged"
     if step.input.base is None or step.input.kind == "pretrain":
+        _require_disk(step, trained_folder(step.input), copies=1)
         _link_weights(trained_folder(step.input), target)
         return target
     started = time.monotonic()
     base = fetch_base(step.input.base, step)
+    _require_disk(step, base, copies=2)
     merge_adapter(base, trained_folder(step.input), target)
     seconds = time.monotonic() - started
     step.event(
@@ -67,6 +69,16 @@ def _weights(step: Step) -> Path:
         dtype=gguf_dtype(target),
     )
     return target
+
+
+def _require_disk(step: Step, weights: Path, *, copies: int) -> None:
+    """See that there is room for `copies` of the weights in 16 bits, and for each quantisation of them.
+
+    Raises:
+        Exhausted: there is not.
+    """
+    bits = 16 * copies + sum(8.5 if name == "Q8_0" else 6.6 for name in _quantizations(step))
+    require_disk(step.input.folder, int(count_parameters(weights) * bits / 8), "This export")
 
 
 def _link_weights(source: Path, target: Path) -> None:

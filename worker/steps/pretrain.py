@@ -24,7 +24,7 @@ from worker.steps.base_model import copy_tokenizer, fetch_base, fetch_tokenizer,
 from worker.steps.pretrain_loop import ACCUMULATION, STATE_FILE, Corpus, Learner
 from worker.steps.pretrain_text import chat_stream, read_passages, text_stream, train_tokenizer
 from worker.steps.resuming import take_newest
-from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime
+from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
 from worker.steps.weights_cache import WeightsCache, file_sha256, recipe_hash
 
 RECIPE_FORMAT = 1  # raise it when the code below makes other weights from the same params
@@ -152,6 +152,9 @@ def _make(
         chat_tokens=len(corpus.chats),
         vocab_size=model.config.vocab_size,
     )
+    # A checkpoint holds the weights and at most two moments of them, in float32; one is being written beside.
+    # The model itself is kept twice in 16 bits: here and in the cache.
+    require_disk(step.input.folder, (12 * (params.keep_checkpoints + 1) + 4) * parameters, "This training")
     learner = Learner(step, params, model, tokenizer, corpus, length)
     loss, tokens_per_second = learner.run(checkpoint)
     _save(model, tokenizer, staging)

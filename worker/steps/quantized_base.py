@@ -50,8 +50,8 @@ def load_for_training(folder: Path, bits: int, dtype: "torch.dtype") -> Any:
     )
     model.config.use_cache = False
     for module in model.modules():
-        # On a CPU with AVX512-BF16, bitsandbytes repacks the weights at the first evaluation, and rounds their
-        # scales to bfloat16: training would go on from another base than it began with.
+        # On a CPU with AVX512-BF16, bitsandbytes repacks the weights at the first evaluation, and rounds
+        # their scales: training would go on from another base than it began with.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model

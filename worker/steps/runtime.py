@@ -3,8 +3,10 @@
 import errno
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from db.errors import Exhausted
@@ -24,6 +26,9 @@ ENVIRONMENT = {
 
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# How safetensors and torch, which raise no OSError, say the same.
+DISK_FULL_TEXTS = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+DISK_FULL_MESSAGE = "The disk is full: free some space, or let `lathe gc` do so."
 GPU_MEMORY_OUT = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -46,17 +51,32 @@ def memory_errors_explained(advice: str) -> Iterator[None]:
         raise Exhausted(f"The host's memory ran out. {advice}") from error
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise Exhausted(
-                "The disk is full: free some space, or let `lathe gc` do so.", code="disk_full"
-            ) from error
+            raise Exhausted(DISK_FULL_MESSAGE, code="disk_full") from error
         raise
-    except RuntimeError as error:
+    except Exception as error:
         text = str(error)
+        if any(each in text for each in DISK_FULL_TEXTS):
+            raise Exhausted(DISK_FULL_MESSAGE, code="disk_full") from error
         if type(error).__name__ == "OutOfMemoryError" or any(each in text for each in GPU_MEMORY_OUT):
             raise Exhausted(f"The GPU's memory ran out. {advice}") from error
         if "can't allocate memory" in text or "not enough memory" in text:
             raise Exhausted(f"The host's memory ran out. {advice}") from error
         raise
+
+
+def require_disk(folder: Path, needed: int, what: str) -> None:
+    """See that there is room for `needed` bytes before the work begins.
+
+    Raises:
+        Exhausted: there is not.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise Exhausted(
+            f"{what} needs about {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free: free some "
+            "space, or let `lathe gc` do so, and retry the job.",
+            code="disk_full",
+        )
 
 
 def computes_in_bfloat16() -> bool:

@@ -17,7 +17,7 @@ from training_data.tokens import ChatTokenizer, EncodedChat
 from worker.step import Step, Stopped
 from worker.steps.base_model import check_type, fetch_base
 from worker.steps.resuming import take_also, take_newest
-from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime
+from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
 
 LabelledRow = dict[str, "array[int]"]  # input_ids and labels, int32: lists of Python's take eight times more
 
@@ -88,6 +88,11 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
     )
     if len(trainer.train_dataset) != step.input.results["prepare"]["rows"]["train"]:
         _reschedule(step, trainer, chosen)
+    # A checkpoint holds the adapter and Adam's two moments of it, in float32; one is being written beside.
+    kept = step.input.params.get("keep_checkpoints", 2) + 2
+    require_disk(
+        step.input.folder, 12 * kept * trainer.model.num_parameters(only_trainable=True), "This training"
+    )
     step.event(
         f"{trainer.model.num_parameters(only_trainable=True):,} LoRA weights learn from {len(rows)} rows "
         f"in {chosen['total_steps']} steps.",

@@ -9,7 +9,7 @@ import pytest
 from db.errors import Exhausted, InvalidInput
 from training_data.tokens import ChatTokenizer
 from worker.steps import prepare, train
-from worker.steps.runtime import memory_errors_explained
+from worker.steps.runtime import memory_errors_explained, require_disk
 
 ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln.") for n in range(10)]
 PARAMS = {
@@ -233,6 +233,23 @@ class TestMemoryErrors:
         with pytest.raises(Exhausted) as caught, memory_errors_explained("Lower batch_size."):
             raise error
         assert caught.value.code == code
+
+    def test_a_full_disk_is_known_in_the_words_of_each_writer(self):
+        """Theirs are not OSErrors, or not all of them."""
+        import torch
+        from safetensors.torch import save_file
+
+        weights = {"a": torch.ones(1_000_000)}
+        for write in (torch.save, save_file):
+            with pytest.raises(Exhausted) as caught, memory_errors_explained("Lower batch_size."):
+                write(weights, "/dev/full")
+            assert caught.value.code == "disk_full"
+
+    def test_work_that_cannot_fit_is_refused_beforehand(self, tmp_path):
+        require_disk(tmp_path, 1, "This training")
+        with pytest.raises(Exhausted, match=r"This training needs about 1000000000.0 GB of disk") as caught:
+            require_disk(tmp_path, 10**18, "This training")
+        assert caught.value.code == "disk_full"
 
     def test_leave_other_errors_alone(self):
         with pytest.raises(RuntimeError, match="shapes"), memory_errors_explained(""):

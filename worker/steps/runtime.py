@@ -27,7 +27,12 @@ ENVIRONMENT = {
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # How safetensors and torch, which raise no OSError, say the same.
-DISK_FULL_TEXTS = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+DISK_FULL_TEXTS = (
+    "No space left on device",
+    "os error 28",
+    "PytorchStreamWriter failed writing",
+    "unexpected pos",
+)
 DISK_FULL_MESSAGE = "The disk is full: free some space, or let `lathe gc` do so."
 GPU_MEMORY_OUT = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
 from db.models import Attempt, Job, Step
+from db.params import FILE_FIELDS
 from db.queries.base_models import resolve_base_model
 from db.queries.files import get_file
 from db.queries.jobs import get_job
@@ -19,8 +20,7 @@ from worker.claim import Claim
 from worker.lease import hold_fence
 from worker.step import BaseWeights, FileInput, StepInput, StepSettings
 
-# The params of each kind that name a file, and the one that names the weights it starts from.
-FILE_PARAMS = ("training_file", "validation_file")
+# The param of each kind that names the weights it starts from.
 BASE_PARAM = {JobKind.FINE_TUNE: "base_model", JobKind.PRETRAIN: "start_from"}
 
 
@@ -105,7 +105,7 @@ def _earlier_steps(job: Job, claim: Claim) -> list[Step]:
 
 def _files(session: Session, root: Path, job: Job) -> dict[str, FileInput]:
     files = {}
-    for param in FILE_PARAMS:
+    for param in FILE_FIELDS:
         file_id = job.params.get(param)
         if file_id is not None:
             row = get_file(session, file_id, project_id=job.project_id, param=param)

@@ -57,7 +57,10 @@ def list_event_types() -> EventTypeList:
 )
 @repeatable
 def create_webhook_endpoint(unit: Unit, body: EndpointRequest) -> EndpointWithSecret:
-    """The answer has the signing secret, which is shown this once."""
+    """The answer has the signing secret, which no other answer shows.
+
+    A repetition of this request (the same Idempotency-Key within 24 hours) gets the same answer.
+    """
     return endpoint_with_secret(service.create_endpoint(unit, body))
 
 

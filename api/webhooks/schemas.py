@@ -72,7 +72,9 @@ class EndpointOut(Identified):
 
 
 class EndpointWithSecret(EndpointOut):
-    signing_secret: str = Field(description="Shown this once.")
+    signing_secret: str = Field(
+        description="Shown in this answer alone; a repetition of the request gets the same answer."
+    )
 
 
 class EndpointDeleted(BaseModel):

@@ -1,4 +1,4 @@
-"""Search in one collection: by vectors and by words, fused by reciprocal rank.
+"""Search in collections: by vectors and by words, fused by reciprocal rank.
 
 Vectors are compared exactly. Up to some 50,000 chunks that is fast enough and finds everything; an index
 would also answer a filter with the few of its nearest that happen to fit (0.4 of 10 at a filter of 1 %).
@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Text, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.orm import Session
 
-from db.models import Chunk, Document
+from db.models import Chunk, Collection, Document
 
 # Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion": 1 / (60 + rank).
 RANK_CONSTANT = 60
@@ -36,6 +36,18 @@ class Weights:
 
     vector: float = 1.0
     words: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How hits are ordered, and which are left out.
+
+    Args:
+        min_similarity: what a hit's cosine must be at least.
+    """
+
+    weights: Weights = Weights()
+    min_similarity: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,21 +76,20 @@ def search(
     session: Session,
     *,
     project_id: str,
-    collection_id: str,
+    collections: Sequence[Collection],
     queries: Sequence[Query],
     limit: int,
     where: ColumnElement[bool] | None = None,
-    weights: Weights = Weights(),
-    min_similarity: float = 0.0,
+    ranking: Ranking = Ranking(),
 ) -> Found:
     """Find the passages that fit best to any of the queries.
 
     Args:
-        where: on `Document`, of the collection's documents that are searched.
-        min_similarity: what a hit's cosine must be at least.
+        collections: all of the model that embedded the queries, or still empty.
+        where: on `Document`, of the collections' documents that are searched.
     """
-    found = Found()
-    scope = _Scope(session, project_id, collection_id, where)
+    found, weights = Found(), ranking.weights
+    scope = _Scope(session, project_id, collections, where)
     lists: list[tuple[float, list[int]]] = []
     for query in queries:
         if weights.vector > 0:
@@ -94,7 +105,7 @@ def search(
         (
             (scores[chunk_id] if fused else similarity, similarity, chunk_id)
             for chunk_id, similarity in similarities.items()
-            if similarity >= min_similarity
+            if similarity >= ranking.min_similarity
         ),
         key=lambda row: (-row[0], -row[1], row[2]),
     )
@@ -122,16 +133,21 @@ class _Scope:
     """The chunks that may be found."""
 
     def __init__(
-        self, session: Session, project_id: str, collection_id: str, where: ColumnElement[bool] | None
+        self,
+        session: Session,
+        project_id: str,
+        collections: Sequence[Collection],
+        where: ColumnElement[bool] | None,
     ) -> None:
         self._session = session
+        ids = [collection.id for collection in collections]
         chunks = select(Chunk.id, Chunk.embedding, Chunk.words).where(
-            Chunk.collection_id == collection_id, Chunk.project_id == project_id
+            Chunk.collection_id.in_(ids), Chunk.project_id == project_id
         )
         if where is not None:
             documents = (
                 select(Document.id)
-                .where(Document.collection_id == collection_id, Document.project_id == project_id, where)
+                .where(Document.collection_id.in_(ids), Document.project_id == project_id, where)
                 .cte("fitting")
                 .prefix_with("MATERIALIZED", dialect="postgresql")
             )

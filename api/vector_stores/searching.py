@@ -15,8 +15,8 @@ from db.errors import Conflict, InvalidInput, Unavailable
 from db.models import Collection
 from db.queries.collections import counts_of, get_collection, note_search, refuse_expired
 from retrieval.filters import condition
-from retrieval.search import Found, Hit, Query, Weights
-from retrieval.search import search as search_collection
+from retrieval.search import Found, Hit, Query, Ranking, Weights
+from retrieval.search import search as search_collections
 from serving.embeddings import MODEL, EmbeddingModel, model_of
 
 TIMEOUT_SECONDS = 60
@@ -63,15 +63,14 @@ async def search(services: Services, collection_id: str, request: SearchRequest)
                 weights = Weights(words=0.0)
             elif options.hybrid_search is not None:
                 weights = Weights(options.hybrid_search.embedding_weight, options.hybrid_search.text_weight)
-            found = search_collection(
+            found = search_collections(
                 unit.session,
                 project_id=unit.project_id,
-                collection_id=collection_id,
+                collections=[collection],
                 queries=queries,
                 limit=request.max_num_results,
                 where=where,
-                weights=weights,
-                min_similarity=options.score_threshold,
+                ranking=Ranking(weights, options.score_threshold),
             )
             found.seconds["embedding"] = round(embedding_seconds, 6)
         return _answer(unit.session, collection, texts, found)

@@ -14,7 +14,7 @@ from db.queries.documents import add_documents
 from retrieval.chunking import Chunk
 from retrieval.copy_rows import COLUMNS, write_rows
 from retrieval.filters import condition
-from retrieval.search import Query, Weights, fuse, search
+from retrieval.search import Query, Ranking, Weights, fuse, search
 from tests.embedding_server import DIMENSIONS, embed
 
 COPY = f"COPY chunks ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)"
@@ -85,8 +85,8 @@ class TestSearch:
 
         expected = sorted(range(500), key=lambda number: -cosine(vectors[number]))[:10]
         found = search(
-            session, project_id="default", collection_id=collection.id, queries=[Query("none", asked)],
-            limit=10, weights=Weights(words=0.0),
+            session, project_id="default", collections=[collection], queries=[Query("none", asked)],
+            limit=10, ranking=Ranking(Weights(words=0.0)),
         )  # fmt: skip
         assert [hit.chunk.text for hit in found.hits] == [names[number] for number in expected]
         for hit, number in zip(found.hits, expected, strict=True):
@@ -101,7 +101,7 @@ class TestSearch:
         texts = ["The part number is XK-4711.", "Something else entirely.", "Another thing."]
         load(session, tmp_path, collection, "d", texts, vectors=[unlike, embed("xk"), embed("number")])
         found = search(
-            session, project_id="default", collection_id=collection.id,
+            session, project_id="default", collections=[collection],
             queries=[Query("Where is XK-4711 installed?", embed("nothing"))], limit=1,
         )  # fmt: skip
         assert found.hits[0].chunk.text == texts[0]
@@ -112,12 +112,12 @@ class TestSearch:
     ) -> None:
         load(session, tmp_path, collection, "d", ["red fox", "red fox hunts", "tax"])
         found = search(
-            session, project_id="default", collection_id=collection.id, queries=[ask("red fox")],
-            limit=10, min_similarity=0.75,
+            session, project_id="default", collections=[collection], queries=[ask("red fox")],
+            limit=10, ranking=Ranking(min_similarity=0.75),
         )  # fmt: skip
         assert [hit.chunk.text for hit in found.hits] == ["red fox", "red fox hunts"]
 
-    def test_never_leaves_its_project_or_collection(
+    def test_never_leaves_its_project_or_collections(
         self, session: Session, collection: Collection, tmp_path: Path
     ) -> None:
         session.add(Project(id="theirs"))
@@ -127,9 +127,13 @@ class TestSearch:
         load(session, tmp_path, theirs, "secret", ["the secret recipe"])
         load(session, tmp_path, other, "other", ["the secret garden"])
         load(session, tmp_path, collection, "own", ["the open door"])
-        for collection_id, expected in ((collection.id, ["the open door"]), (theirs.id, [])):
+        for searched, expected in (
+            ([collection], ["the open door"]),
+            ([theirs], []),
+            ([collection, other, theirs], ["the secret garden", "the open door"]),
+        ):
             found = search(
-                session, project_id="default", collection_id=collection_id,
+                session, project_id="default", collections=searched,
                 queries=[ask("the secret recipe")], limit=50,
             )  # fmt: skip
             assert [hit.chunk.text for hit in found.hits] == expected
@@ -147,7 +151,7 @@ class TestSearch:
                 attributes={"n": number},
             )
         found = search(
-            session, project_id="default", collection_id=collection.id, queries=[ask("common words")],
+            session, project_id="default", collections=[collection], queries=[ask("common words")],
             limit=10, where=condition({"type": "eq", "key": "n", "value": 37}),
         )  # fmt: skip
         assert [hit.document.attributes["n"] for hit in found.hits] == [37] * 5

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pgvector.sqlalchemy import HALFVEC
-from sqlalchemy import ColumnElement, Text, cast, func, literal, select
-from sqlalchemy.dialects.postgresql import TSQUERY
+from sqlalchemy import ColumnElement, cast, func, literal, select
 from sqlalchemy.orm import Session
 
 from db.models import Chunk, Collection, Document
+from retrieval.full_text import matching
 
 # Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion": 1 / (60 + rank).
 RANK_CONSTANT = 60
 # What each list gives to the fusion; a passage beyond is in no other list's first ten, either.
 CANDIDATES = 100
-LANGUAGE = "english"
 
 
 @dataclass(frozen=True)
@@ -160,18 +159,7 @@ class _Scope:
         return list(self._session.scalars(query))
 
     def matching(self, words: str) -> list[int]:
-        """Chunks with any of the words, those with more and rarer ones together first."""
-        # plainto_tsquery wants every word, which a question's sentence never finds in one passage.
-        every = cast(func.plainto_tsquery(LANGUAGE, words), TSQUERY)
-        any_of_them = cast(func.replace(cast(every, Text), " & ", " | "), TSQUERY)
-        rank = func.ts_rank_cd(Chunk.words, any_of_them)
-        query = (
-            self._chunks.with_only_columns(Chunk.id)
-            .where(Chunk.words.op("@@")(any_of_them))
-            .order_by(rank.desc(), Chunk.id)
-            .limit(CANDIDATES)
-        )
-        return list(self._session.scalars(query))
+        return matching(self._session, self._chunks, words, most=CANDIDATES)
 
     def similarities(self, chunk_ids: list[int], vectors: Sequence[list[float]]) -> dict[int, float]:
         """The cosine of each chunk to the nearest of the queries."""

@@ -22,6 +22,7 @@ from api.health.routes import router as health
 from api.idempotency import make_groups
 from api.jobs.feeds import Feeds
 from api.jobs.routes import router as jobs
+from api.models.document_routes import router as model_documents
 from api.models.routes import router as models
 from api.security import Gate
 from api.unit_of_work import Services
@@ -94,7 +95,9 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     for router in (
-        jobs, files, models, chat, embeddings, vector_stores, vector_store_files, devices, webhooks, health,
+        # A model's name may hold slashes: what comes after it has to be looked for first.
+        jobs, files, model_documents, models, chat, embeddings, vector_stores, vector_store_files, devices,
+        webhooks, health,
     ):  # fmt: skip
         app.include_router(router)
     add_documentation(app)

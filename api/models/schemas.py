@@ -37,6 +37,7 @@ class ModelOut(BaseModel):
     )
     version: int | None = Field(description="The version that the id answers with.")
     versions: list[VersionOut]
+    collection_id: str | None = Field(description="The collection of its own documents, if it has any.")
 
 
 class ModelList(BaseModel):
@@ -50,3 +51,4 @@ class ModelDeleted(BaseModel):
     deleted: Literal[True] = True
     versions: list[int] = Field(description="The numbers of the versions that are gone.")
     current_version: int | None = Field(description="What the name answers with now, if it is still there.")
+    collection_id: str | None = Field(description="Its own collection, gone with the name.")

@@ -8,10 +8,12 @@ from api.pages import unix_seconds
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Job, Model, ModelFile, ModelVersion
-from db.params import CHECKPOINT_ID, MODEL_FIELDS
+from db.params import MODEL_FIELDS
+from db.queries.collections import own_collection, own_collections
 from db.queries.models import (
     REFERENCE,
     get_model,
+    is_bare,
     list_models,
     list_versions,
     resolve,
@@ -26,7 +28,9 @@ EMBEDDING_MODEL = "default"
 def list_all(unit: Unit) -> list[ModelOut]:
     models = list_models(unit.session, unit.project_id)
     versions = versions_by_model(unit.session, unit.project_id)
-    return [_model_out(model, versions.get(model.id, [])) for model in models] + [_embedding_model()]
+    own = own_collections(unit.session, unit.project_id)
+    rows = [_model_out(model, versions.get(model.id, []), own.get(model.id)) for model in models]
+    return [*rows, _embedding_model()]
 
 
 def show(unit: Unit, reference: str) -> ModelOut:
@@ -37,13 +41,13 @@ def show(unit: Unit, reference: str) -> ModelOut:
     """
     if reference == EMBEDDING_MODEL:
         return _embedding_model()
-    match = REFERENCE.fullmatch(reference)
-    bare = match is None or (match["version"] is None and match["quantization"] is None)
-    if bare and not CHECKPOINT_ID.fullmatch(reference):
+    if is_bare(reference):
         model = get_model(unit.session, unit.project_id, reference)
-        return _model_out(model, list_versions(unit.session, model.id))
+        versions = list_versions(unit.session, model.id)
+        return _model_out(model, versions, _own_collection_id(unit, model))
     served = resolve(unit.session, unit.project_id, reference)
     shown = _version_out(served.model, served.version)
+    match = REFERENCE.fullmatch(reference)
     if match is not None and match["quantization"] is not None:
         shown.quantizations = [
             row for row in shown.quantizations if row.quantization == served.file.quantization
@@ -55,6 +59,7 @@ def show(unit: Unit, reference: str) -> ModelOut:
         status="ready",
         version=served.version.number,
         versions=[shown],
+        collection_id=_own_collection_id(unit, served.model),
     )
 
 
@@ -64,7 +69,7 @@ def delete(unit: Unit, reference: str) -> ModelDeleted:
     When the version is the one that the name answers with, the name moves back to the newest one left.
     The server that holds the files lets go of them before the transaction ends: if it does not answer,
     nothing is deleted, and asking again goes on where this left off. A model of the catalogue stays, as one
-    that has not been made yet.
+    that has not been made yet. With a name goes its own collection; the files that were imported stay.
 
     Raises:
         NotFound: lists what can be deleted.
@@ -78,11 +83,14 @@ def delete(unit: Unit, reference: str) -> ModelDeleted:
     doomed = _doomed(unit, model, versions, number)
     _refuse_if_needed(unit, model, number)
     left = [row for row in versions if row not in doomed]
+    is_over = not left and model.recipe is None
+    collection_id = _own_collection_id(unit, model) if is_over else None
     _delete_versions(unit, model, doomed, left)
     return ModelDeleted(
         id=reference,
         versions=[row.number for row in doomed],
         current_version=left[-1].number if left else None,
+        collection_id=collection_id,
     )
 
 
@@ -174,7 +182,12 @@ def _is_served_for_another(session: Session, file: ModelFile) -> bool:
     return session.scalars(query).one() > 0
 
 
-def _model_out(model: Model, versions: list[ModelVersion]) -> ModelOut:
+def _own_collection_id(unit: Unit, model: Model) -> str | None:
+    collection = own_collection(unit.session, model)
+    return collection.id if collection is not None else None
+
+
+def _model_out(model: Model, versions: list[ModelVersion], collection_id: str | None) -> ModelOut:
     current = model.current_version
     return ModelOut(
         id=model.name,
@@ -183,6 +196,7 @@ def _model_out(model: Model, versions: list[ModelVersion]) -> ModelOut:
         status="ready" if current is not None else "not made yet",
         version=current.number if current is not None else None,
         versions=[_version_out(model, version) for version in versions],
+        collection_id=collection_id,
     )
 
 
@@ -220,4 +234,5 @@ def _embedding_model() -> ModelOut:
         status="ready",
         version=None,
         versions=[],
+        collection_id=None,
     )

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Depends, Response
 
 from api.errors import CONFLICT
 from api.idempotency import REUSED_KEY, repeatable
-from api.pages import Page, page, unix_seconds
+from api.pages import Page, page
 from api.unit_of_work import Unit, transactional
-from api.vector_stores.ingesting import Wanted, chunking_of, ingest, wanted
+from api.vector_stores.ingesting import all_wanted, ingest, wanted
 from api.vector_stores.routes import Window
 from api.vector_stores.schemas import (
     AttributesChange,
@@ -20,13 +20,13 @@ from api.vector_stores.schemas import (
     FileRequest,
     TextContent,
 )
-from api.vector_stores.views import document_out, file_counts
+from api.vector_stores.views import batch_out, document_out
 from db.errors import NotFound
 from db.models import Document, Job
 from db.queries.collections import get_collection
-from db.queries.documents import counts_of_job, document_as_told, get_document, list_documents
+from db.queries.documents import document_as_told, get_document, list_documents
 from db.queries.jobs import cancel_job, get_job
-from db.states import JobKind, JobStatus
+from db.states import JobKind
 from retrieval.content import PAGE_SEPARATOR
 
 router = APIRouter(tags=["collections"])
@@ -127,13 +127,8 @@ def get_vector_store_file_content(unit: Unit, vector_store_id: str, file_id: str
 def create_vector_store_file_batch(unit: Unit, vector_store_id: str, body: BatchRequest) -> BatchOut:
     """One job reads them all; one that cannot be read stops no other. The batch's id is the job's."""
     collection = get_collection(unit.session, vector_store_id, project_id=unit.project_id, lock=True)
-    if body.files is not None:
-        files = [wanted(file) for file in body.files]
-    else:
-        chunking = chunking_of(body.chunking_strategy)
-        files = [Wanted(file_id, body.attributes or {}, chunking) for file_id in body.file_ids or []]
-    job, _ = ingest(unit, collection, files)
-    return _batch_out(unit, job, vector_store_id)
+    job, _ = ingest(unit, collection, all_wanted(body))
+    return batch_out(unit.session, job, vector_store_id)
 
 
 @router.get(f"{STORE}/file_batches/{{batch_id}}", response_model=BatchOut, summary="Look at a batch")
@@ -142,7 +137,7 @@ def get_vector_store_file_batch(
     unit: Unit, vector_store_id: str, batch_id: str, response: Response
 ) -> BatchOut:
     response.headers.update(POLL_AFTER)
-    return _batch_out(unit, _batch(unit, vector_store_id, batch_id), vector_store_id)
+    return batch_out(unit.session, _batch(unit, vector_store_id, batch_id), vector_store_id)
 
 
 @router.post(
@@ -156,7 +151,7 @@ def cancel_vector_store_file_batch(unit: Unit, vector_store_id: str, batch_id: s
     """What was brought in before stays."""
     _batch(unit, vector_store_id, batch_id)
     job = cancel_job(unit.session, batch_id, project_id=unit.project_id)
-    return _batch_out(unit, job, vector_store_id)
+    return batch_out(unit.session, job, vector_store_id)
 
 
 @router.get(
@@ -192,21 +187,3 @@ def _batch(unit: Unit, vector_store_id: str, batch_id: str) -> Job:
     if job.kind != JobKind.INGEST or job.params["collection"] != vector_store_id:
         raise NotFound(f"The collection {vector_store_id} has no batch {batch_id!r}.", param="batch_id")
     return job
-
-
-def _batch_out(unit: Unit, job: Job, vector_store_id: str) -> BatchOut:
-    counts = counts_of_job(unit.session, job.id)
-    status: Literal["in_progress", "completed", "cancelled", "failed"] = "completed"
-    if job.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
-        status = "cancelled"
-    elif counts["in_progress"]:
-        status = "in_progress"
-    elif job.status == JobStatus.FAILED:
-        status = "failed"
-    return BatchOut(
-        id=job.id,
-        created_at=unix_seconds(job.created_at),
-        vector_store_id=vector_store_id,
-        status=status,
-        file_counts=file_counts(counts),
-    )

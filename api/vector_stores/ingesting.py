@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.unit_of_work import Unit
-from api.vector_stores.schemas import ChunkingStrategy, FileRequest
+from api.vector_stores.schemas import BatchRequest, ChunkingStrategy, FileRequest
 from db.errors import InvalidInput, NotFound
 from db.models import Collection, Document, File, Job
 from db.params import IngestParams
@@ -40,6 +40,13 @@ def wanted(request: FileRequest) -> Wanted:
     )
 
 
+def all_wanted(request: BatchRequest) -> list[Wanted]:
+    if request.files is not None:
+        return [wanted(file) for file in request.files]
+    chunking = chunking_of(request.chunking_strategy)
+    return [Wanted(file_id, request.attributes or {}, chunking) for file_id in request.file_ids or []]
+
+
 def chunking_of(strategy: ChunkingStrategy | None) -> dict[str, int]:
     if strategy is None or strategy.static is None:
         return dict(AUTO)
@@ -68,16 +75,20 @@ def take_in(unit: Unit, params: IngestParams) -> list[Document]:
     )
 
 
-def ingest(unit: Unit, collection: Collection, files: Sequence[Wanted]) -> tuple[Job, list[Document]]:
+def ingest(
+    unit: Unit, collection: Collection, files: Sequence[Wanted], *, replace: bool = False
+) -> tuple[Job, list[Document]]:
     """Put files into a collection, and queue the job that reads them.
 
     Args:
         collection: locked by the caller.
+        replace: whether they take the place of documents of the same file names.
     Raises:
         InvalidInput: a file does not exist.
     """
     documents = _put_in(unit, collection, files, param="file_id")
-    params = IngestParams(collection=collection.id, files=list(dict.fromkeys(file.file_id for file in files)))
+    ids = list(dict.fromkeys(file.file_id for file in files))
+    params = IngestParams(collection=collection.id, files=ids, replace=replace)
     job = create_job(
         unit.session,
         project_id=unit.project_id,

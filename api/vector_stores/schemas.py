@@ -131,6 +131,14 @@ class BatchRequest(Body):
         return self
 
 
+class ImportRequest(BatchRequest):
+    """Files for a model's own collection."""
+
+    replace: bool = Field(
+        default=False, description="Take the place of documents of the same file name, once they are ready."
+    )
+
+
 class AttributesChange(Body):
     model_config = _example(attributes={"year": 2026})
 
@@ -173,6 +181,14 @@ class DocumentOut(Identified):
 class DocumentDeleted(BaseModel):
     id: str
     object: Literal["vector_store.file.deleted"] = "vector_store.file.deleted"
+    deleted: Literal[True] = True
+
+
+class DocumentsDeleted(BaseModel):
+    object: Literal["model.documents.deleted"] = "model.documents.deleted"
+    model: str
+    collection_id: str | None = Field(description="The collection, which stays and is empty now.")
+    documents: int = Field(description="How many are gone; their files stay.")
     deleted: Literal[True] = True
 
 

@@ -1,12 +1,13 @@
 """Rows as answers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
 from api.pages import unix_seconds, unix_seconds_or_none
 from api.vector_stores.schemas import (
+    BatchOut,
     ChunkingOut,
     CollectionOut,
     DocumentOut,
@@ -15,8 +16,10 @@ from api.vector_stores.schemas import (
     LastError,
     StaticOut,
 )
-from db.models import Collection, Document
+from db.models import Collection, Document, Job
 from db.queries.collections import counts_of, expires_at, is_expired
+from db.queries.documents import counts_of_job
+from db.states import JobStatus
 
 # What the server, and not the file, is to blame for.
 OURS = frozenset({"worker_lost", "step_failed", "step_stalled", "embedding_model_changed", "out_of_memory"})
@@ -48,6 +51,24 @@ def collection_out(collection: Collection, counts: Mapping[str, int]) -> Collect
 def file_counts(counts: Mapping[str, int]) -> FileCounts:
     by_status = {name: counts[name] for name in ("in_progress", "completed", "failed", "cancelled")}
     return FileCounts(**by_status, total=sum(by_status.values()))
+
+
+def batch_out(session: Session, job: Job, collection_id: str) -> BatchOut:
+    counts = counts_of_job(session, job.id)
+    status: Literal["in_progress", "completed", "cancelled", "failed"] = "completed"
+    if job.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
+        status = "cancelled"
+    elif counts["in_progress"]:
+        status = "in_progress"
+    elif job.status == JobStatus.FAILED:
+        status = "failed"
+    return BatchOut(
+        id=job.id,
+        created_at=unix_seconds(job.created_at),
+        vector_store_id=collection_id,
+        status=status,
+        file_counts=file_counts(counts),
+    )
 
 
 def document_out(document: Document, status: str, error: dict[str, Any] | None) -> DocumentOut:

@@ -8,6 +8,7 @@ class Collection(Base):
     """Documents that are searched together: OpenAI's vector store.
 
     What embeds its first chunk is fixed for all the others, since vectors of two models cannot be compared.
+    `model_id`: the model whose own it is, with which it goes. Any other may be served by it all the same.
     """
 
     __tablename__ = "collections"
@@ -18,6 +19,7 @@ class Collection(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), unique=True)
     name: Mapped[str]
     notes: Mapped[JSONObject] = mapped_column("metadata")  # `metadata` is SQLAlchemy's own
     embedding_model: Mapped[str | None]

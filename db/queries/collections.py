@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
 from db.errors import Conflict, NotFound
 from db.ids import new_id
-from db.models import Collection, Document, Job
+from db.models import Collection, Document, Job, Model
 from db.queries.documents import STATUS
 from db.states import DocumentStatus
 
@@ -31,10 +31,13 @@ def create_collection(
     name: str,
     metadata: dict[str, Any] | None = None,
     expires_after_days: int | None = None,
+    model: Model | None = None,
 ) -> Collection:
+    """Make a collection; with `model` as its own, of which it has none yet."""
     collection = Collection(
         id=new_id("vs"),
         project_id=project_id,
+        model_id=model.id if model is not None else None,
         name=name,
         notes=metadata or {},
         expires_after_days=expires_after_days,
@@ -64,6 +67,34 @@ def get_collection(
     if collection is None:
         raise NotFound(f"There is no collection {collection_id!r}.", param=param)
     return collection
+
+
+def own_collection(session: Session, model: Model, *, lock: bool = False) -> Collection | None:
+    """The collection that holds a model's own documents; None before the first is imported."""
+    query = select(Collection).where(Collection.model_id == model.id)
+    if lock:
+        query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    return session.scalars(query).one_or_none()
+
+
+def own_collections(session: Session, project_id: str) -> dict[str, str]:
+    """The ids of the models' own collections, by the models' ids."""
+    query = select(Collection.model_id, Collection.id)
+    query = query.where(Collection.project_id == project_id, Collection.model_id.is_not(None))
+    return {row.model_id: row.id for row in session.execute(query)}
+
+
+def empty(session: Session, collection: Collection) -> int:
+    """Take all documents out of a locked collection; it may then take vectors of any embedding model.
+
+    Returns:
+        how many there were.
+    """
+    documents = delete(Document).where(Document.collection_id == collection.id)
+    gone = session.scalars(documents.returning(Document.id)).all()
+    collection.embedding_model = collection.embedding_revision = collection.dimensions = None
+    touch(session, collection)
+    return len(gone)
 
 
 def expires_at(collection: Collection) -> datetime | None:

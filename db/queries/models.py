@@ -72,6 +72,24 @@ def get_model(session: Session, project_id: str, name: str, *, lock: bool = Fals
     return model
 
 
+def named_model(session: Session, project_id: str, reference: str) -> Model:
+    """The model that a reference of any form names. By its bare name it need not have been made yet.
+
+    Raises:
+        NotFound: no such model, version or quantization.
+    """
+    if is_bare(reference):
+        return get_model(session, project_id, reference)
+    return resolve(session, project_id, reference).model
+
+
+def is_bare(reference: str) -> bool:
+    """Whether it names a model alone: no version, no quantization, no checkpoint."""
+    match = REFERENCE.fullmatch(reference)
+    has_neither = match is None or (match["version"] is None and match["quantization"] is None)
+    return has_neither and not CHECKPOINT_ID.fullmatch(reference)
+
+
 def resolve(session: Session, project_id: str, reference: str) -> Served:
     """Find the file that answers to `reference`.
 

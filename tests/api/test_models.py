@@ -91,6 +91,7 @@ class TestDelete:
         answer = api.delete("/v1/models/gone").json()
         assert answer == {
             "id": "gone", "object": "model", "deleted": True, "versions": [1, 2], "current_version": None,
+            "collection_id": None,
         }  # fmt: skip
         assert served(settings, "gone") == []
         assert api.get("/v1/models/gone").status_code == 404

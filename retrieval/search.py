@@ -6,19 +6,19 @@ The filter's documents are found first, in a MATERIALIZED part of their own, and
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import ColumnElement, cast, func, literal, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer, undefer
 
 from db.models import Chunk, Collection, Document
 from retrieval.full_text import matching
+from retrieval.fusion import fuse
 
-# Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion": 1 / (60 + rank).
-RANK_CONSTANT = 60
 # What each list gives to the fusion; a passage beyond is in no other list's first ten, either.
 CANDIDATES = 100
 
@@ -64,11 +64,30 @@ class Hit:
 
 @dataclass
 class Found:
-    """Hits, the best first; which ways of searching were used, and the seconds that each took."""
+    """Hits, the best first, and how they came about.
+
+    Args:
+        queries: the texts that were searched for.
+        used: what was done, in this order, and `seconds` how long each of it took.
+        indexing: how many documents are still being read, and were not searched.
+        notices: what was asked for and could not be done, for people.
+    """
 
     hits: list[Hit] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
     used: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    indexing: int = 0
+    notices: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Note that `name` is used, and how long it takes; a second time adds to the first."""
+        if name not in self.used:
+            self.used.append(name)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 6)
 
 
 def search(
@@ -87,19 +106,20 @@ def search(
         collections: all of the model that embedded the queries, or still empty.
         where: on `Document`, of the collections' documents that are searched.
     """
-    found, weights = Found(), ranking.weights
+    found, weights = Found(queries=[query.text for query in queries]), ranking.weights
     scope = _Scope(session, project_id, collections, where)
     lists: list[tuple[float, list[int]]] = []
     for query in queries:
         if weights.vector > 0:
-            lists.append((weights.vector, _timed(found, "vector_exact", scope.nearest, query.vector)))
+            with found.timed("vector_exact"):
+                lists.append((weights.vector, scope.nearest(query.vector)))
         if weights.words > 0:
-            lists.append((weights.words, _timed(found, "full_text", scope.matching, query.text)))
-    scores = fuse(lists)
-    if len(lists) > 1:
-        found.used.append("rrf")
-    similarities = scope.similarities(list(scores), [query.vector for query in queries])
+            with found.timed("full_text"):
+                lists.append((weights.words, scope.matching(query.text)))
     fused = len(lists) > 1
+    with found.timed("rrf") if fused else nullcontext():
+        scores = fuse(lists)
+    similarities = scope.similarities(list(scores), [query.vector for query in queries])
     ranked = sorted(
         (
             (scores[chunk_id] if fused else similarity, similarity, chunk_id)
@@ -110,22 +130,6 @@ def search(
     )
     found.hits = scope.hits(ranked[:limit])
     return found
-
-
-def fuse(lists: Sequence[tuple[float, Sequence[int]]]) -> dict[int, float]:
-    """Reciprocal rank fusion.
-
-    Args:
-        lists: each with its weight, the best first.
-    Returns:
-        for each entry its score; 1 is first in every list.
-    """
-    best = sum(weight for weight, _ in lists) / (RANK_CONSTANT + 1)
-    scores: dict[int, float] = {}
-    for weight, entries in lists:
-        for rank, entry in enumerate(entries, 1):
-            scores[entry] = scores.get(entry, 0.0) + weight / (RANK_CONSTANT + rank) / best
-    return scores
 
 
 class _Scope:
@@ -176,6 +180,7 @@ class _Scope:
             select(Chunk, Document)
             .join(Document, Document.id == Chunk.document_id)
             .where(Chunk.id.in_([chunk_id for _, _, chunk_id in ranked]))
+            .options(defer(Chunk.embedding), undefer(Document.page_labels))
         )
         rows = {row.Chunk.id: row for row in self._session.execute(query)}
         return [
@@ -186,12 +191,3 @@ class _Scope:
 
 def _halfvec(vector: list[float]) -> ColumnElement[Any]:
     return cast(literal(vector, HALFVEC(len(vector))), HALFVEC(len(vector)))
-
-
-def _timed(found: Found, name: str, look: Any, argument: Any) -> list[int]:
-    started = time.monotonic()
-    entries: list[int] = look(argument)
-    found.seconds[name] = round(found.seconds.get(name, 0.0) + time.monotonic() - started, 6)
-    if name not in found.used:
-        found.used.append(name)
-    return entries

@@ -1,10 +1,13 @@
-"""The server that embeds text: which model it has, and vectors, several requests at once.
+"""The server that embeds text: which model it has, and vectors. A step asks it several requests at once,
+and the API for the few texts of a search.
 
 llama-server on two cores embeds 22 chunks of 200 tokens a second, two requests of 16 chunks at a time;
 sentence-transformers does about half of that, and would bring torch into one more process.
 """
 
+import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +24,9 @@ MODEL = "default"
 TIMEOUT = httpx.Timeout(connect=5, read=300, write=60, pool=None)
 BATCH_TOKENS = 3500
 REQUESTS_AT_ONCE = 2
+QUERY_SECONDS = 60
+# What llama-server says with status 500, though it is the text that has to change.
+TOO_LONG = "too large to process"
 IDENTIFYING = ("n_params", "n_embd", "n_vocab", "size", "ftype")
 
 Vectors = list[bytes]  # of float32, little-endian
@@ -86,33 +92,75 @@ class EmbeddingServer:
         return vectors
 
     def _embed(self, texts: Sequence[str]) -> Vectors:
-        body = {"model": MODEL, "input": list(texts), "encoding_format": "base64"}
-        rows = sorted(
-            self._request("POST", "/v1/embeddings", json=body)["data"], key=lambda row: row["index"]
-        )
-        if len(rows) != len(texts):
-            raise Unavailable(
-                f"The embedding server gave {len(rows)} vectors for {len(texts)} texts.",
-                code="embedding_server_broken",
-            )
-        return [base64.b64decode(row["embedding"]) for row in rows]
+        return _vectors(self._request("POST", "/v1/embeddings", json=_body(texts)), len(texts))
 
     def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
-            response = self._client.request(method, path, **options)
-            if response.status_code >= 500 or response.status_code in (401, 403, 429):
-                raise Unavailable(
-                    f"The embedding server answers {response.status_code}: {response.text[:300]}",
-                    code="embedding_server_unavailable",
+        with _answering():
+            return _read(self._client.request(method, path, **options))
+
+
+async def embed_queries(
+    client: httpx.AsyncClient, url: str, texts: Sequence[str], *, api_key: str = ""
+) -> tuple[EmbeddingModel, Vectors]:
+    """Embed texts in one request, and ask at once which model does it.
+
+    Raises:
+        Unavailable: the server does not answer, or not with a vector for each text.
+        InvalidInput: it refuses a text.
+    """
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+    async def ask(method: str, path: str, **options: Any) -> dict[str, Any]:
+        with _answering():
+            return _read(
+                await client.request(
+                    method, f"{url}{path}", headers=headers, timeout=QUERY_SECONDS, **options
                 )
-            if response.is_error:
-                raise InvalidInput(f"The embedding server refuses a text: {response.text[:300]}")
-            answer: dict[str, Any] = response.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise Unavailable(
-                f"The embedding server does not answer: {error}.", code="embedding_server_unavailable"
-            ) from error
-        return answer
+            )
+
+    answer, listing = await asyncio.gather(
+        ask("POST", "/v1/embeddings", json=_body(texts)), ask("GET", "/v1/models")
+    )
+    return model_of(listing), _vectors(answer, len(texts))
+
+
+def _body(texts: Sequence[str]) -> dict[str, Any]:
+    return {"model": MODEL, "input": list(texts), "encoding_format": "base64"}
+
+
+def _vectors(answer: dict[str, Any], number: int) -> Vectors:
+    with _answering():
+        rows = sorted(answer["data"], key=lambda row: row["index"])
+        vectors = [base64.b64decode(row["embedding"]) for row in rows]
+    if len(vectors) != number:
+        raise Unavailable(
+            f"The embedding server gave {len(vectors)} vectors for {number} texts.",
+            code="embedding_server_broken",
+        )
+    return vectors
+
+
+def _read(response: httpx.Response) -> dict[str, Any]:
+    said, status = response.text[:300], response.status_code
+    if status in (400, 413, 422) or TOO_LONG in said:
+        raise InvalidInput(f"The embedding server refuses a text: {said}")
+    if response.is_error:
+        raise Unavailable(
+            f"The embedding server answers {status}: {said}", code="embedding_server_unavailable"
+        )
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Whatever else comes of asking it means that it does not answer, or that it is something else."""
+    try:
+        yield
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise Unavailable(
+            f"The embedding server does not answer: {error!r}.", code="embedding_server_unavailable"
+        ) from error
 
 
 def batches(texts: Sequence[str], tokens: Sequence[int]) -> Iterator[Sequence[str]]:

@@ -11,6 +11,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from serving.embeddings import model_of
+
 DIMENSIONS = 64
 UNEMBEDDABLE = "unembeddable"
 
@@ -39,8 +41,7 @@ class EmbeddingStandIn:
                 pass
 
             def do_GET(self) -> None:
-                row = {"id": "default", "meta": {"n_params": server.revision}}
-                self._answer(200, {"object": "list", "data": [row]})
+                self._answer(200, server._listing())
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -72,6 +73,14 @@ class EmbeddingStandIn:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def model_revision(self) -> str:
+        """The revision as a collection keeps it."""
+        return model_of(self._listing()).revision
+
+    def _listing(self) -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": "default", "meta": {"n_params": self.revision}}]}
 
     def stop(self) -> None:
         self._server.shutdown()

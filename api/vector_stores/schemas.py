@@ -289,5 +289,9 @@ class SearchOut(BaseModel):
     has_more: Literal[False] = False
     next_page: None = None
     in_progress: int = Field(description="Documents that are still being read, and not searched yet.")
-    used: list[str] = Field(description="How was searched.", examples=[["vector_exact", "full_text", "rrf"]])
-    seconds: dict[str, float]
+    used: list[str] = Field(
+        description="What was done, in this order.",
+        examples=[["embedding", "vector_exact", "full_text", "rrf"]],
+    )
+    seconds: dict[str, float] = Field(description="How long each of it took.")
+    notices: list[str] = Field(description="What was asked for and could not be done.")

@@ -14,7 +14,7 @@ from db.queries.documents import add_documents
 from retrieval.chunking import Chunk
 from retrieval.copy_rows import COLUMNS, write_rows
 from retrieval.filters import condition
-from retrieval.search import Query, Ranking, Weights, fuse, search
+from retrieval.search import Query, Ranking, Weights, search
 from tests.embedding_server import DIMENSIONS, embed
 
 COPY = f"COPY chunks ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)"
@@ -155,17 +155,6 @@ class TestSearch:
             limit=10, where=condition({"type": "eq", "key": "n", "value": 37}),
         )  # fmt: skip
         assert [hit.document.attributes["n"] for hit in found.hits] == [37] * 5
-
-
-class TestFuse:
-    def test_first_in_every_list_is_one(self) -> None:
-        scores = fuse([(1.0, [1, 2]), (1.0, [1, 3])])
-        assert scores[1] == pytest.approx(1.0)
-        assert scores[2] == scores[3] == pytest.approx(61 / 62 / 2)
-
-    def test_weights_count(self) -> None:
-        scores = fuse([(3.0, [1]), (1.0, [2])])
-        assert scores[1] == pytest.approx(3 * scores[2])
 
 
 class TestFilters:

@@ -1,0 +1,1 @@
+"""Finding passages, for a search and for an answer alike."""

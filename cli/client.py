@@ -193,10 +193,14 @@ class Client:
         return rows
 
     def model(self, name: str) -> JSON:
-        return self.get(f"/v1/models/{_segment(name)}")
+        return self.get(model_path(name))
 
     def delete_model(self, name: str, **query: Any) -> JSON:
-        return self.delete(f"/v1/models/{_segment(name)}", **query)
+        return self.delete(model_path(name), **query)
+
+
+def model_path(name: str) -> str:
+    return f"/v1/models/{_segment(name)}"
 
 
 def _segment(text: str) -> str:

@@ -1,14 +1,17 @@
 """`lathe ingest`: documents into a collection. What is there already, and unchanged, is not even uploaded."""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.client import Client, connect
+from cli.client import Client, connect, model_path
 from cli.output import print_json, stderr, stdout
 from cli.submit import RunJson, WatchFlag, show_submitted, upload
+from cli.text import harmless
 from db.errors import InvalidInput
 
 JSON = dict[str, Any]
@@ -19,40 +22,84 @@ def ingest(
         list[Path],
         typer.Argument(help="PDF, DOCX, HTML, Markdown or plain text.", show_default=False),
     ],
+    *,
     collection: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--collection", "-c", help="Its name or id; a new name makes a new one.", show_default=False
         ),
-    ],
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A model, whose own documents they become.", show_default=False),
+    ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep older documents of the same file name beside the new ones.")
     ] = False,
     watch: WatchFlag = False,
     json: RunJson = False,
 ) -> None:
-    """Read documents into a collection, where they can be searched.
+    """Read documents into a collection, where they can be searched, or make them a model's own.
 
     $ lathe ingest handbook.pdf notes/*.md --collection office --watch
+    $ lathe ingest handbook.pdf --model faq
     """
     for path in files:
         if not path.expanduser().is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise InvalidInput(f"{path} {what}: give files.", param="FILES")
+    if (collection is None) == (model is None):
+        raise InvalidInput("Say where to: --collection or --model, one of the two.", param="--collection")
     with connect() as client:
-        found = find_collection(client, collection) or client.post("/v1/vector_stores", {"name": collection})
-        new = _changed(client, found["id"], files)
+        place = _collection(client, collection) if collection is not None else _own_documents(model or "")
+        new = _changed(client, place.documents, files)
         if unchanged := len(files) - len(new):
             stderr().print(f"{unchanged} of {len(files)} files are there already, unchanged.")
         if not new:
             if json:
-                print_json(found)
+                print_json(client.get(place.path))
             else:
-                stdout().print(f"[bold]{found['id']}[/] is up to date.")
+                stdout().print(f"[bold]{harmless(place.name)}[/] is up to date.")
             return
         ids = [upload(client, str(path), stderr(), purpose="assistants") for path in new]
-        params = {"collection": found["id"], "files": ids, "replace": not keep}
-        show_submitted(client, client.submit("ingest", params), watch=watch, json=json)
+        job = place.submit(client, ids, not keep)
+        show_submitted(client, job, watch=watch, json=json)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where documents go.
+
+    Args:
+        path: of what holds them; `documents` is the path of their list.
+        submit: takes the ids of uploaded files, and whether they replace what has their names; gives the job.
+    """
+
+    name: str
+    path: str
+    documents: str
+    submit: Callable[[Client, list[str], bool], JSON]
+
+
+def _collection(client: Client, name: str) -> Place:
+    found = find_collection(client, name) or client.post("/v1/vector_stores", {"name": name})
+    path = f"/v1/vector_stores/{found['id']}"
+
+    def submit(client: Client, ids: list[str], replace: bool) -> JSON:
+        return client.submit("ingest", {"collection": found["id"], "files": ids, "replace": replace})
+
+    return Place(found["id"], path, f"{path}/files", submit)
+
+
+def _own_documents(model: str) -> Place:
+    path = model_path(model)
+    documents = f"{path}/documents"
+
+    def submit(client: Client, ids: list[str], replace: bool) -> JSON:
+        batch = client.post(documents, {"file_ids": ids, "replace": replace})
+        return client.job(batch["id"])
+
+    return Place(model, path, documents, submit)
 
 
 def find_collection(client: Client, name: str) -> JSON | None:
@@ -71,11 +118,8 @@ def find_collection(client: Client, name: str) -> JSON | None:
     return named[0] if named else None
 
 
-def _changed(client: Client, collection_id: str, files: list[Path]) -> list[Path]:
-    there = {
-        (row["filename"], row["sha256"])
-        for row in client.pages(f"/v1/vector_stores/{collection_id}/files", filter="completed")
-    }
+def _changed(client: Client, documents: str, files: list[Path]) -> list[Path]:
+    there = {(row["filename"], row["sha256"]) for row in client.pages(documents, filter="completed")}
     return [path for path in files if (path.name, _sha256(path.expanduser())) not in there]
 
 

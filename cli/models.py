@@ -45,7 +45,7 @@ def delete(
 ) -> None:
     """Delete a model, or one version of it."""
     if not yes and not json and sys.stdin.isatty():
-        whole = "" if "@" in name else " and all its versions"
+        whole = "" if "@" in name else ", all its versions and its own documents"
         typer.confirm(f"Delete {name}{whole}?", abort=True)
     with connect() as client:
         answer = client.delete_model(name)
@@ -55,6 +55,8 @@ def delete(
     gone = ", ".join(f"@{number}" for number in answer["versions"])
     console = stdout()
     console.print(f"{answer['id']} is deleted ({gone}).", markup=False)
+    if answer.get("collection_id"):
+        console.print(f"Its own documents went with it ({answer['collection_id']}).", markup=False)
     if answer.get("current_version"):
         bare = name.partition("@")[0]
         console.print(f"{bare} answers with @{answer['current_version']} now.", markup=False)

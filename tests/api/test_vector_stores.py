@@ -1,5 +1,6 @@
 """OpenAI's own client, unmodified, over the API, a real worker and an embedding server."""
 
+import functools
 import io
 import json
 import os
@@ -373,20 +374,20 @@ class TestIngestJob:
         assert answer.json()["error"]["param"] == missing
 
 
+def run_lathe(stack: str, *arguments: str) -> str:
+    argv = [sys.executable, "-c", "from cli.app import main; main()", *arguments]
+    own = {**os.environ, "LATHE_API_URL": stack}
+    ran = subprocess.run(argv, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 class TestCommandLine:
     def test_ingest_search_and_list(self, stack: str, tmp_path: Path) -> None:
-        program = "from cli.app import main; main()"
-        own = {**os.environ, "LATHE_API_URL": stack}
         (tmp_path / "handbook.pdf").write_bytes(HANDBOOK)
         (tmp_path / "notes.txt").write_text("Squirrels hoard nuts.")
         files = [str(tmp_path / name) for name in ("handbook.pdf", "notes.txt")]
-
-        def lathe(*arguments: str) -> str:
-            argv = [sys.executable, "-c", program, *arguments]
-            ran = subprocess.run(argv, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=False)
-            assert ran.returncode == 0, ran.stderr
-            return ran.stdout
-
+        lathe = functools.partial(run_lathe, stack)
         lathe("ingest", *files, "--collection", "office", "--watch")
         shown = lathe("collections", "search", "office", "days of holidays", "-n", "1")
         assert "handbook.pdf  page" in shown
@@ -395,3 +396,12 @@ class TestCommandLine:
         [office] = [row for row in listed if row["name"] == "office"]
         assert office["file_counts"]["completed"] == 2
         assert "deleted" in lathe("collections", "delete", "office", "--yes")
+
+    def test_ingest_for_a_model(self, client: OpenAI, stack: str, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("Squirrels hoard nuts.")
+        lathe = functools.partial(run_lathe, stack, "ingest", str(tmp_path / "notes.txt"), "--model", "tiny")
+        lathe("--watch")
+        store = client.models.retrieve("tiny").model_extra["collection_id"]  # type: ignore[index]
+        [row] = client.vector_stores.search(store, query="nuts").data
+        assert row.filename == "notes.txt"
+        assert "tiny is up to date" in lathe()

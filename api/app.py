@@ -22,9 +22,13 @@ from api.health.routes import router as health
 from api.idempotency import make_groups
 from api.jobs.feeds import Feeds
 from api.jobs.routes import router as jobs
+from api.keyring import Keyring
+from api.keys.routes import router as keys
 from api.models.document_routes import router as model_documents
 from api.models.routes import router as models
-from api.security import Gate
+from api.projects.routes import router as projects
+from api.scopes import scopes_for
+from api.security import OPEN_PATHS, Gate
 from api.unit_of_work import Services
 from api.vector_stores.file_routes import router as vector_store_files
 from api.vector_stores.routes import router as vector_stores
@@ -38,8 +42,8 @@ DESCRIPTION = """Submit a job, go away, and come back to a model that you serve 
 
 Errors are `{"error": {"message", "type", "param", "code"}}`, lists
 `{"object": "list", "data", "has_more", "first_id", "last_id"}`, times Unix seconds. Files, models, chat and
-embeddings take OpenAI's own clients: point `base_url` here. Where the server has a key, send it as
-`Authorization: Bearer …`.
+embeddings take OpenAI's own clients: point `base_url` here. Where the server has keys, send yours as
+`Authorization: Bearer …`; what it needs to be for is with each route.
 """
 TAGS = [
     {"name": "jobs", "description": "What takes a while: submit, watch, cancel, fetch what it made."},
@@ -53,6 +57,8 @@ TAGS = [
         "description": "Documents that are searched together, as OpenAI's vector stores.",
     },
     {"name": "webhooks", "description": "Who is told when a job ends, signed by Standard Webhooks."},
+    {"name": "keys", "description": "API keys: who may ask, for which project, and what they may do."},
+    {"name": "projects", "description": "Who owns rows, and how much each may use."},
     {"name": "health", "description": "For whoever watches over the server."},
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -70,12 +76,13 @@ def create_app(settings: Settings) -> FastAPI:
     factory = make_session_factory(engine)
     doorbell = Doorbell(settings.require_redis_url())
     doorbell.listen(factory)
+    keyring = Keyring(settings, factory)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with make_async_client() as client:
             feeds = Feeds(settings.require_database_url(), factory)
-            app.state.services = Services(settings, engine, factory, doorbell, client, feeds)
+            app.state.services = Services(settings, engine, factory, doorbell, client, feeds, keyring)
             app.state.groups = make_groups(app.state.services)
             yield
             await feeds.close()
@@ -97,13 +104,13 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (
         # A model's name may hold slashes: what comes after it has to be looked for first.
         jobs, files, model_documents, models, chat, embeddings, vector_stores, vector_store_files, devices,
-        webhooks, health,
+        webhooks, keys, projects, health,
     ):  # fmt: skip
         app.include_router(router)
     add_documentation(app)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
-    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Gate, settings=settings, keyring=keyring)
     app.add_middleware(Edge)  # added last, so outermost
     app.openapi = _openapi_of(app)  # type: ignore[method-assign]
     return app
@@ -128,8 +135,10 @@ def _openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 routes=app.routes,
                 tags=app.openapi_tags,
             )
-            for operations in schema["paths"].values():
-                for operation in operations.values():
+            for path, operations in schema["paths"].items():
+                for method, operation in operations.items():
+                    scopes = sorted(scopes_for(method.upper(), path))
+                    operation["security"] = [{}] if path in OPEN_PATHS else [{"key": scopes}, {}]
                     operation["responses"].pop("422", None)
                     if "requestBody" not in operation:
                         operation["responses"].pop("413", None)
@@ -137,7 +146,6 @@ def _openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
             schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            schema["security"] = [{"key": []}, {}]
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -52,8 +52,8 @@ STATUS: dict[type[LatheError], int] = {
 # What every route may answer with, for the documentation.
 DESCRIPTIONS = {
     400: "The request is wrong: the field, and the fix.",
-    401: "The API key is missing or wrong.",
-    403: "A foreign Host or Origin.",
+    401: "The API key is missing, wrong, expired or revoked.",
+    403: "A foreign Host or Origin, or an API key without the scope that it takes.",
     404: "There is none by that name.",
     413: "The body is too large.",
     415: "The body's content type is not the declared one.",

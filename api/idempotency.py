@@ -21,12 +21,12 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from starlette.responses import Response
 
+from api.caller import CALLER, Caller, known
 from api.errors import ErrorBody
 from api.group_commit import FellApart, GroupCommit
 from api.turns import Turns
 from api.unit_of_work import Services, Unit, services_of, signature_without_unit
 from db.errors import Conflict, InvalidInput
-from db.models import DEFAULT_PROJECT
 from db.queries.answers import (
     Asked,
     KeptAnswer,
@@ -73,11 +73,13 @@ def repeatable(endpoint: Callable[..., BaseModel]) -> Callable[..., Any]:
 
     @functools.wraps(endpoint)
     async def once(*, request: Request, idempotency_key: str | None, **arguments: Any) -> Response:
-        asked = await _asked(request, idempotency_key)
+        caller = known(CALLER.get())
+        asked = await _asked(request, caller.project_id, idempotency_key)
         if wants_request:
             arguments["request"] = request
         work = _Work(
             asked=asked,
+            caller=caller,
             status=request.scope["route"].status_code or 200,
             endpoint=functools.partial(endpoint, **arguments),
             context=contextvars.copy_context(),
@@ -99,12 +101,14 @@ class _Work:
     """A request that is to be answered once.
 
     Args:
+        caller: whose request it is: others of its group may be of other projects.
         status: of an answer that is not an error.
         endpoint: what makes it; it may be begun anew after a rollback.
         context: in which its request is logged, on whatever thread it is done.
     """
 
     asked: Asked
+    caller: Caller
     status: int
     endpoint: Callable[[Unit], BaseModel]
     context: contextvars.Context
@@ -159,6 +163,7 @@ def _answer_again(unit: Unit, work: _Work) -> Response:
 
 
 def _make(unit: Unit, work: _Work) -> KeptAnswer:
+    unit.asking = work.caller
     body = work.context.run(work.endpoint, unit).model_dump_json(by_alias=True)
     unit.session.flush()
     unit.session.expunge_all()  # the next of the group reads the rows as they are then
@@ -169,16 +174,16 @@ def _response(answer: KeptAnswer, headers: dict[str, str] | None = None) -> Resp
     return Response(answer.body, answer.status, headers, media_type="application/json")
 
 
-async def _asked(request: Request, key: str | None) -> Asked:
+async def _asked(request: Request, project_id: str, key: str | None) -> Asked:
     if key is not None and not PRINTABLE.fullmatch(key):
         raise InvalidInput(f"{KEY} must be 1 to 255 printable ASCII characters, such as a UUID.", param=KEY)
     # Spaces and the order of fields mean nothing in JSON.
     body = json.dumps(await request.json(), sort_keys=True) if await request.body() else ""
     count = request.headers.get(RETRY_COUNT, "")
     return Asked(
-        project_id=DEFAULT_PROJECT,
+        project_id=project_id,
         path=request.url.path,
-        fingerprint=fingerprint_of(DEFAULT_PROJECT, request.url.path, body),
+        fingerprint=fingerprint_of(project_id, request.url.path, body),
         key=key,
         again=key is None and count.isdecimal() and int(count) > 0,
     )

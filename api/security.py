@@ -2,13 +2,11 @@
 
 A page in the user's browser can reach a server on loopback, key or no key: by a form post, by a script
 with a foreign Origin, or under a name that it made point here (DNS rebinding). So Host must be ours, an
-Origin must be the page's own server, and a body must be declared as what the route takes. There are no
-CORS headers.
+Origin must be the page's own server, what the browser itself says comes from another site may at most be a
+link that somebody followed, and a body must be declared as what the route takes. There are no CORS headers.
 """
 
 import contextlib
-import hashlib
-import hmac
 import json
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import documentation
-from api.errors import Forbidden, TooLarge, Unauthenticated, WrongContentType
+from api.caller import CALLER, Caller
+from api.errors import Forbidden, TooLarge, WrongContentType
+from api.keyring import Keyring
+from api.scopes import PASSED_ON, scopes_for
 from db.errors import InvalidInput
 from db.settings import LOOPBACK, Settings
 
@@ -27,11 +28,11 @@ MULTIPART = "multipart/form-data"
 TAKES_MULTIPART = frozenset({("POST", "/v1/files")})
 # What shows nothing that is the user's: for health checks, and for reading the documentation.
 OPEN_PATHS = documentation.PATHS | {"/healthz", "/readyz", "/openapi.json"}
-# Whose bodies go on as they came, to servers that have limits of their own.
-PASSED_ON = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 MAX_FIELDS = 2000  # of one JSON object; a job of every kind has fewer than fifty
 # A multipart body is a little longer than the file in it.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
+# Another port of this machine is the same site, and another server.
+ELSEWHERE = frozenset({"cross-site", "same-site"})
 
 
 def is_loopback(host: str) -> bool:
@@ -39,16 +40,15 @@ def is_loopback(host: str) -> bool:
 
 
 class Gate:
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring) -> None:
         self._app = app
         self._settings = settings
+        self._keyring = keyring
         self._hosts = {
             *LOOPBACK,
             settings.api_host.lower(),
             *(name.lower() for name in settings.allowed_hosts),
         }
-        key = settings.api_key.get_secret_value()
-        self._key = hashlib.sha256(key.encode()).digest() if key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,8 +57,11 @@ class Gate:
         headers = Headers(scope=scope)
         self._check_host(headers)
         self._check_origin(headers)
+        self._check_site(scope["method"], headers)
         if scope["path"] not in OPEN_PATHS:
-            self._check_key(headers)
+            caller = await self._keyring.caller(headers.get("authorization", ""))
+            CALLER.set(caller)
+            _check_scope(caller, scope["method"], scope["path"])
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidInput("An address may not hold the character NUL.")
         await self._app(scope, await self._checked_body(scope, headers, receive), send)
@@ -77,17 +80,11 @@ class Gate:
         if origin is not None and _address(origin) != headers.get("host", "").lower():
             raise Forbidden(f"Pages of {origin} may not use this server.", code="foreign_origin")
 
-    def _check_key(self, headers: Headers) -> None:
-        if self._key is None:
-            return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        # Headers are read as latin-1: this gives back the bytes that were sent.
-        given = hashlib.sha256(key.strip().encode("latin-1")).digest()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._key):
-            raise Unauthenticated(
-                "The API key is missing or wrong: send the server's LATHE_API_KEY as "
-                "`Authorization: Bearer …`."
-            )
+    def _check_site(self, method: str, headers: Headers) -> None:
+        """Not every request of a foreign page bears an Origin: those for images and scripts do not."""
+        followed = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site") in ELSEWHERE and not followed:
+            raise Forbidden("Pages of other servers may not use this one.", code="foreign_origin")
 
     async def _checked_body(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         multipart = (scope["method"], scope["path"]) in TAKES_MULTIPART
@@ -138,6 +135,22 @@ class Gate:
     def _body_too_large(self) -> TooLarge:
         limit = self._settings.max_body_bytes
         return TooLarge(f"A body may have at most {limit} bytes here (LATHE_MAX_BODY_BYTES).")
+
+
+def _check_scope(caller: Caller, method: str, path: str) -> None:
+    """See that a key has the scope that the request needs.
+
+    Raises:
+        Forbidden: it has not; the message names the scope.
+    """
+    needed = scopes_for(method, path)
+    if not caller.may(needed):
+        names = " or ".join(f"`{scope}`" for scope in sorted(needed))
+        has = ", ".join(sorted(caller.scopes)) or "none"
+        raise Forbidden(
+            f"{method} {path} needs an API key with the scope {names}; this one has: {has}.",
+            code="scope_missing",
+        )
 
 
 def _check_fields(body: bytes) -> None:

@@ -18,11 +18,12 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.caller import CALLER, Caller, known
 from api.group_commit import FellApart
 from api.jobs.feeds import Feeds
+from api.keyring import Keyring
 from api.turns import Turns
 from db.doorbell import Doorbell
-from db.models import DEFAULT_PROJECT
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 
@@ -36,10 +37,19 @@ class Unit:
 
     session: Session
     settings: Settings
-    project_id: str = DEFAULT_PROJECT
+    asking: Caller | None = None  # none for what is open to all, which looks at nobody's rows
     shared: bool = False  # with other requests of a group
     _afterwards: list[Callable[[], object]] = field(default_factory=list)
     _undoing: list[Callable[[], object]] = field(default_factory=list)
+
+    @property
+    def caller(self) -> Caller:
+        return known(self.asking)
+
+    @property
+    def project_id(self) -> str:
+        """Whose rows the request may see and change."""
+        return self.caller.project_id
 
     def after_commit(self, action: Callable[[], object]) -> None:
         """Do something that cannot be taken back, such as removing a file, once the rows say so."""
@@ -69,12 +79,13 @@ class Services:
     doorbell: Doorbell
     client: httpx.AsyncClient
     feeds: Feeds
+    keyring: Keyring
     turns: Turns = field(default_factory=Turns)
 
     def in_transaction(self, work: Callable[[Unit], Answer]) -> Answer:
         """Do `work` in one transaction, then commit, then what it left for afterwards."""
         with transaction(self.session_factory) as session:
-            unit = Unit(session, self.settings)
+            unit = Unit(session, self.settings, CALLER.get())
             try:
                 answer = work(unit)
             except BaseException:

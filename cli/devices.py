@@ -36,4 +36,4 @@ def _holder(row: JSON) -> str:
     if held_by["type"] == "serving":
         return f"serving ({held_by['backend']})"
     shared = ", shared with serving" if row["serves"] and row["shares"] else ""
-    return f"{held_by['job']} {held_by['step']} since {moment(held_by['since'])}{shared}"
+    return f"{held_by['job'] or 'another project'} {held_by['step']} since {moment(held_by['since'])}{shared}"

@@ -75,7 +75,7 @@ class Training:
         return self.folder("train") / "checkpoints" / f"checkpoint-{number}"
 
 
-def in_training(job_id: str, root: Path, sessions: SessionFactory) -> Training:
+def in_training(job_id: str, root: Path, sessions: SessionFactory, project_id: str = "default") -> Training:
     """Bring a fine-tune that was just submitted so far."""
     made = Training(job_id, root, sessions)
     rows = {f"{split}.jsonl": f"rows of {split}" for split in ("train", "validation", "test")}
@@ -83,7 +83,7 @@ def in_training(job_id: str, root: Path, sessions: SessionFactory) -> Training:
     listed(made.folder("prepare"), "manifest.json")
     made.succeed("prepare")
     with transaction(sessions) as session:
-        get_job(session, job_id, project_id="default").base = {
+        get_job(session, job_id, project_id=project_id).base = {
             "name": "org/base", "source": "hub", "location": "org/base", "revision": None,
         }  # fmt: skip
     return made

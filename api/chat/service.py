@@ -38,19 +38,20 @@ def backend_of(unit: Unit, reference: str) -> Backend:
     file = resolve(unit.session, unit.project_id, reference).file
     holding = find_refusing(unit.session, file.backend)
     if holding is not None:
-        raise _made_room(reference, holding)
+        raise _made_room(unit, reference, holding)
     return _backend(unit.settings, file.backend, file.backend_name)
 
 
-def _made_room(reference: str, holding: Holding) -> Unavailable:
-    step, device = holding.step, holding.device
-    assert step is not None  # noqa: S101 - for the type checker
+def _made_room(unit: Unit, reference: str, holding: Holding) -> Unavailable:
+    step, device, attempt = holding.step, holding.device, holding.attempt
+    assert step is not None and attempt is not None  # noqa: S101, PT018 - for the type checker
+    job = step.job_id if attempt.project_id == unit.project_id else "another project's job"
     left = seconds_left(step)
     wait = math.ceil(left) if left is not None else RETRY_AFTER_UNKNOWN_SECONDS
     wait = min(max(wait, RETRY_AFTER_MIN_SECONDS), RETRY_AFTER_MAX_SECONDS)
     when = f", in about {wait} s" if left is not None else ""
     return Unavailable(
-        f"Model {reference!r} has been unloaded: step {step.name} of {step.job_id} holds GPU {device.index} "
+        f"Model {reference!r} has been unloaded: step {step.name} of {job} holds GPU {device.index} "
         f"({device.name}), where it is served. It answers again once that step has ended{when}.",
         param="model",
         code="model_unloaded",

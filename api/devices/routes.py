@@ -14,10 +14,12 @@ router = APIRouter(tags=["devices"])
 @transactional
 def list_devices(unit: Unit) -> Page[DeviceOut]:
     """The GPUs that workers have been given, and what holds each: a step, or the server of models."""
-    return page([_device_out(holding) for holding in list_holdings(unit.session)], has_more=False)
+    return page(
+        [_device_out(holding, unit.project_id) for holding in list_holdings(unit.session)], has_more=False
+    )
 
 
-def _device_out(holding: Holding) -> DeviceOut:
+def _device_out(holding: Holding, project_id: str) -> DeviceOut:
     device = holding.device
     return DeviceOut(
         id=device.id,
@@ -27,15 +29,15 @@ def _device_out(holding: Holding) -> DeviceOut:
         memory_bytes=device.memory_bytes,
         serves=device.serves,
         shares=device.shares,
-        held_by=_held_by(holding),
+        held_by=_held_by(holding, project_id),
         unloaded=device.unloaded,
     )
 
 
-def _held_by(holding: Holding) -> HeldByStep | HeldByServing | None:
+def _held_by(holding: Holding, project_id: str) -> HeldByStep | HeldByServing | None:
     if holding.attempt is not None and holding.step is not None:
         return HeldByStep(
-            job=holding.step.job_id,
+            job=holding.step.job_id if holding.attempt.project_id == project_id else None,
             step=holding.step.name,
             attempt=holding.attempt.number,
             since=unix_seconds(holding.attempt.started_at),

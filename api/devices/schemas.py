@@ -18,7 +18,7 @@ class DeviceName(BaseModel):
 
 class HeldByStep(BaseModel):
     type: Literal["step"] = "step"
-    job: str
+    job: str | None = Field(description="None for a job of another project.")
     step: str
     attempt: int
     since: int

@@ -1,6 +1,7 @@
 """The tables, a file each."""
 
 from db.models.answer import Answer
+from db.models.api_key import ApiKey
 from db.models.artifact import Artifact
 from db.models.attempt import Attempt
 from db.models.base import Base
@@ -24,6 +25,7 @@ from db.models.worker import Worker
 __all__ = [
     "DEFAULT_PROJECT",
     "Answer",
+    "ApiKey",
     "Artifact",
     "Attempt",
     "Base",

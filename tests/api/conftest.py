@@ -1,46 +1,23 @@
 """The API as it runs: under uvicorn, on a port, over a database and a broker of the test's own."""
 
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from api.app import create_app
 from db.ids import new_id
 from db.models import Model, ModelFile, ModelVersion
 from db.session import SessionFactory, make_engine, make_session_factory, transaction
 from db.settings import Settings
+from tests.api.keyed import Keyed, keyed_api
 from tests.api.model_server import ModelServer
+from tests.api.serving import serving
 from tests.conftest import PostgresServer
 
 FAQ = b"question,answer\n" + b"".join(b"What is %d?,It is %d.\n" % (n, n * n) for n in range(20))
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Run an ASGI application on a free port; yields its address."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started:
-        assert time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.005)
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +69,20 @@ def api_url(settings: Settings) -> Iterator[str]:
 def api(api_url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=api_url, timeout=20, trust_env=False) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def keyed(
+    settings: Settings,
+    postgres_server: PostgresServer,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Keyed]:
+    """An installation that needs keys, with projects; all else as `settings`."""
+    postgres_server.execute(f"CREATE DATABASE keyed TEMPLATE {migrated_template} STRATEGY file_copy")
+    own = {"database_url": postgres_server.url("keyed"), "data_dir": tmp_path_factory.mktemp("keyed")}
+    with keyed_api(Settings.model_validate({**settings.model_dump(), **own})) as keyed:
+        yield keyed
 
 
 Publish = Callable[..., str]

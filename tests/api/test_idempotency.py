@@ -26,6 +26,11 @@ from tests.conftest import free_port
 
 # POSTs that create no row, or not from JSON. Every other one is to be repeatable.
 CREATE_NOTHING = {
+    "/v1/keys",  # whose answer is not to be kept
+    "/v1/keys/{key_id}/revoke",
+    "/v1/projects/{project_id}",
+    "/v1/projects/{project_id}/archive",
+    "/v1/projects/{project_id}/restore",
     "/v1/vector_stores/{vector_store_id}",
     "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/cancel",
     "/v1/vector_stores/{vector_store_id}/files/{file_id}",

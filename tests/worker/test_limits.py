@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
+from api.caller import Caller
 from api.jobs.schemas import RetryRequest
 from api.jobs.service import retry_job
 from api.unit_of_work import Unit
@@ -128,7 +129,7 @@ class TestDisk:
 
         ballast.unlink()
         with transaction(bench.factory) as session:
-            retry_job(Unit(session, bench.settings), job_id, RetryRequest())
+            retry_job(Unit(session, bench.settings, Caller()), job_id, RetryRequest())
         job = bench.ended(job_id, seconds=PATIENCE_SECONDS)
         assert job.status == "succeeded", (job.error, bench.logs(), shutil.disk_usage(root))
         with bench.factory() as session:

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from api.caller import Caller
 from api.jobs.schemas import RetryRequest
 from api.jobs.service import retry_job
 from api.unit_of_work import Unit
@@ -80,7 +81,7 @@ def messages(bench: "Bench", job_id: str) -> list[str]:
 def retry(bench: "Bench", job_id: str, more_seconds: int) -> None:
     with transaction(bench.factory) as session:
         limit = round(runtime_seconds(session, job_id)) + more_seconds
-        retry_job(Unit(session, bench.settings), job_id, RetryRequest(max_runtime_seconds=limit))
+        retry_job(Unit(session, bench.settings, Caller()), job_id, RetryRequest(max_runtime_seconds=limit))
 
 
 class TestRealWorker:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from sqlalchemy import Engine, create_engine, text
 
+from api.caller import Caller
 from api.jobs.schemas import JobRequest, RetryRequest
 from api.jobs.service import delete_job, retry_job
 from api.jobs.submission import submit
@@ -135,7 +136,7 @@ class Actor:
 
     def _request(self, work: Callable[[Unit], Any]) -> Any:
         with transaction(self.factory) as session:
-            unit = Unit(session, self.settings)
+            unit = Unit(session, self.settings, Caller())
             answer = work(unit)
         for action in unit._afterwards:
             action()

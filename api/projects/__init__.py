@@ -1,0 +1,1 @@
+"""Projects: who owns rows, and how much each may use."""

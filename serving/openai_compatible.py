@@ -76,14 +76,14 @@ async def forward(client: httpx.AsyncClient, url: str, body: bytes, *, api_key: 
         Unavailable: nobody answers, or the server says that it cannot now (502, 503, 504).
     """
     # `identity`, so that the bytes passed on need no knowledge of their encoding.
-    headers = {"content-type": "application/json", "accept-encoding": "identity", **_authorization(api_key)}
+    headers = {"content-type": "application/json", "accept-encoding": "identity", **authorization(api_key)}
     request = client.build_request("POST", url, content=body, headers=headers)
     try:
         response = await client.send(request, stream=True)
         if response.status_code in (502, 503, 504):
             await response.aread()
     except httpx.HTTPError as error:
-        raise _unreachable() from error
+        raise unreachable() from error
     if response.status_code in (502, 503, 504):
         raise Unavailable(f"The model's server cannot answer now: {_message(response)}")
     if response.status_code in (401, 403):
@@ -128,7 +128,7 @@ class LlamaServer:
     def __init__(self, url: str, *, api_key: str = "", model: str | None = None) -> None:
         self._model = model
         self._client = httpx.Client(
-            base_url=url, timeout=TIMEOUT, headers=_authorization(api_key), trust_env=False
+            base_url=url, timeout=TIMEOUT, headers=authorization(api_key), trust_env=False
         )
 
     def __enter__(self) -> Self:
@@ -160,7 +160,7 @@ class LlamaServer:
 
     def _statuses(self) -> dict[str, str]:
         answer = self._request("GET", "/models", timeout=MANAGE_SECONDS)
-        with _understood("/models"):
+        with understood("/models"):
             # A llama-server of one model gives no status: that one cannot be unloaded.
             return {row["id"]: row["status"]["value"] for row in answer["data"] if "status" in row}
 
@@ -170,12 +170,12 @@ class LlamaServer:
         try:
             response = self._client.get("/slots", params=where, timeout=MANAGE_SECONDS)
             if response.is_success:
-                with _understood("/slots"):
+                with understood("/slots"):
                     return any(slot["is_processing"] for slot in response.json())
         except httpx.TimeoutException:
             return True
         except httpx.HTTPError as error:
-            raise _unreachable() from error
+            raise unreachable() from error
         return self._statuses().get(name) == "loading"
 
     def unload(self, name: str) -> None:
@@ -230,24 +230,24 @@ class LlamaServer:
         try:
             response = self._client.request(method, path, **options)
         except httpx.HTTPError as error:
-            raise _unreachable() from error
+            raise unreachable() from error
         if response.is_error:
-            raise _error_of(response, path)
-        with _understood(path):
+            raise error_of(response, path)
+        with understood(path):
             answer: dict[str, Any] = response.json()
         return answer
 
 
-def _authorization(api_key: str) -> dict[str, str]:
+def authorization(api_key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
-def _unreachable() -> Unavailable:
+def unreachable() -> Unavailable:
     return Unavailable("The server that runs this model does not answer.", code="model_server_unavailable")
 
 
 @contextlib.contextmanager
-def _understood(path: str) -> Iterator[None]:
+def understood(path: str) -> Iterator[None]:
     """Whatever else may listen at that address, and answer with 200."""
     try:
         yield
@@ -263,7 +263,7 @@ def _message(response: httpx.Response) -> str:
         return response.text[:500] or f"HTTP {response.status_code}"
 
 
-def _error_of(response: httpx.Response, path: str) -> LatheError:
+def error_of(response: httpx.Response, path: str) -> LatheError:
     message = f"{path}: {_message(response)}"
     if response.status_code in (401, 403):
         return Unavailable(f"The model's server refuses our key. {message}")

@@ -1,4 +1,5 @@
-"""A JSON body as it came, and its `model` replaced: every other byte stays as the caller wrote it.
+"""A JSON body as it came, and single members of it replaced: all others stay, byte for byte, as the caller
+wrote them.
 
 Parsing and writing anew would keep the meaning but not the bytes (numbers such as 1.0e-5, spaces,
 escapes), and what a caller sees in a backend's log should be what it sent.
@@ -6,6 +7,7 @@ escapes), and what a caller sees in a backend's log should be what it sent.
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from json.decoder import JSONDecoder
 from typing import Any
@@ -17,18 +19,40 @@ _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a member is: its name from `start`, its value from `value_start` to before `end`."""
+
+    name: str
+    start: int
+    value_start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Body:
-    """A JSON object as text, its members, and where each `model` is in it."""
+    """A JSON object as text, its members, and where each is in it."""
 
     text: str
     members: dict[str, Any]
-    model_spans: tuple[tuple[int, int], ...]
+    places: tuple[Place, ...]
 
     def with_model(self, name: str) -> bytes:
         text, quoted = self.text, json.dumps(name)
-        for start, end in reversed(self.model_spans):
-            text = text[:start] + quoted + text[end:]
+        for place in reversed(self.places):
+            if place.name == "model":
+                text = text[: place.value_start] + quoted + text[place.end :]
         return text.encode()
+
+    def with_members(self, replaced: Mapping[str, Any], *, without: Collection[str]) -> bytes:
+        """The same object with other values for some of its members, and without others."""
+        kept = [
+            self.text[place.start : place.value_start] + json.dumps(replaced[place.name])
+            if place.name in replaced
+            else self.text[place.start : place.end]
+            for place in self.places
+            if place.name not in without
+        ]
+        return ("{" + ", ".join(kept) + "}").encode()
 
 
 def read_body(raw: bytes) -> Body:
@@ -56,22 +80,21 @@ def _scan(text: str) -> Body:
     if text[place : place + 1] != "{":
         raise ValueError("it must be an object")
     members: dict[str, Any] = {}
-    spans: list[tuple[int, int]] = []
+    places: list[Place] = []
     place = _blank(text, place + 1)
     while text[place : place + 1] != "}":
         if members:
             place = _blank(text, _expect(text, place, ","))
         if text[place : place + 1] != '"':
             raise ValueError(f"a name is missing at character {place}")
-        name, place = _DECODER.raw_decode(text, place)
-        start = _blank(text, _expect(text, _blank(text, place), ":"))
-        members[name], end = _DECODER.raw_decode(text, start)
-        if name == "model":
-            spans.append((start, end))
+        name, after = _DECODER.raw_decode(text, place)
+        value_start = _blank(text, _expect(text, _blank(text, after), ":"))
+        members[name], end = _DECODER.raw_decode(text, value_start)
+        places.append(Place(name, place, value_start, end))
         place = _blank(text, end)
     if text[place + 1 :].strip(" \t\r\n"):
         raise ValueError(f"something follows it at character {place + 1}")
-    return Body(text, members, tuple(spans))
+    return Body(text, members, tuple(places))
 
 
 def _blank(text: str, place: int) -> int:

@@ -7,8 +7,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.chat.passing import PassedOn, pass_on
 from api.chat.schemas import GenerateAnswer, GenerateParams, GenerateRequest
 from api.chat.service import Backend
+from api.unit_of_work import services_of
 from db.errors import Unavailable
 
 # What each backend calls the parameters.
@@ -26,12 +31,15 @@ class Question:
     body: bytes
 
 
-def question(request: GenerateRequest, backend: Backend) -> Question:
-    """Put a prompt as `backend` takes it."""
-    body: dict[str, Any] = {
-        "model": backend.model,
-        "messages": [{"role": "user", "content": request.prompt}],
-    }
+def conversation(request: GenerateRequest) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": request.prompt}]
+
+
+def question(
+    request: GenerateRequest, backend: Backend, messages: list[dict[str, Any]] | None = None
+) -> Question:
+    """Put a prompt, or the conversation that was made of it, as `backend` takes it."""
+    body: dict[str, Any] = {"model": backend.model, "messages": messages or conversation(request)}
     if backend.kind == "ollama":
         body |= {"stream": False, "options": _named(request.params, OLLAMA_NAMES)}
         return Question(f"{backend.url}/api/chat", json.dumps(body).encode())
@@ -42,6 +50,18 @@ def question(request: GenerateRequest, backend: Backend) -> Question:
 def _named(params: GenerateParams, names: dict[str, str]) -> dict[str, Any]:
     given = params.model_dump(exclude_none=True).items()
     return {names.get(name, name): value for name, value in given if DRAWN.get(name) != value}
+
+
+async def ask(request: Request, asked: Question, backend: Backend, model: str) -> GenerateAnswer | Response:
+    """Ask a question; what the backend says, or its error.
+
+    Args:
+        model: the name that the question was asked by.
+    """
+    response = await pass_on(services_of(request), request, asked.url, asked.body, api_key=backend.api_key)
+    if not isinstance(response, PassedOn):
+        return response  # an error
+    return answer(await response.whole(), model, backend)
 
 
 def answer(raw: bytes, model: str, backend: Backend) -> GenerateAnswer:

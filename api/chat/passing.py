@@ -5,9 +5,9 @@ server stops working on it.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
@@ -18,25 +18,33 @@ from api.errors import error_response
 from api.unit_of_work import Services
 from serving.openai_compatible import Upstream, forward
 
+Answer = TypeVar("Answer")
 ERROR_BYTES = 64 * 1024
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 TOO_LONG = "is too large to process"
 
 
-async def pass_on(services: Services, request: Request, url: str, body: bytes, *, api_key: str) -> Response:
-    """Send `body` to `url`; answer with the bytes that come back, or with their error in our shape."""
+async def pass_on(
+    services: Services, request: Request, url: str, body: bytes, *, api_key: str, before: bytes = b""
+) -> Response:
+    """Send `body` to `url`; answer with the bytes that come back, or with their error in our shape.
+
+    Args:
+        before: events of ours, that go ahead of those of an answer that is a stream.
+    """
     upstream = await unless_left(request, lambda: forward(services.client, url, body, api_key=api_key))
     if upstream.status >= 400:
         return await _error_of(upstream)
-    return PassedOn(upstream)
+    return PassedOn(upstream, before)
 
 
-async def unless_left(request: Request, work: Callable[[], Awaitable[Upstream]]) -> Upstream:
+async def unless_left(request: Request, work: Callable[[], Awaitable[Answer]]) -> Answer:
     """Wait for `work`, unless the caller goes first: then it is cancelled.
 
     Raises:
         ClientDisconnect: the caller has gone.
     """
-    answers: list[Upstream] = []
+    answers: list[Answer] = []
     errors: list[Exception] = []
 
     async def run(scope: anyio.CancelScope) -> None:
@@ -61,12 +69,21 @@ async def unless_left(request: Request, work: Callable[[], Awaitable[Upstream]])
 class PassedOn(StreamingResponse):
     """An answer from behind. Its connection is freed however this one ends."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, before: bytes = b"") -> None:
         headers = {"content-type": upstream.content_type}
-        if upstream.content_type.startswith("text/event-stream"):
-            headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(upstream.chunks(), upstream.status, headers)
+        self.is_stream = upstream.content_type.startswith("text/event-stream")
+        if self.is_stream:
+            headers |= STREAM_HEADERS
+        self._before = before if self.is_stream else b""
+        super().__init__(self._chunks(), upstream.status, headers)
         self._upstream = upstream
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        if self._before:
+            yield self._before
+        async with aclosing(self._upstream.chunks()) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
 
     async def whole(self) -> bytes:
         """The answer's bytes, for who wants to read them rather than pass them on."""

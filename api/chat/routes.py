@@ -3,10 +3,19 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.chat.body import read_body
-from api.chat.generation import answer, question
-from api.chat.passing import PassedOn, pass_on
-from api.chat.schemas import CHAT_ANSWER, CHAT_BODY, COMPLETION_BODY, GenerateAnswer, GenerateRequest
+from api.answers.asking import complete, generate_from
+from api.answers.schemas import read_sources
+from api.chat.body import Body, read_body
+from api.chat.generation import ask, question
+from api.chat.passing import pass_on
+from api.chat.schemas import (
+    CHAT_ANSWER,
+    CHAT_BODY,
+    COMPLETION_BODY,
+    GenerateAnswer,
+    GenerateRequest,
+    GroundedAnswer,
+)
 from api.chat.service import backend_of, newest_model
 from api.unit_of_work import services_of
 
@@ -21,8 +30,15 @@ router = APIRouter(tags=["chat"])
     responses=CHAT_ANSWER,
 )
 async def chat_completions(request: Request) -> Response:
-    """OpenAI's chat completions, plain or streamed, byte for byte as the model's server answers."""
-    return await _ask(request, "/v1/chat/completions")
+    """OpenAI's chat completions, plain or streamed, byte for byte as the model's server answers.
+
+    With `collections` or `documents` the answer rests on passages that are found in them, and tells which.
+    """
+    body = read_body(await request.body())
+    sources = read_sources(body.members)
+    if sources is not None:
+        return await complete(request, body, sources)
+    return await _ask(request, body, "/v1/chat/completions")
 
 
 @router.post(
@@ -34,19 +50,18 @@ async def chat_completions(request: Request) -> Response:
 )
 async def completions(request: Request) -> Response:
     """OpenAI's older completions: the prompt goes to the model as it is."""
-    return await _ask(request, "/v1/completions")
+    return await _ask(request, read_body(await request.body()), "/v1/completions")
 
 
-async def _ask(request: Request, path: str) -> Response:
+async def _ask(request: Request, body: Body, path: str) -> Response:
     services = services_of(request)
-    body = read_body(await request.body())
     backend = await services.run_in_transaction(lambda unit: backend_of(unit, body.members["model"]))
     return await pass_on(
         services, request, backend.url + path, body.with_model(backend.model), api_key=backend.api_key
     )
 
 
-@router.post("/generate", response_model=GenerateAnswer, summary="Answer one prompt")
+@router.post("/generate", response_model=GroundedAnswer | GenerateAnswer, summary="Answer one prompt")
 async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | Response:
     """The short way: a prompt in, a text out. The prompt is one user's turn in the model's chat template."""
     services = services_of(request)
@@ -54,8 +69,6 @@ async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | 
     if name is None:
         name = await services.run_in_transaction(newest_model)
     backend = await services.run_in_transaction(lambda unit: backend_of(unit, name))
-    asked = question(body, backend)
-    response = await pass_on(services, request, asked.url, asked.body, api_key=backend.api_key)
-    if not isinstance(response, PassedOn):
-        return response  # an error
-    return answer(await response.whole(), name, backend)
+    if body.is_grounded:
+        return await generate_from(request, body, backend, name)
+    return await ask(request, question(body, backend), backend, name)

@@ -4,7 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.answers.schemas import Annotation, Grounding, Retrieval, Sources
+
 JSONBody = dict[str, Any]
+
+RETRIEVAL = Retrieval.model_json_schema(ref_template="#/components/schemas/{model}")
 
 
 def _request_body(description: str, required: list[str], example: JSONBody, fields: JSONBody) -> JSONBody:
@@ -30,6 +34,20 @@ CHAT_BODY = _request_body(
     {
         "messages": {"type": "array", "items": {"type": "object"}},
         "stream": {"type": "boolean", "default": False},
+        "collections": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Ids or names of collections: the answer rests on passages found there.",
+        },
+        "documents": {
+            "oneOf": [{"type": "array", "items": {"type": "string"}}, {"type": "boolean", "enum": [True]}],
+            "description": "Ids of files: only these documents are searched. true: the model's own.",
+        },
+        "retrieval": {
+            "type": "object",
+            "description": "How passages are found and chosen.",
+            "properties": RETRIEVAL["properties"],
+        },
     },
 )
 COMPLETION_BODY = _request_body(
@@ -58,7 +76,7 @@ class GenerateParams(BaseModel):
     seed: int | None = Field(default=None, ge=-1, le=2**31 - 1)
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(Sources):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
@@ -74,8 +92,16 @@ class GenerateRequest(BaseModel):
 
 
 class GenerateAnswer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     text: str
     model: str
     finish_reason: str | None = Field(description="stop, or length when n_predict was reached")
     prompt_tokens: int | None
     completion_tokens: int | None
+
+
+class GroundedAnswer(GenerateAnswer, Grounding):
+    """An answer from documents."""
+
+    annotations: list[Annotation] = Field(description="The places of the text that cite passages.")

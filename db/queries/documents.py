@@ -203,11 +203,16 @@ def list_documents(
 
 def counts_of_job(session: Session, job_id: str) -> dict[str, int]:
     """The documents of a job, by status."""
+    return count_by_status(session, Document.job_id == job_id)
+
+
+def count_by_status(session: Session, *where: ColumnElement[bool]) -> dict[str, int]:
+    """The documents that meet the conditions, by status."""
     query = (
         select(STATUS, func.count())
         .select_from(Document)
         .outerjoin(Job, Job.id == Document.job_id)
-        .where(Document.job_id == job_id)
+        .where(*where)
         .group_by(STATUS)
     )
     counts = dict.fromkeys(map(str, DocumentStatus), 0)

@@ -1,0 +1,74 @@
+"""The two routes that answer from documents: what is found is put before the model, and told of."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.answers.completions import (
+    annotations_of,
+    answer_without_model,
+    first_chunk,
+    note_unknown,
+    with_grounding,
+)
+from api.answers.schemas import FIELDS, Sources
+from api.answers.service import ground, nothing_found
+from api.chat.body import Body
+from api.chat.generation import ask, conversation, question
+from api.chat.passing import PassedOn, pass_on, unless_left
+from api.chat.schemas import GenerateRequest, GroundedAnswer
+from api.chat.service import Backend, backend_of
+from api.unit_of_work import services_of
+
+CHAT = "/v1/chat/completions"
+
+
+async def complete(request: Request, body: Body, sources: Sources) -> Response:
+    """A chat completion that rests on documents. Of the request only `messages` changes."""
+    services = services_of(request)
+    model: str = body.members["model"]
+    backend = await services.run_in_transaction(lambda unit: backend_of(unit, model))
+    asked = {name: value for name, value in body.members.items() if name not in FIELDS}
+    found = await unless_left(request, lambda: ground(services, backend, asked, sources, model=model))
+    if found.messages is None:
+        return answer_without_model(asked, found.grounding)
+    sent = body.with_members({"model": backend.model, "messages": found.messages}, without=FIELDS)
+    before = first_chunk(model, found.grounding)
+    response = await pass_on(
+        services, request, backend.url + CHAT, sent, api_key=backend.api_key, before=before
+    )
+    if not isinstance(response, PassedOn) or response.is_stream:
+        return response
+    whole = with_grounding(await response.whole(), found.grounding)
+    return Response(whole, response.status_code, media_type="application/json")
+
+
+async def generate_from(
+    request: Request, body: GenerateRequest, backend: Backend, model: str
+) -> GroundedAnswer | Response:
+    """One prompt's answer from documents."""
+    services = services_of(request)
+    asked = {"messages": conversation(body), "max_tokens": body.params.n_predict}
+    found = await unless_left(request, lambda: ground(services, backend, asked, body, model=model))
+    grounding = found.grounding
+    if found.messages is None:
+        return GroundedAnswer(
+            text=nothing_found(grounding),
+            model=model,
+            finish_reason="stop",
+            prompt_tokens=0,
+            completion_tokens=0,
+            annotations=[],
+            citations=[],
+            retrieval=grounding.retrieval,
+        )
+    said = await ask(request, question(body, backend, found.messages), backend, model)
+    if isinstance(said, Response):
+        return said
+    annotations, unknown = annotations_of(said.text, grounding.citations)
+    note_unknown(grounding, unknown)
+    return GroundedAnswer(
+        **said.model_dump(),
+        annotations=annotations,
+        citations=grounding.citations,
+        retrieval=grounding.retrieval,
+    )

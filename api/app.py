@@ -11,6 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from api.audit.routes import router as audit
+from api.auditing import Ledger
 from api.chat.routes import router as chat
 from api.devices.routes import router as devices
 from api.documentation import add_documentation
@@ -59,8 +61,14 @@ TAGS = [
     {"name": "webhooks", "description": "Who is told when a job ends, signed by Standard Webhooks."},
     {"name": "keys", "description": "API keys: who may ask, for which project, and what they may do."},
     {"name": "projects", "description": "Who owns rows, and how much each may use."},
+    {"name": "audit", "description": "Who changed what, and who was refused."},
     {"name": "health", "description": "For whoever watches over the server."},
 ]
+ROUTERS = (
+    # A model's name may hold slashes: what comes after it has to be looked for first.
+    jobs, files, model_documents, models, chat, embeddings, vector_stores, vector_store_files, devices,
+    webhooks, keys, projects, audit, health,
+)  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description} for status, description in DESCRIPTIONS.items()
 }
@@ -77,6 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
     doorbell = Doorbell(settings.require_redis_url())
     doorbell.listen(factory)
     keyring = Keyring(settings, factory)
+    ledger = Ledger(factory)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -86,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.groups = make_groups(app.state.services)
             yield
             await feeds.close()
+            await ledger.close()
         doorbell.close()
         engine.dispose()
 
@@ -101,17 +111,14 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    for router in (
-        # A model's name may hold slashes: what comes after it has to be looked for first.
-        jobs, files, model_documents, models, chat, embeddings, vector_stores, vector_store_files, devices,
-        webhooks, keys, projects, health,
-    ):  # fmt: skip
+    for router in ROUTERS:
         app.include_router(router)
+    app.state.operations = [route for router in ROUTERS for route in router.routes]
     add_documentation(app)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
-    app.add_middleware(Gate, settings=settings, keyring=keyring)
-    app.add_middleware(Edge)  # added last, so outermost
+    app.add_middleware(Gate, settings=settings, keyring=keyring, ledger=ledger)
+    app.add_middleware(Edge, ledger=ledger)  # added last, so outermost
     app.openapi = _openapi_of(app)  # type: ignore[method-assign]
     return app
 

@@ -1,4 +1,5 @@
-"""The outermost layer: a request id on every answer, our error shape on every error, one log line.
+"""The outermost layer: a request id on every answer, our error shape on every error, one log line, and an
+audit entry for what is refused.
 
 Every error that an endpoint or a layer below raises ends here, Starlette's own plain-text answers
 included, so there is one place that turns errors into HTTP.
@@ -12,7 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.auditing import Ledger, entry_of, is_to_be_told
+from api.caller import CALLER
 from api.errors import answer_to, error_response
+from db.errors import LatheError
 from db.ids import new_id
 
 # A caller's own id is taken if it cannot do harm in a log.
@@ -26,8 +30,9 @@ log = structlog.get_logger("api")
 
 
 class Edge:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, ledger: Ledger) -> None:
         self._app = app
+        self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,6 +40,7 @@ class Edge:
             return
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
         began = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -45,6 +51,9 @@ class Edge:
                 return
             except Exception as error:  # noqa: BLE001 - the process's edge
                 await self._answer_error(error, answer, scope, receive)
+            if is_to_be_told(scope, answer.status):
+                entry = entry_of(scope, CALLER.get(), answer.status, code=answer.code)
+                self._ledger.tell(entry)
             log.info(
                 "request_served",
                 method=scope["method"],
@@ -57,6 +66,7 @@ class Edge:
         self, error: Exception, answer: "_Answer", scope: Scope, receive: Receive
     ) -> None:
         response = answer_to(error, scope)
+        answer.code = error.code if isinstance(error, LatheError) else None
         if response is None or answer.started:
             log.error("request_failed", exc_info=error)
         elif response.status_code >= 500:
@@ -81,6 +91,7 @@ class _Answer:
         self.request_id = request_id
         self.started = False
         self.status = 0
+        self.code: str | None = None  # of an error of ours
         self._replaced = False
 
     async def send(self, message: Message) -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from starlette.responses import Response
 
+from api.auditing import tell_change, told
 from api.caller import CALLER, Caller, known
 from api.errors import ErrorBody
 from api.group_commit import FellApart, GroupCommit
@@ -78,6 +79,7 @@ def repeatable(endpoint: Callable[..., BaseModel]) -> Callable[..., Any]:
         if wants_request:
             arguments["request"] = request
         work = _Work(
+            request=request,
             asked=asked,
             caller=caller,
             status=request.scope["route"].status_code or 200,
@@ -107,6 +109,7 @@ class _Work:
         context: in which its request is logged, on whatever thread it is done.
     """
 
+    request: Request
     asked: Asked
     caller: Caller
     status: int
@@ -143,7 +146,7 @@ def _answer(unit: Unit, works: Sequence[_Work]) -> list[Response]:
     with inserting_together(unit.session):
         for work, kept in zip(works, found, strict=True):
             if kept is not None:
-                answers.append(_repeated(kept, work.asked))
+                answers.append(_repeated(kept, work))
                 continue
             made = _make(unit, work)
             new.append((work.asked, made))
@@ -156,7 +159,7 @@ def _answer_again(unit: Unit, work: _Work) -> Response:
     """Answer a request that says, without a key, that it repeats an equal one."""
     kept = find_answer_of_equal(unit.session, work.asked)
     if kept is not None:
-        return _repeated(kept, work.asked)
+        return _repeated(kept, work)
     made = _make(unit, work)
     keep_answers(unit.session, [(work.asked, made)])
     return _response(made)
@@ -164,7 +167,9 @@ def _answer_again(unit: Unit, work: _Work) -> Response:
 
 def _make(unit: Unit, work: _Work) -> KeptAnswer:
     unit.asking = work.caller
-    body = work.context.run(work.endpoint, unit).model_dump_json(by_alias=True)
+    answer = work.context.run(work.endpoint, unit)
+    body = answer.model_dump_json(by_alias=True)
+    tell_change(unit, work.request, answer)
     unit.session.flush()
     unit.session.expunge_all()  # the next of the group reads the rows as they are then
     return KeptAnswer(work.asked.fingerprint, work.status, body)
@@ -195,11 +200,12 @@ def _turn(turns: Turns, asked: Asked) -> contextlib.AbstractAsyncContextManager[
     return turns.of(asked.fingerprint) if asked.again else contextlib.nullcontext()
 
 
-def _repeated(kept: KeptAnswer, asked: Asked) -> Response:
-    if kept.fingerprint != asked.fingerprint:
+def _repeated(kept: KeptAnswer, work: _Work) -> Response:
+    if kept.fingerprint != work.asked.fingerprint:
         raise Conflict(
             f"This {KEY} came with another body before. Send a new key with a new request.",
             param=KEY,
             code="idempotency_key_reused",
         )
+    told(work.request)  # it changes nothing
     return _response(kept, REPLAYED)

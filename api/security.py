@@ -16,7 +16,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import documentation
-from api.caller import CALLER, Caller
+from api.auditing import Ledger
+from api.caller import CALLER, OPERATORS_KEY, Caller
 from api.errors import Forbidden, TooLarge, WrongContentType
 from api.keyring import Keyring
 from api.scopes import PASSED_ON, scopes_for
@@ -40,10 +41,11 @@ def is_loopback(host: str) -> bool:
 
 
 class Gate:
-    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring, ledger: Ledger) -> None:
         self._app = app
         self._settings = settings
         self._keyring = keyring
+        self._ledger = ledger
         self._hosts = {
             *LOOPBACK,
             settings.api_host.lower(),
@@ -61,6 +63,8 @@ class Gate:
         if scope["path"] not in OPEN_PATHS:
             caller = await self._keyring.caller(headers.get("authorization", ""))
             CALLER.set(caller)
+            if caller.key_id not in (None, OPERATORS_KEY):
+                self._ledger.used(caller.key_id)
             _check_scope(caller, scope["method"], scope["path"])
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidInput("An address may not hold the character NUL.")

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.auditing import tell_change
 from api.caller import CALLER, Caller, known
 from api.group_commit import FellApart
 from api.jobs.feeds import Feeds
@@ -125,7 +126,13 @@ def transactional(endpoint: Callable[..., Answer]) -> Callable[..., Answer]:
     def in_one_transaction(*, request: Request, **arguments: Any) -> Answer:
         if wants_request:
             arguments["request"] = request
-        return services_of(request).in_transaction(lambda unit: endpoint(unit, **arguments))
+
+        def work(unit: Unit) -> Answer:
+            answer = endpoint(unit, **arguments)
+            tell_change(unit, request, answer)
+            return answer
+
+        return services_of(request).in_transaction(work)
 
     in_one_transaction.__signature__ = signature_without_unit(endpoint)  # type: ignore[attr-defined]
     return in_one_transaction

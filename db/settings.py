@@ -112,6 +112,7 @@ class Settings(BaseSettings):
     keep_metrics_days: Days = None
     keep_unused_files_days: Days = None
     keep_deliveries_days: Days = 30
+    keep_audit_days: Days = 365
     housekeeping_seconds: float = Field(default=600, gt=0)
 
     # Webhooks go to public addresses, and into these networks

@@ -1,11 +1,11 @@
-"""Rows that grow without end: events, metrics, deliveries; and uploads that no job names."""
+"""Rows that grow without end: events, metrics, deliveries, audit entries; and uploads that no job names."""
 
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from db.models import Document, Event, File, Job, WebhookDelivery
+from db.models import AuditEntry, Document, Event, File, Job, WebhookDelivery
 from db.params import FILE_FIELDS
 from db.queries.retention import is_note
 from db.storage import job_folder
@@ -64,13 +64,23 @@ class Metrics(Events):
         return []
 
 
-class Deliveries:
-    """Webhook deliveries that came to an end, with their tries. All that may go is one thing."""
+class OldRows:
+    """Rows that stand for themselves, such as webhook deliveries that came to an end. All that may go is one
+    thing.
 
-    kind = "webhook deliveries"
+    Args:
+        setting: names the days after `moment`; None: for ever.
+        moment: a column with an index; a row where it is NULL stays.
+    """
+
+    def __init__(
+        self, kind: str, setting: str, ids: InstrumentedAttribute[Any], moment: InstrumentedAttribute[Any]
+    ) -> None:
+        self.kind = kind
+        self._setting, self._ids, self._moment = setting, ids, moment
 
     def find(self, session: Session, house: House, cursor: Any, limit: int) -> Batch:
-        days = house.settings.keep_deliveries_days
+        days = self._days(house)
         if days is None:
             return Batch()
         rows = session.scalars(select(func.count()).select_from(self._some(days).subquery())).one()
@@ -78,18 +88,21 @@ class Deliveries:
         return Batch([Expired(self.kind, "finished", why, rows=rows)] if rows else [])
 
     def remove(self, session: Session, house: House, item: Expired) -> Removal:
-        days = house.settings.keep_deliveries_days
+        days = self._days(house)
         if days is None:
             return Removal.KEPT
         some = self._some(days).with_for_update(skip_locked=True)
-        gone = delete(WebhookDelivery).where(WebhookDelivery.id.in_(some)).returning(WebhookDelivery.id)
+        gone = delete(self._ids.class_).where(self._ids.in_(some)).returning(self._ids)
         return Removal.MORE if len(session.scalars(gone).all()) == ROWS_AT_ONCE else Removal.DONE
 
+    def _days(self, house: House) -> float | None:
+        days: float | None = getattr(house.settings, self._setting)
+        return days
+
     def _some(self, days: float) -> Any:
-        finished = WebhookDelivery.finished_at
         since = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)
-        query = select(WebhookDelivery.id).where(finished.is_not(None), finished <= since)
-        return query.order_by(finished).limit(ROWS_AT_ONCE)
+        query = select(self._ids).where(self._moment.is_not(None), self._moment <= since)
+        return query.order_by(self._moment).limit(ROWS_AT_ONCE)
 
 
 class UnusedFiles:
@@ -132,4 +145,10 @@ class UnusedFiles:
         return and_(File.created_at <= since, ~named, ~held)
 
 
-RECORDS: tuple[Rule, ...] = (Events(), Metrics(), Deliveries(), UnusedFiles())
+RECORDS: tuple[Rule, ...] = (
+    Events(),
+    Metrics(),
+    OldRows("webhook deliveries", "keep_deliveries_days", WebhookDelivery.id, WebhookDelivery.finished_at),
+    OldRows("audit entries", "keep_audit_days", AuditEntry.id, AuditEntry.created_at),
+    UnusedFiles(),
+)

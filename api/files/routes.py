@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from api.auditing import tell_change
 from api.errors import CONFLICT
 from api.files.schemas import FileDeleted, FileOut, Purpose
 from api.files.sending import send_file
@@ -57,8 +58,14 @@ async def upload_file(request: Request) -> FileOut:
         )
         purpose = purpose_of(uploaded.fields)
         await run_in_threadpool(target.keep)
+
+        def add(unit: Unit) -> FileOut:
+            file = add_file(unit, uploaded, purpose)
+            tell_change(unit, request, file)
+            return file
+
         try:
-            return await services.run_in_transaction(lambda unit: add_file(unit, uploaded, purpose))
+            return await services.run_in_transaction(add)
         except Exception:
             target.take_back()
             raise

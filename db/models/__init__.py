@@ -4,6 +4,7 @@ from db.models.answer import Answer
 from db.models.api_key import ApiKey
 from db.models.artifact import Artifact
 from db.models.attempt import Attempt
+from db.models.audit_entry import AuditEntry
 from db.models.base import Base
 from db.models.checkpoint import Checkpoint
 from db.models.chunk import Chunk
@@ -28,6 +29,7 @@ __all__ = [
     "ApiKey",
     "Artifact",
     "Attempt",
+    "AuditEntry",
     "Base",
     "Checkpoint",
     "Chunk",

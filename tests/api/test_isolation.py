@@ -17,6 +17,7 @@ from tests.trainings import in_training
 
 # What is open to all, or is the server's and nobody's.
 OF_THE_SERVER = {"GET /healthz", "GET /readyz", "GET /v1/webhook_event_types", "POST /v1/embeddings"}
+AUDIT = "/v1/audit"
 PUBLIC_ADDRESS = "https://93.184.215.14/hook"
 
 
@@ -169,7 +170,8 @@ class TestEveryRoute:
     def test_lists_nothing_of_another_projects(
         self, operations: list[Operation], ours: Owned, theirs: Owned
     ) -> None:
-        lists = [one for one in operations if not one.names and one.method == "GET"]
+        # The audit log tells also of what was asked for in vain: tests/api/test_audit.py has it.
+        lists = [one for one in operations if not one.names and one.method == "GET" and one.path != AUDIT]
         assert len(lists) >= 8
         for operation in lists:
             answer = operation.send(ours.client, {})
@@ -183,7 +185,7 @@ def _seen(operations: list[Operation], owned: Owned) -> dict[str, str]:
     return {
         operation.path: changing.sub("", operation.send(owned.client, owned.things).text)
         for operation in operations
-        if operation.method == "GET" and operation.path not in ("/v1/audit", "/v1/jobs/{job_id}/logs")
+        if operation.method == "GET" and operation.path != AUDIT
     }
 
 

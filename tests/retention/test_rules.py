@@ -1,12 +1,12 @@
 """What each rule finds and removes, and what it must leave."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import func, text
 
 from db.ids import new_id
-from db.models import Artifact, Checkpoint, DeliveryTry, Event, File, WebhookDelivery
+from db.models import Artifact, AuditEntry, Checkpoint, DeliveryTry, Event, File, WebhookDelivery
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents
 from db.queries.jobs import create_job, get_job
@@ -197,6 +197,20 @@ class TestDeliveries:
         with installation.sessions() as session:
             assert {row.status for row in session.query(WebhookDelivery)} == {"failed", "pending"}
             assert session.query(DeliveryTry).count() == 2
+
+
+class TestAuditLog:
+    def test_entries_go_after_as_many_days_as_set(self, installation: Installation) -> None:
+        columns = {"method": "POST", "path": "/v1/jobs", "status": 202, "request_id": "r", "times": 1}
+        with transaction(installation.sessions) as session:
+            for days in (11, 9):
+                moment = datetime.now(UTC) - timedelta(days=days)
+                session.add(AuditEntry(action=f"{days} days ago", created_at=moment, **columns))
+        rule = BY_KIND["audit entries"]
+        assert installation.apply(rule, installation.house()) == []
+        installation.apply(rule, installation.house(keep_audit_days=10.0))
+        with installation.sessions() as session:
+            assert [entry.action for entry in session.query(AuditEntry)] == ["9 days ago"]
 
 
 class TestFiles:

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from cli import collections, models, stack, submit
+from cli.ask import ask
 from cli.chat import chat
 from cli.devices import devices
 from cli.download import download
@@ -62,7 +63,7 @@ def _register() -> None:
     submit.register(app)
     panels = {
         "Jobs": (jobs, job, checkpoints, watch, cancel, pause, resume, retry, clone, delete, download),
-        "Documents": (ingest,),
+        "Documents": (ingest, ask),
         "Use a model": (chat,),
         stack.PANEL: (devices,),
     }

@@ -97,7 +97,7 @@ def chat(
     options = {"temperature": temperature, "max_tokens": max_tokens}
     conversation = Conversation(model, system, {k: v for k, v in options.items() if v is not None})
     if prompt is None and not sys.stdin.isatty():
-        prompt = _read_stdin()
+        prompt = read_stdin()
     if prompt is None and json:
         raise typer.BadParameter("--json wants a prompt, as an argument or on stdin.")
     with _server(url, api_key) as client:
@@ -140,7 +140,7 @@ def _exports(job: JSON, checkpoint: str) -> bool:
     return job["params"].get("checkpoint") == checkpoint and job["status"] not in ENDED
 
 
-def _read_stdin() -> str:
+def read_stdin() -> str:
     prompt = sys.stdin.read().strip()
     if not prompt:
         raise InvalidInput("There is no prompt: stdin is empty.")
@@ -166,6 +166,16 @@ def stream_answer(client: Client, body: JSON) -> Iterator[Part]:
     Raises:
         Unavailable: the server ended the stream with an error.
     """
+    for chunk in stream_chunks(client, body):
+        yield from parts_of(chunk)
+
+
+def stream_chunks(client: Client, body: JSON) -> Iterator[JSON]:
+    """Ask, and yield the chunks of the answer.
+
+    Raises:
+        Unavailable: the server ended the stream with an error.
+    """
     with client.stream("POST", "/v1/chat/completions", body=body) as response:
         for line in response.iter_lines():
             data = line.removeprefix("data:").strip()
@@ -176,16 +186,17 @@ def stream_answer(client: Client, body: JSON) -> Iterator[Part]:
             chunk = jsonlib.loads(data)
             if chunk.get("error"):
                 raise Unavailable(str(chunk["error"].get("message", chunk["error"])))
-            for choice in chunk.get("choices") or []:
-                yield from _parts(choice.get("delta") or {})
+            yield chunk
 
 
-def _parts(delta: JSON) -> Iterator[Part]:
-    # What a reasoning model thinks before it answers, by the name that llama-server and vLLM give it.
-    if delta.get("reasoning_content"):
-        yield Part(delta["reasoning_content"], is_thought=True)
-    if delta.get("content"):
-        yield Part(delta["content"])
+def parts_of(chunk: JSON) -> Iterator[Part]:
+    for choice in chunk.get("choices") or []:
+        delta = choice.get("delta") or {}
+        # What a reasoning model thinks before it answers, by the name that llama-server and vLLM give it.
+        if delta.get("reasoning_content"):
+            yield Part(delta["reasoning_content"], is_thought=True)
+        if delta.get("content"):
+            yield Part(delta["content"])
 
 
 class Answer:

@@ -23,12 +23,13 @@ CONTROL = re.compile(r"(<\|im_start\|>|<\|im_end\|>|<own-mark>)")
 class AnsweringServer(ModelServer):
     """Args:
     window: of every model, in tokens.
-    says: the answer to every question.
+    says: the answer to every question; streamed where `streams`, in place of numbered words.
     asked: the requests to the chat route.
     """
 
     window: int = 2000
     says: str = "Thirty days [1]."
+    streams: bool = False
     asked: list[JSON] = field(default_factory=list)
     counted: int = 0
 
@@ -55,7 +56,9 @@ class AnsweringServer(ModelServer):
         elif path == "/v1/chat/completions":
             self.bodies.append(body)
             self.asked.append(asked)
-            if asked.get("stream") and not model.startswith("plain"):
+            if asked.get("stream") and self.streams:
+                await self._say(send)
+            elif asked.get("stream"):
                 await self._stream(model, receive, send)
             else:
                 await _answer(send, 200, self._completion(asked))
@@ -65,6 +68,15 @@ class AnsweringServer(ModelServer):
             self.counted += 1
             status, answer = self._measure(path, asked)
             await _answer(send, status, json.dumps(answer).encode())
+
+    async def _say(self, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for word in WORD.findall(self.says):
+            chunk = {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
+            event = b"data: " + json.dumps(chunk).encode() + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _measure(self, path: str, asked: JSON) -> tuple[int, JSON]:
         if path == "/props":

@@ -53,19 +53,23 @@ def search(
     name: Name,
     query: Annotated[str, typer.Argument(help="A question, or words.", show_default=False)],
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=50, help="Passages at most.")] = 5,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="Let a chat model put it in other words, too.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Show the passages that fit best, with the document and the page of each."""
     with connect() as client:
-        found = client.post(
-            f"/v1/vector_stores/{_of(client, name)['id']}/search", {"query": query, "max_num_results": limit}
-        )
+        body = {"query": query, "max_num_results": limit, "rewrite_query": rewrite}
+        found = client.post(f"/v1/vector_stores/{_of(client, name)['id']}/search", body)
     if json:
         print_json(found)
         return
     console = stdout()
     if found["in_progress"]:
         console.print(f"{found['in_progress']} documents are still being read.", style="yellow")
+    for notice in found["notices"]:
+        console.print(harmless(notice), style="yellow", markup=False)
     if not found["data"]:
         console.print("Nothing was found.")
     for passage in found["data"]:

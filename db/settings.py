@@ -59,6 +59,13 @@ class Settings(BaseSettings):
     embedding_tokenizer: Path | None = None  # a tokenizer.json; default: that of our own embedding model
     embedding_max_tokens: int = Field(default=256, ge=16)  # of one input, the special ones included
 
+    rerank_server_url: str | None = None  # anything with /v1/rerank; none is started without it
+    rerank_server_key: SecretStr = SecretStr("")
+    rerank_model: str = "default"  # as that server names it
+    rerank_timeout_seconds: float = Field(default=15, gt=0)
+    rewrite_model: str | None = None  # puts a search's question in other words; default: published last
+    rewrite_timeout_seconds: float = Field(default=15, gt=0)
+
     # Addresses of our own
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)
@@ -196,6 +203,10 @@ class Settings(BaseSettings):
     @property
     def embedding_url(self) -> str:
         return (self.embedding_server_url or f"http://127.0.0.1:{self.embedding_port}").rstrip("/")
+
+    @property
+    def rerank_url(self) -> str | None:
+        return self.rerank_server_url.rstrip("/") if self.rerank_server_url else None
 
     @property
     def client_url(self) -> str:

@@ -16,17 +16,25 @@ from sqlalchemy import ColumnElement, cast, func, literal, select
 from sqlalchemy.orm import Session, defer, undefer
 
 from db.models import Chunk, Collection, Document
+from retrieval.diversity import diversify
 from retrieval.full_text import matching
 from retrieval.fusion import fuse
 
 # What each list gives to the fusion; a passage beyond is in no other list's first ten, either.
 CANDIDATES = 100
 
+Ranked = tuple[float, float, int]  # score, similarity, a chunk's id
+
 
 @dataclass(frozen=True)
 class Query:
+    """Args:
+    weight: what its lists count against those of other queries.
+    """
+
     text: str
     vector: list[float]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,12 @@ class Ranking:
 
     Args:
         min_similarity: what a hit's cosine must be at least.
+        diversity: above 0, up to 1, hits that resemble those before them come later; `score` stays.
     """
 
     weights: Weights = Weights()
     min_similarity: float = 0.0
+    diversity: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,14 @@ class Found:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Note that `name` is used, and how long it takes; a second time adds to the first."""
+        """Note how long `name` takes, a second time added to the first, and that it is used, once done."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 6)
         if name not in self.used:
             self.used.append(name)
-        started = time.monotonic()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 6)
 
 
 def search(
@@ -112,10 +124,10 @@ def search(
     for query in queries:
         if weights.vector > 0:
             with found.timed("vector_exact"):
-                lists.append((weights.vector, scope.nearest(query.vector)))
+                lists.append((weights.vector * query.weight, scope.nearest(query.vector)))
         if weights.words > 0:
             with found.timed("full_text"):
-                lists.append((weights.words, scope.matching(query.text)))
+                lists.append((weights.words * query.weight, scope.matching(query.text)))
     fused = len(lists) > 1
     with found.timed("rrf") if fused else nullcontext():
         scores = fuse(lists)
@@ -128,8 +140,17 @@ def search(
         ),
         key=lambda row: (-row[0], -row[1], row[2]),
     )
+    if ranking.diversity > 0:
+        with found.timed("mmr"):
+            ranked = _diversified(session, ranked[:CANDIDATES], limit, ranking.diversity)
     found.hits = scope.hits(ranked[:limit])
     return found
+
+
+def _diversified(session: Session, ranked: list[Ranked], limit: int, diversity: float) -> list[Ranked]:
+    rows = {chunk_id: (score, similarity, chunk_id) for score, similarity, chunk_id in ranked}
+    relevance = [(chunk_id, score) for score, _, chunk_id in ranked]
+    return [rows[chunk_id] for chunk_id in diversify(session, relevance, limit=limit, diversity=diversity)]
 
 
 class _Scope:
@@ -175,7 +196,7 @@ class _Scope:
             chunk_id: max(0.0, 1.0 - float(distance)) for chunk_id, distance in self._session.execute(query)
         }
 
-    def hits(self, ranked: Sequence[tuple[float, float, int]]) -> list[Hit]:
+    def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
         query = (
             select(Chunk, Document)
             .join(Document, Document.id == Chunk.document_id)

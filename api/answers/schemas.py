@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from api.retrieval.rankers import RANKERS, Ranker
 from api.validation import explain
 from api.vector_stores.schemas import Filter
 from db.errors import InvalidInput
@@ -26,13 +27,11 @@ class Retrieval(BaseModel):
     min_similarity: float = Field(
         default=MIN_SIMILARITY, ge=0, le=1, description="The least cosine of a passage that is given."
     )
-    rewrite_query: bool = Field(default=False, description="Let the model write variants of the question.")
+    rewrite_query: bool = Field(default=False, description="Let the model put it in other words, too.")
     diversity: float = Field(
         default=0.0, ge=0, le=1, description="Above 0, prefer passages that differ from each other (MMR)."
     )
-    ranker: Literal["none", "auto", "default-2024-11-15"] = Field(
-        default="auto", description="none: by similarity alone; else fused with full text."
-    )
+    ranker: Ranker = Field(default="auto", description=RANKERS)
     filters: Filter | None = Field(default=None, description="On the attributes of documents.")
 
 

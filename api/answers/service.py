@@ -12,10 +12,11 @@ from api.answers.schemas import Citation, Grounding, Report, Retrieval, Sources
 from api.answers.scope import Scope, scope_of
 from api.chat.service import Backend
 from api.retrieval.finding import find
+from api.retrieval.rankers import reranks, weights_of
 from api.unit_of_work import Services, Unit
 from db.models import Document
 from retrieval.packing import Passage, distinct, passage_of
-from retrieval.search import Found, Ranking, Weights
+from retrieval.search import Found, Ranking
 from serving.context_window import open_gauge
 
 NOTHING_FOUND = "Nothing was found about this in the given documents."
@@ -42,7 +43,7 @@ async def ground(
 
     Args:
         body: the request to the chat route.
-        model: the name that it was asked by, which also writes variants of the question.
+        model: the name that it was asked by, which also puts the question in other words.
 
     Raises:
         NotFound: the project has no such collection or document.
@@ -59,7 +60,9 @@ async def ground(
         [question],
         limit=asked.max_passages,
         where=scope.where,
-        ranking=_ranking(asked),
+        ranking=Ranking(weights_of(asked.ranker), asked.min_similarity, asked.diversity),
+        rewrite_with=model if asked.rewrite_query else None,
+        rerank=reranks(asked.ranker),
     )
     passages = distinct(passage_of(hit) for hit in found.hits)
     if not passages:
@@ -78,11 +81,6 @@ async def ground(
 def nothing_found(grounding: Grounding) -> str:
     """The answer that needs no model."""
     return " ".join([NOTHING_FOUND, *grounding.retrieval.notices])
-
-
-def _ranking(asked: Retrieval) -> Ranking:
-    weights = Weights(words=0.0) if asked.ranker == "none" else Weights()
-    return Ranking(weights=weights, min_similarity=asked.min_similarity)
 
 
 def _page_starts(unit: Unit, document_id: str) -> Sequence[int]:

@@ -36,14 +36,26 @@ def conversation(request: GenerateRequest) -> list[dict[str, Any]]:
 
 
 def question(
-    request: GenerateRequest, backend: Backend, messages: list[dict[str, Any]] | None = None
+    request: GenerateRequest,
+    backend: Backend,
+    messages: list[dict[str, Any]] | None = None,
+    *,
+    thinking: bool = True,
 ) -> Question:
-    """Put a prompt, or the conversation that was made of it, as `backend` takes it."""
+    """Put a prompt, or the conversation that was made of it, as `backend` takes it.
+
+    Args:
+        thinking: False keeps a model that can think before it answers from doing so.
+    """
     body: dict[str, Any] = {"model": backend.model, "messages": messages or conversation(request)}
     if backend.kind == "ollama":
         body |= {"stream": False, "options": _named(request.params, OLLAMA_NAMES)}
+        if not thinking:
+            body["think"] = False
         return Question(f"{backend.url}/api/chat", json.dumps(body).encode())
     body |= _named(request.params, CHAT_NAMES)
+    if not thinking:
+        body["chat_template_kwargs"] = {"enable_thinking": False}
     return Question(f"{backend.url}/v1/chat/completions", json.dumps(body).encode())
 
 

@@ -1,17 +1,23 @@
 """Find passages in collections: the one way from a question to what stands about it.
 
-The question is embedded while no transaction is open, then compared with all passages in one.
+The question is put in other words and embedded while no transaction is open, then compared with all
+passages in one, and the best of those are reranked.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session
 
+from api.retrieval.reranking import PASSAGES_MAX, reranked
+from api.retrieval.rewriting import rewrite
 from api.unit_of_work import Services, Unit
-from db.errors import Conflict, InvalidInput
+from db.errors import Conflict, InvalidInput, Unavailable
 from db.models import Collection
 from db.queries.collections import counts_of, get_collection, note_search, refuse_expired
+from retrieval.diversity import diversify
 from retrieval.search import Found, Query, Ranking, search
 from serving.embeddings import EmbeddingModel, embed_queries
 
@@ -24,51 +30,115 @@ async def find(
     limit: int,
     where: ColumnElement[bool] | None = None,
     ranking: Ranking = Ranking(),
+    rewrite_with: str | None = None,
+    rerank: bool | None = None,
 ) -> Found:
     """Find the passages that fit best to any of the texts. No session is held while a server is asked.
 
     Args:
         collection_ids: of the caller's project; they are searched as if they were one.
         where: on `Document`, of the documents that are searched.
+        rewrite_with: a model that puts the texts in other words, which are searched for, too.
+        rerank: whether a cross-encoder orders the best; None: if there is a server for it, and it answers.
     Returns:
         hits that can be read without a session, and how they were found.
     Raises:
-        NotFound: there is no such collection.
-        Conflict: one has expired; or their vectors come from several models, or from another one than
-            the embedding server has.
-        InvalidInput: the embedding server refuses a text.
-        Unavailable: it does not answer.
+        NotFound: there is no such collection, or no such model.
+        Conflict: a collection has expired; or their vectors come from several models, or from another one
+            than the embedding server has.
+        InvalidInput: the embedding server refuses a text; `rerank` is demanded, and there is no server.
+        Unavailable: the embedding server does not answer, or the rerank server that is demanded.
     """
+    reranks = rerank is not False and services.settings.rerank_url is not None
+    if rerank and not reranks:
+        raise InvalidInput(
+            "There is no rerank server: name one by LATHE_RERANK_SERVER_URL, or leave the ranker out.",
+            param="ranker",
+            code="no_rerank_server",
+        )
     ids = list(dict.fromkeys(collection_ids))
     model = await services.run_in_transaction(lambda unit: _model_of(_collections(unit, ids)))
     found = Found(queries=list(texts))
     queries: list[Query] = []
     if model is not None:
+        if rewrite_with is not None:
+            await _rewrite(services, found, rewrite_with)
         with found.timed("embedding"):
-            queries = await _embedded(services, found.queries, model)
+            queries = await _embedded(services, found.queries, len(texts), model)
 
-    def look(unit: Unit) -> None:
-        collections = _collections(unit, ids)
-        if queries:
-            _check(collections, len(queries[0].vector))
-            compared = search(
-                unit.session,
-                project_id=unit.project_id,
-                collections=collections,
-                queries=queries,
-                limit=limit,
-                where=where,
-                ranking=ranking,
-            )
-            found.hits = compared.hits
-            found.used += compared.used
-            found.seconds |= compared.seconds
-        found.indexing = sum(counts["in_progress"] for counts in counts_of(unit.session, ids).values())
-        for collection in collections:
-            note_search(unit.session, collection.id)
+    def compare(ranking: Ranking, limit: int) -> Awaitable[None]:
+        return services.run_in_transaction(
+            lambda unit: _compare(unit, found, ids, queries, limit=limit, where=where, ranking=ranking)
+        )
 
-    await services.run_in_transaction(look)
+    if not reranks:
+        await compare(ranking, limit)
+        return found
+    await compare(replace(ranking, diversity=0.0), max(limit, PASSAGES_MAX))
+    if found.hits:
+        await _rerank(services, found, texts, demanded=rerank is True)
+        await services.run_in_transaction(lambda unit: _cut(unit.session, found, ranking, limit))
     return found
+
+
+def _compare(
+    unit: Unit,
+    found: Found,
+    ids: Sequence[str],
+    queries: Sequence[Query],
+    *,
+    limit: int,
+    where: ColumnElement[bool] | None,
+    ranking: Ranking,
+) -> None:
+    collections = _collections(unit, ids)
+    if queries:
+        _check(collections, len(queries[0].vector))
+        compared = search(
+            unit.session,
+            project_id=unit.project_id,
+            collections=collections,
+            queries=queries,
+            limit=limit,
+            where=where,
+            ranking=ranking,
+        )
+        found.hits = compared.hits
+        found.used += compared.used
+        found.seconds |= compared.seconds
+    found.indexing = sum(counts["in_progress"] for counts in counts_of(unit.session, ids).values())
+    for collection in collections:
+        note_search(unit.session, collection.id)
+
+
+async def _rewrite(services: Services, found: Found, model: str) -> None:
+    """Search for the question in other words, too; or as it is, if the model does not help."""
+    try:
+        with found.timed("rewrite"):
+            found.queries += await rewrite(services, found.queries, model)
+    except Unavailable as error:
+        found.notices.append(f"The question was searched for as it is. {error.message}")
+
+
+async def _rerank(services: Services, found: Found, texts: Sequence[str], *, demanded: bool) -> None:
+    try:
+        with found.timed("rerank"):
+            found.hits = await reranked(services, texts, found.hits)
+    except Unavailable as error:
+        if demanded:
+            raise
+        found.notices.append(f"The passages are in the order before reranking. {error.message}")
+
+
+def _cut(session: Session, found: Found, ranking: Ranking, limit: int) -> None:
+    """Leave what was asked for of the hits that were reranked."""
+    if ranking.diversity > 0:
+        with found.timed("mmr"):
+            hits = {hit.chunk.id: hit for hit in found.hits}
+            relevance = [(chunk_id, hit.score) for chunk_id, hit in hits.items()]
+            picked = diversify(session, relevance, limit=limit, diversity=ranking.diversity)
+            found.hits = [hits[chunk_id] for chunk_id in picked]
+    del found.hits[limit:]
 
 
 def _collections(unit: Unit, ids: Sequence[str]) -> list[Collection]:
@@ -99,7 +169,14 @@ def _named(model: EmbeddingModel) -> str:
     return f"{model.name} ({model.revision})" if model.revision else model.name
 
 
-async def _embedded(services: Services, texts: Sequence[str], model: EmbeddingModel) -> list[Query]:
+async def _embedded(
+    services: Services, texts: Sequence[str], originals: int, model: EmbeddingModel
+) -> list[Query]:
+    """The texts with their vectors.
+
+    Args:
+        originals: how many of them, the first, were asked for; the others count less.
+    """
     settings = services.settings
     try:
         now, vectors = await embed_queries(
@@ -116,9 +193,12 @@ async def _embedded(services: Services, texts: Sequence[str], model: EmbeddingMo
             f"{_named(now)}: ingest the documents into a new collection.",
             code="embedding_model_changed",
         )
+    # However many variants there are, together they count no more than what was asked.
+    less = min(1.0, originals / max(1, len(texts) - originals))
+    weights = [1.0] * originals + [less] * (len(texts) - originals)
     return [
-        Query(text, list(struct.unpack(f"<{len(vector) // 4}f", vector)))
-        for text, vector in zip(texts, vectors, strict=True)
+        Query(text, list(struct.unpack(f"<{len(vector) // 4}f", vector)), weight)
+        for text, vector, weight in zip(texts, vectors, weights, strict=True)
     ]
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.pages import Identified
+from api.retrieval.rankers import RANKERS, Ranker
 from db.params import Attributes, FileId
 
 Metadata = Annotated[
@@ -238,15 +239,25 @@ class HybridWeights(Body):
     embedding_weight: float = Field(default=1.0, ge=0)
     text_weight: float = Field(default=1.0, ge=0)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "HybridWeights":
+        if self.embedding_weight == self.text_weight == 0:
+            raise ValueError("embedding_weight or text_weight must be above 0")
+        return self
+
 
 class RankingOptions(Body):
-    ranker: Literal["none", "auto", "default-2024-11-15"] = Field(
-        default="auto", description="none: by similarity alone; else fused with full text."
-    )
+    ranker: Ranker = Field(default="auto", description=RANKERS)
     score_threshold: float = Field(
         default=0.0, ge=0, le=1, description="The least `similarity` of a passage that is given."
     )
     hybrid_search: HybridWeights | None = None
+    diversity: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Above 0, passages that resemble those before them come later (MMR); `score` stays.",
+    )
 
 
 Query = Annotated[str, Field(min_length=1, max_length=8000)]
@@ -261,7 +272,9 @@ class SearchRequest(Body):
     max_num_results: int = Field(default=10, ge=1, le=50)
     filters: Filter | None = None
     ranking_options: RankingOptions = RankingOptions()
-    rewrite_query: bool = False
+    rewrite_query: bool = Field(
+        default=False, description="Let a chat model put the query in other words, and search for those, too."
+    )
 
 
 class Passage(BaseModel):
@@ -284,7 +297,7 @@ class Passage(BaseModel):
 
 class SearchOut(BaseModel):
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
-    search_query: list[str]
+    search_query: list[str] = Field(description="What was searched for: the query, and its rewritings.")
     data: list[Passage]
     has_more: Literal[False] = False
     next_page: None = None

@@ -1,9 +1,10 @@
 """A search, in the shape of OpenAI's vector stores."""
 
 from api.retrieval.finding import find
+from api.retrieval.rankers import reranks, weights_of
+from api.retrieval.rewriting import rewriting_model
 from api.unit_of_work import Services
 from api.vector_stores.schemas import Passage, RankingOptions, SearchOut, SearchRequest, TextContent
-from db.errors import InvalidInput
 from retrieval.filters import condition
 from retrieval.search import Hit, Ranking, Weights
 
@@ -12,15 +13,10 @@ async def search(services: Services, collection_id: str, request: SearchRequest)
     """Search one collection.
 
     Raises:
-        InvalidInput: the filters cannot be understood.
+        InvalidInput: the filters cannot be understood, or there is no model that could rewrite the query.
         NotFound, Conflict, Unavailable: as `find` says.
     """
-    if request.rewrite_query:
-        raise InvalidInput(
-            "rewrite_query is not supported by this version of Lathe: leave it out.",
-            param="rewrite_query",
-            code="not_supported",
-        )
+    rewrite_with = await services.run_in_transaction(rewriting_model) if request.rewrite_query else None
     found = await find(
         services,
         [collection_id],
@@ -28,6 +24,8 @@ async def search(services: Services, collection_id: str, request: SearchRequest)
         limit=request.max_num_results,
         where=condition(request.filters.model_dump()) if request.filters is not None else None,
         ranking=_ranking(request.ranking_options),
+        rewrite_with=rewrite_with,
+        rerank=reranks(request.ranking_options.ranker),
     )
     return SearchOut(
         search_query=found.queries,
@@ -40,12 +38,13 @@ async def search(services: Services, collection_id: str, request: SearchRequest)
 
 
 def _ranking(options: RankingOptions) -> Ranking:
-    weights = Weights()
-    if options.ranker == "none":
-        weights = Weights(words=0.0)
-    elif options.hybrid_search is not None:
-        weights = Weights(options.hybrid_search.embedding_weight, options.hybrid_search.text_weight)
-    return Ranking(weights, min_similarity=options.score_threshold)
+    asked = options.hybrid_search
+    weights = Weights(asked.embedding_weight, asked.text_weight) if asked is not None else Weights()
+    return Ranking(
+        weights_of(options.ranker, weights),
+        min_similarity=options.score_threshold,
+        diversity=options.diversity,
+    )
 
 
 def _passage(hit: Hit) -> Passage:

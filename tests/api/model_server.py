@@ -1,7 +1,7 @@
 """A strict stand-in for what serves models: it takes what llama-server takes, and refuses all else.
 
 What it is asked says how it behaves: a model named `slow-…` streams with pauses, `broken-…` dies in
-mid-stream, `hangs-…` never begins, `refuses-…` answers with an error.
+mid-stream, `hangs-…` never begins, `refuses-…` answers with an error, `rewrites-…` with `rewritings`.
 """
 
 import asyncio
@@ -36,6 +36,7 @@ class ModelServer:
     models: set[str] = field(default_factory=set)
     bodies: list[bytes] = field(default_factory=list)
     begun: int = 0
+    rewritings: str = ""
     left: int = 0  # callers that hung up before their answer was whole
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,6 +85,8 @@ class ModelServer:
             await _answer(send, 503, _error("Loading model", 503, "unavailable_error"))
         elif model.startswith("hangs"):
             await self._until_left(receive)
+        elif model.startswith("rewrites"):
+            await _answer(send, 200, _said(self.rewritings))
         elif asked.get("stream"):
             await self._stream(model, receive, send)
         else:
@@ -121,6 +124,11 @@ def _chunk(number: int) -> bytes:
 
 def streamed_bytes() -> bytes:
     return b"".join(_chunk(number) for number in range(CHUNKS)) + b"data: [DONE]\n\n"
+
+
+def _said(text: str) -> bytes:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return json.dumps({"id": "chat-1", "object": "chat.completion", "choices": [choice]}).encode()
 
 
 def _completion() -> bytes:

@@ -318,7 +318,9 @@ class TestSearch:
         [
             ({"query": ""}, "query"),
             ({"query": "x", "max_num_results": 51}, "max_num_results"),
-            ({"query": "x", "rewrite_query": True}, "rewrite_query"),
+            ({"query": "x", "rewrite_query": True}, "rewrite_query"),  # nothing has been published
+            ({"query": "x", "ranking_options": {"ranker": "rerank"}}, "ranker"),
+            ({"query": "x", "ranking_options": {"diversity": 2}}, "ranking_options.diversity"),
             ({"query": "x", "filters": {"type": "in", "key": "a", "value": 1}}, "filters"),
             ({"query": "x", "filters": {"type": "gt", "key": "a", "value": True}}, "filters"),
         ],

@@ -48,6 +48,18 @@ class TestAnswer:
         assert content[annotation["start_index"] : annotation["end_index"]] == "[1]"
         assert answer["timings"] == {"x": 1.5}
 
+    def test_the_model_that_answers_rewrites_the_question(self, desk: Desk, handbook: bytes) -> None:
+        served = desk.ready("rewords")
+        desk.fill("reworded", {"handbook.pdf": handbook})
+        retrieval = {"rewrite_query": True, "diversity": 0.3}
+        answer = desk.ask("rewords", collections=["reworded"], retrieval=retrieval).json()
+        rewriting, answering = desk.server.asked[-2:]
+        assert (rewriting["model"], answering["model"]) == (served, served)
+        assert QUESTION in rewriting["messages"][0]["content"]
+        assert answer["retrieval"]["queries"][0] == QUESTION
+        assert len(answer["retrieval"]["queries"]) > 1
+        assert (answer["retrieval"]["used"][0], answer["retrieval"]["used"][-1]) == ("rewrite", "mmr")
+
     def test_the_model_reads_numbered_passages_before_the_question(self, desk: Desk, handbook: bytes) -> None:
         served = desk.ready("reads")
         desk.fill("read", {"handbook.pdf": handbook})

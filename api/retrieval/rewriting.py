@@ -1,0 +1,68 @@
+"""Ask a chat model to put a question in other words, within a time that a search can wait."""
+
+import asyncio
+from collections.abc import Sequence
+
+from api.chat.generation import answer, question
+from api.chat.passing import read_error
+from api.chat.schemas import GenerateParams, GenerateRequest
+from api.chat.service import backend_of, newest_model
+from api.unit_of_work import Services, Unit
+from db.errors import InvalidInput, NotFound, Unavailable
+from db.queries.models import resolve
+from retrieval.variants import prompt_for, variants_in
+from serving.openai_compatible import forward
+
+ANSWER_TOKENS = 200
+
+
+def rewriting_model(unit: Unit) -> str:
+    """Which model rewrites, unless the caller knows one: the setting's, else the one published last.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    named = unit.settings.rewrite_model
+    try:
+        if named is None:
+            return newest_model(unit)
+        resolve(unit.session, unit.project_id, named)
+    except NotFound as error:
+        wrong = f"LATHE_REWRITE_MODEL names {named!r}. " if named is not None else ""
+        raise InvalidInput(
+            f"rewrite_query needs a chat model. {wrong}{error.message} Publish one, set "
+            "LATHE_REWRITE_MODEL to one that there is, or leave rewrite_query out.",
+            param="rewrite_query",
+            code="no_rewrite_model",
+        ) from error
+    return named
+
+
+async def rewrite(services: Services, texts: Sequence[str], model: str) -> list[str]:
+    """Put a question in other words.
+
+    Args:
+        texts: all ask the same.
+        model: as a caller of chat names it.
+    Raises:
+        NotFound: there is no such model.
+        Unavailable: it does not answer, not in time, or with nothing that can be used.
+    """
+    backend = await services.run_in_transaction(lambda unit: backend_of(unit, model))
+    # Greedy: the same question finds the same passages.
+    params = GenerateParams(n_predict=ANSWER_TOKENS, temp=0)
+    asked = question(GenerateRequest(prompt=prompt_for(texts), params=params), backend, thinking=False)
+    seconds = services.settings.rewrite_timeout_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            upstream = await forward(services.client, asked.url, asked.body, api_key=backend.api_key)
+            raw = b"".join([chunk async for chunk in upstream.chunks()])
+    except TimeoutError:
+        raise Unavailable(f"Model {model!r} took longer than {seconds:g} s to rewrite it.") from None
+    if upstream.status >= 400:
+        raise Unavailable(f"Model {model!r} does not rewrite it: {read_error(raw, upstream.status)[0]}")
+    said = answer(raw, model, backend)
+    variants = variants_in(said.text, texts, cut_off=said.finish_reason == "length")
+    if not variants:
+        raise Unavailable(f"Model {model!r} gave no other words for it.")
+    return variants

@@ -33,6 +33,8 @@ def make_engine(database_url: str, *, pool_size: int = 10, idle_seconds: float =
             and with it the locks that others wait for.
     """
     options = f"-c lock_timeout=60s -c timezone=UTC -c idle_in_transaction_session_timeout={idle_seconds}s"
+    # Compiling a search takes longer than running it.
+    options += " -c jit=off"
     return create_engine(
         database_url,
         pool_size=pool_size,

@@ -92,6 +92,10 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(default=2 * 1024**3, ge=1)
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
 
+    # Search (docs/how-to/documents.md)
+    vector_index_min_chunks: int = Field(default=5_000, ge=1)  # a collection's, from which on it is indexed
+    vector_index_memory_bytes: int = Field(default=1024**3, ge=1024**2)  # for building one, in Postgres
+
     # Workers
     train_concurrency: int = Field(default=1, ge=0)
     gpu_concurrency: int = Field(default=1, ge=0)

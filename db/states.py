@@ -121,8 +121,8 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
         ("publish", Queue.IO),
     ),
     JobKind.EXPORT: (("export", Queue.CPU), ("verify", Queue.GPU), ("publish", Queue.IO)),
-    # The embedding server computes: a step that waits for it needs no device of its own.
-    JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK)),
+    # The embedding server computes, and then Postgres: steps that wait for them need no device of their own.
+    JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK), ("index", Queue.BULK)),
 }
 
 

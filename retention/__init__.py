@@ -8,7 +8,8 @@ from retention.jobs import JOBS
 from retention.leavings import LEAVINGS
 from retention.records import RECORDS
 from retention.rule import HOUSEKEEPING_LOCK, Batch, Expired, House, Removal, Rule
+from retention.vector_indexes import VECTOR_INDEXES
 
-RULES: tuple[Rule, ...] = (*JOBS, *RECORDS, *LEAVINGS)
+RULES: tuple[Rule, ...] = (*JOBS, *RECORDS, *LEAVINGS, *VECTOR_INDEXES)
 
 __all__ = ["HOUSEKEEPING_LOCK", "RULES", "Batch", "Expired", "House", "Removal", "Rule"]

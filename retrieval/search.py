@@ -1,24 +1,18 @@
-"""Search in collections: by vectors and by words, fused by reciprocal rank.
-
-Vectors are compared exactly. Up to some 50,000 chunks that is fast enough and finds everything; an index
-would also answer a filter with the few of its nearest that happen to fit (0.4 of 10 at a filter of 1 %).
-The filter's documents are found first, in a MATERIALIZED part of their own, and only their chunks compared.
-"""
+"""Search in collections: by vectors (`nearest`) and by words (`full_text`), fused by reciprocal rank."""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
-from pgvector.sqlalchemy import HALFVEC
-from sqlalchemy import ColumnElement, cast, func, literal, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, defer, undefer
 
 from db.models import Chunk, Collection, Document
 from retrieval.diversity import diversify
 from retrieval.full_text import matching
 from retrieval.fusion import fuse
+from retrieval.nearest import VectorSearch, halfvec
 
 # What each list gives to the fusion; a passage beyond is in no other list's first ten, either.
 CANDIDATES = 100
@@ -97,9 +91,18 @@ class Found:
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 6)
+            self._took(name, time.monotonic() - started)
         if name not in self.used:
             self.used.append(name)
+
+    def note(self, name: str, seconds: float) -> None:
+        """Note that `name` was used, and took so long."""
+        self._took(name, seconds)
+        if name not in self.used:
+            self.used.append(name)
+
+    def _took(self, name: str, seconds: float) -> None:
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 6)
 
 
 def search(
@@ -120,11 +123,18 @@ def search(
     """
     found, weights = Found(queries=[query.text for query in queries]), ranking.weights
     scope = _Scope(session, project_id, collections, where)
+    vectors = VectorSearch(
+        session,
+        project_id=project_id,
+        collections=collections,
+        where=where,
+        most=CANDIDATES,
+        note=found.note,
+    )
     lists: list[tuple[float, list[int]]] = []
     for query in queries:
         if weights.vector > 0:
-            with found.timed("vector_exact"):
-                lists.append((weights.vector * query.weight, scope.nearest(query.vector)))
+            lists.append((weights.vector * query.weight, vectors.nearest(query.vector)))
         if weights.words > 0:
             with found.timed("full_text"):
                 lists.append((weights.words * query.weight, scope.matching(query.text)))
@@ -178,11 +188,6 @@ class _Scope:
             chunks = chunks.join(documents, documents.c.id == Chunk.document_id)
         self._chunks = chunks
 
-    def nearest(self, vector: list[float]) -> list[int]:
-        distance = Chunk.embedding.op("<=>")(_halfvec(vector))
-        query = self._chunks.with_only_columns(Chunk.id).order_by(distance, Chunk.id).limit(CANDIDATES)
-        return list(self._session.scalars(query))
-
     def matching(self, words: str) -> list[int]:
         return matching(self._session, self._chunks, words, most=CANDIDATES)
 
@@ -190,7 +195,7 @@ class _Scope:
         """The cosine of each chunk to the nearest of the queries."""
         if not chunk_ids:
             return {}
-        distances = [Chunk.embedding.op("<=>")(_halfvec(vector)) for vector in vectors]
+        distances = [Chunk.embedding.op("<=>")(halfvec(vector)) for vector in vectors]
         query = select(Chunk.id, func.least(*distances)).where(Chunk.id.in_(chunk_ids))
         return {
             chunk_id: max(0.0, 1.0 - float(distance)) for chunk_id, distance in self._session.execute(query)
@@ -207,8 +212,5 @@ class _Scope:
         return [
             Hit(rows[chunk_id].Chunk, rows[chunk_id].Document, score, similarity)
             for score, similarity, chunk_id in ranked
+            if chunk_id in rows  # or else it was deleted just now
         ]
-
-
-def _halfvec(vector: list[float]) -> ColumnElement[Any]:
-    return cast(literal(vector, HALFVEC(len(vector))), HALFVEC(len(vector)))

@@ -33,6 +33,7 @@ from worker.clearing import Clearing, makes_room, note_unloaded
 from worker.clock import host_seconds
 from worker.documents import ROWS_A_SECOND, remove_loaded, write_document
 from worker.endings import ArtifactFile, Ended, Ending, end_attempt
+from worker.index_build import INDEX_STEP, IndexBuild, index_policy
 from worker.lease import LeaseLost, hold_fence, job_status, note_process, renew
 from worker.leavings import remove_leavings
 from worker.memory import killed_for_memory, oom_kills
@@ -135,8 +136,10 @@ class AttemptRunner:
         finally:
             child.close()
 
-    def _start(self, step_input: StepInput) -> Child:
+    def _start(self, step_input: StepInput) -> Child | IndexBuild:
         claim = self._claim
+        if (claim.kind, claim.step) == INDEX_STEP:
+            return IndexBuild(self._factory.kw["bind"], step_input, index_policy(self._settings))
         return Child(
             self._modules[claim.kind, claim.step],
             step_input,
@@ -147,9 +150,10 @@ class AttemptRunner:
             environment={VISIBLE_DEVICES: claim.device_id or ""} if self._device is not None else {},
         )
 
-    def _watch(self, child: Child) -> Ending:
+    def _watch(self, child: Child | IndexBuild) -> Ending:
         """Listen to the child until it ends, or until there is a reason to end it."""
-        self._write(lambda session: note_process(session, self._claim, child.pid))
+        if child.pid is not None:
+            self._write(partial(note_process, claim=self._claim, pid=child.pid))
         now = time.monotonic()
         heard, written, looked, renewed = now, now, now, now
         while child.exit is None:
@@ -172,7 +176,7 @@ class AttemptRunner:
                 written = now
         return self._ended_by_itself(child)
 
-    def _stop(self, child: Child, now: float) -> Ending | None:
+    def _stop(self, child: Child | IndexBuild, now: float) -> Ending | None:
         """Ask the step to stop once it shall; whatever it does with its time, it then has to go."""
         if self._stopped is None:
             self._stopped = self._reason_to_stop()
@@ -209,7 +213,7 @@ class AttemptRunner:
             return Ending(Outcome.LOST, error=_error("step_stalled", message))
         return None
 
-    def _renew(self, child: Child | None, *, longer_by: float = 0) -> Ending | None:
+    def _renew(self, child: Child | IndexBuild | None, *, longer_by: float = 0) -> Ending | None:
         lease_seconds = self._settings.lease_seconds + longer_by
         renewed = self._try(lambda session: renew(session, self._claim, lease_seconds))
         if renewed is None:
@@ -234,11 +238,11 @@ class AttemptRunner:
         self._pausing = status == JobStatus.PAUSING
         return Ending(Outcome.RELEASED) if self._cancelled else None
 
-    def _ended_by_us(self, child: Child, reason: Ending) -> Ending:
+    def _ended_by_us(self, child: Child | IndexBuild, reason: Ending) -> Ending:
         killed_by = child.exit.signal if child.exit is not None else None
         return replace(reason, signal=killed_by, stderr=child.tail)
 
-    def _ended_by_itself(self, child: Child) -> Ending:
+    def _ended_by_itself(self, child: Child | IndexBuild) -> Ending:
         """Tell from the child's last words and its exit what became of the attempt."""
         self._write_documents(child)
         word, exited = self._reports.last_word, child.exit
@@ -266,7 +270,7 @@ class AttemptRunner:
         error = _error("step_failed", f"Step {step} ended by {exited}{last_line}")
         return Ending(Outcome.LOST, error=error, exit_code=code, signal=number, stderr=child.tail)
 
-    def _done(self, child: Child, result: dict[str, Any]) -> Ending:
+    def _done(self, child: Child | IndexBuild, result: dict[str, Any]) -> Ending:
         try:
             artifacts = self._artifacts()
         except StepFailed as failure:
@@ -339,7 +343,7 @@ class AttemptRunner:
         write_reports(session, self._claim, hold_fence(session, self._claim), self._reports.waiting)
         return True
 
-    def _write_documents(self, child: Child) -> None:
+    def _write_documents(self, child: Child | IndexBuild) -> None:
         """Write what the step said of documents, each in a transaction of its own. While the step runs, what
         cannot be written now waits."""
         write = self._try if child.exit is None else self._write

@@ -71,25 +71,28 @@ def write_document(session: Session, claim: Claim, folder: Path, message: Messag
     """
     step = hold_fence(session, claim)
     step.progressed_at = func.clock_timestamp()
+    error = message.get("error")
+    if error is None:
+        with session.begin_nested() as loading:
+            document, error = _load(session, claim, folder, message)
+            if document is None or error is not None:
+                loading.rollback()
     document = _locked(session, claim, message["document_id"])
     if document is None:
         _say(session, claim, "A document was taken out of the collection before it was ready.")
-        return True
-    error = message.get("error") or _mixing(session, document, message)
-    if error is not None:
+    elif error is not None:
         document.status, document.error, document.password = str(DocumentStatus.FAILED), error, None
         _say(session, claim, f"{document.filename}: {error['message']}", level="warn", code=error["code"])
-        return True
-    _load(session, document, folder, message)
-    _replace_older(session, claim, document)
-    _say(
-        session,
-        claim,
-        f"{document.filename} can be searched: {document.chunk_count} chunks"
-        + (f" of {document.pages} pages." if document.pages else "."),
-        document_id=document.id,
-        chunks=document.chunk_count,
-    )
+    else:
+        _replace_older(session, claim, document)
+        _say(
+            session,
+            claim,
+            f"{document.filename} can be searched: {document.chunk_count} chunks"
+            + (f" of {document.pages} pages." if document.pages else "."),
+            document_id=document.id,
+            chunks=document.chunk_count,
+        )
     return True
 
 
@@ -128,24 +131,51 @@ def _mixing(session: Session, document: Document, message: Message) -> dict[str,
     return None
 
 
-def _load(session: Session, document: Document, folder: Path, message: Message) -> None:
-    content = json.loads((folder / message["content"]).read_text(encoding="utf-8"))
-    session.execute(delete(Chunk).where(Chunk.document_id == document.id))
+def _load(
+    session: Session, claim: Claim, folder: Path, message: Message
+) -> tuple[Document | None, dict[str, Any] | None]:
+    """Load a document's chunks, and then look whether they may stay.
+
+    While a large one is loaded, nothing is locked that others need: who adds a document to the collection,
+    or deletes it, does not wait.
+
+    Returns:
+        the document, if it is still this job's to write; and why it cannot be brought in.
+    """
+    document_id = message["document_id"]
+    owner = select(Document.job_id).where(Document.id == document_id)
+    if session.scalars(owner).one_or_none() != claim.job_id:
+        return None, None
+    session.execute(delete(Chunk).where(Chunk.document_id == document_id))
+    _copy(session, folder / message["rows"], message["chunks"])
+    document = _locked(session, claim, document_id)
+    error = _mixing(session, document, message) if document is not None else None
+    if document is not None and error is None:
+        _complete(session, document, folder, message)
+    return document, error
+
+
+def _copy(session: Session, rows: Path, chunks: int) -> None:
     cursor = session.connection().connection.cursor()
-    rows = folder / message["rows"]
     with rows.open("rb") as file:
         try:
             cursor.copy_expert(COPY, file)
-        except psycopg2.OperationalError as error:
-            # As SQLAlchemy says it of its own statements: the database may be back in a moment.
+        except (psycopg2.OperationalError, psycopg2.errors.UniqueViolation) as error:
+            # As SQLAlchemy says it of its own statements: the database may be back in a moment. Chunks that
+            # are there are those of another job, which has just taken the document over.
             raise OperationalError(COPY, None, error) from error
-    if cursor.rowcount != message["chunks"]:
-        raise ValueError(f"{rows} holds {cursor.rowcount} chunks, not {message['chunks']}")
+    if cursor.rowcount != chunks:
+        raise ValueError(f"{rows} holds {cursor.rowcount} chunks, not {chunks}")
+
+
+def _complete(session: Session, document: Document, folder: Path, message: Message) -> None:
+    content = json.loads((folder / message["content"]).read_text(encoding="utf-8"))
     document.text = content["text"]
     document.page_starts, document.page_labels = content["page_starts"], content["page_labels"]
     document.pages = len(content["page_starts"]) or None
     document.details = content["details"]
-    document.chunk_count, document.usage_bytes = message["chunks"], rows.stat().st_size
+    document.chunk_count = message["chunks"]
+    document.usage_bytes = (folder / message["rows"]).stat().st_size
     document.status, document.completed_at = str(DocumentStatus.COMPLETED), func.clock_timestamp()
     document.password = None
     session.flush()

@@ -12,20 +12,26 @@ class Chunk(Base):
     """A passage of a document: characters `start_char` to before `end_char` of its text.
 
     The vector has as many dimensions as the collection's embedding model gives it, at half precision: the
-    same recall in half the room.
+    same recall in half the room. It stays in the row, which texts and words leave: comparing all vectors of a
+    collection reads little else. A large collection's index is `retrieval/vector_index.py`'s.
+
+    Rows are loaded without a lock on their collection and document, which nobody shall have to wait for; both
+    are locked and looked at before the commit, when the foreign key is checked.
     """
 
     __tablename__ = "chunks"
     __table_args__ = (
         Index("ix_chunks_document_id_position", "document_id", "position", unique=True),
-        Index("ix_chunks_collection_id", "collection_id"),
+        Index("ix_chunks_collection_id_id", "collection_id", "id"),
         Index("ix_chunks_words", "words", postgresql_using="gin"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
-    document_id: Mapped[str] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"))
+    collection_id: Mapped[str]  # its document's
+    document_id: Mapped[str] = mapped_column(
+        ForeignKey("documents.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED")
+    )
     position: Mapped[int]
     text: Mapped[str]
     start_char: Mapped[int]

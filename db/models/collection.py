@@ -25,6 +25,10 @@ class Collection(Base):
     embedding_model: Mapped[str | None]
     embedding_revision: Mapped[str | None]
     dimensions: Mapped[int | None]
+    # The index of its vectors, if it has one: of its chunks up to an id, and how many those were.
+    index_name: Mapped[str | None]
+    indexed_through: Mapped[int | None]
+    indexed_chunks: Mapped[int | None]
     expires_after_days: Mapped[int | None]
     created_at: Mapped[CreatedAt]
     last_active_at: Mapped[CreatedAt]

@@ -105,7 +105,7 @@ def server_argv(folder: Path, port: int, *, durable: bool = True) -> list[str]:
         "port": str(port),
         "unix_socket_directories": "",
         "max_connections": "100",
-        "shared_buffers": "64MB",
+        "shared_buffers": "256MB",
         "password_encryption": "scram-sha-256",
         # A worker that died in a transaction must not hold its rows for hours.
         "idle_in_transaction_session_timeout": "60s",

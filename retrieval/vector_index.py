@@ -1,0 +1,262 @@
+"""The vector index of a large collection: when it pays, how it is built, what it leaves out.
+
+One HNSW index a collection, of its chunks up to a watermark: `collection_id = … AND id <= …`. What is
+loaded later bears larger ids and touches no index, since COPY into a live one is slower by two orders. Search
+compares those chunks exactly, and so sees them at once (`retrieval/nearest.py`). When they are many, a new
+index is built beside the old one, the collection's row switches, and the old one goes.
+
+What a search finds never hangs on an index: the same statement without one sorts.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import OperationalError
+
+PREFIX = "ix_chunks_vectors_"
+# Held while indexes of chunks are built or dropped. One for all collections: Postgres would let the second
+# wait for the table's lock with a snapshot that the first waits for, until the deadlock detector ends one.
+BUILD_LOCK = 4_155_304
+LOOK_SECONDS = 0.5
+# pgvector's defaults.
+NEIGHBOURS, CANDIDATES_IN_BUILD = 16, 64
+# What pgvector can index at half precision.
+MOST_DIMENSIONS = 4000
+# What building takes for each chunk besides its vector, and at least; a parallel build takes all at once.
+CHUNK_BYTES = 1500
+LEAST_MEMORY_BYTES = 32 * 1024**2
+SQLSTATE_NO_ROOM = ("53100", "53200")
+
+SESSION = text(
+    """
+    SELECT set_config('lock_timeout', '0', false), set_config('statement_timeout', '0', false),
+           set_config('client_connection_check_interval', '2s', false),
+           set_config('idle_session_timeout', '60s', false)
+    """
+)
+STATE = text(
+    """
+    SELECT dimensions, index_name, indexed_through, indexed_chunks,
+           (SELECT coalesce(sum(chunk_count), 0) FROM documents WHERE collection_id = c.id) AS chunks,
+           (SELECT coalesce(max(id), 0) FROM chunks WHERE collection_id = c.id) AS newest,
+           (SELECT count(*) FROM chunks
+            WHERE collection_id = c.id AND (collection_id, id) > (c.id, c.indexed_through)) AS later,
+           EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(c.index_name) AND indisvalid) AS usable
+    FROM collections c WHERE id = :id
+    """
+)
+LEFT_BEHIND = text(
+    """
+    SELECT relname FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid
+    WHERE indrelid = to_regclass('chunks') AND starts_with(relname, :prefix)
+      AND relname NOT IN (SELECT index_name FROM collections WHERE index_name IS NOT NULL)
+    """
+)
+SWITCH = text(
+    """
+    UPDATE collections SET index_name = :name, indexed_through = :through, indexed_chunks = :chunks
+    WHERE id = :id
+    """
+)
+# `postgres` names the phases in words: "building index: loading tuples", "waiting for old snapshots".
+PROGRESS = text("SELECT phase, tuples_done FROM pg_stat_progress_create_index WHERE pid = :pid")
+
+
+@dataclass(frozen=True)
+class IndexPolicy:
+    """When an index is built, and with how much memory (docs/experiments.md has the measurements).
+
+    Args:
+        smallest: the chunks from which on a collection has one. Below, comparing all of them takes less time
+            than embedding the query does.
+        stale_share: of the collection's chunks; when more than these, and more than `smallest`, were loaded
+            or deleted since the index was built, it is built anew.
+        memory_bytes: at most, for one build. A graph that does not fit is built several times slower.
+    """
+
+    smallest: int = 5_000
+    stale_share: float = 0.1
+    memory_bytes: int = 1024**3
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What was done, in a sentence; the `chunks` that are indexed now, and how long building took."""
+
+    message: str
+    chunks: int = 0
+    seconds: float | None = None
+
+
+class BuildCancelled(Exception):
+    """Somebody called `cancel`. What was begun is left for `drop_left_behind`."""
+
+
+class IndexBuilder:
+    """Builds, replaces and drops collections' indexes, on one connection.
+
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            IndexBuilder(connection).refresh(collection_id)
+
+    Args:
+        connection: in AUTOCOMMIT, which building beside running loads and searches demands.
+        tell: is given what the user should know while it runs.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        policy: IndexPolicy = IndexPolicy(),
+        tell: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self._connection = connection
+        self._policy = policy
+        self._tell = tell
+        self._cancelled = threading.Event()
+        self._driver = connection.connection.driver_connection
+        self.pid: int = connection.scalar(text("SELECT pg_backend_pid()"))
+        self.building_chunks = 0  # how many the index will hold that is being built just now
+
+    def refresh(self, collection_id: str) -> Refreshed:
+        """Build the collection's index if it pays, anew if the old one leaves out too much. How many chunks
+        there are is what its documents' `chunk_count` say.
+
+        Raises:
+            BuildCancelled: by `cancel`, from another thread.
+        """
+        with self._only_builder():
+            self._drop_left_behind()
+            state = self._one(STATE, id=collection_id)
+            if state is None:
+                return Refreshed("The collection was deleted: there is nothing to index.")
+            return self._refresh(collection_id, state)
+
+    def drop_if_left(self, name: str) -> bool:
+        """Drop an index that no collection names, of one that was deleted or of a builder that was killed.
+        Returns False, and does nothing, while somebody builds."""
+        with self._only_builder(patient=False) as alone:
+            if alone and name in self._left_behind():
+                self._drop(name)
+            return alone
+
+    def cancel(self) -> None:
+        """Let `refresh` end soon; to be called again until it has, since a statement may just begin."""
+        self._cancelled.set()
+        if self._driver is not None:
+            self._driver.cancel()
+
+    def _refresh(self, collection_id: str, state: Row[Any]) -> Refreshed:
+        chunks, policy = int(state.chunks), self._policy
+        if state.index_name is not None and state.usable:
+            if chunks < policy.smallest // 2:
+                self._switch(collection_id, None, None, None)
+                self._drop(state.index_name)
+                return Refreshed(f"Dropped the vector index: {chunks} chunks are compared faster without it.")
+            stale = state.later + max(0, state.indexed_chunks - (chunks - state.later))
+            if stale <= max(policy.smallest, policy.stale_share * chunks):
+                return Refreshed(
+                    f"The vector index stays as it is: {state.later} of {chunks} chunks came after it, and "
+                    "are compared exactly.",
+                    state.indexed_chunks,
+                )
+        elif chunks < policy.smallest:
+            return Refreshed(f"{chunks} chunks need no vector index: they are compared exactly.")
+        elif state.dimensions is None or state.dimensions > MOST_DIMENSIONS:
+            return Refreshed(
+                f"Vectors of {state.dimensions} dimensions cannot be indexed, only up to {MOST_DIMENSIONS}: "
+                "they are compared exactly."
+            )
+        return self._replace(collection_id, state)
+
+    def _replace(self, collection_id: str, state: Row[Any]) -> Refreshed:
+        chunks = int(state.chunks)
+        started, self.building_chunks = time.monotonic(), chunks
+        name = self._build(collection_id, state)
+        if not self._switch(collection_id, name, state.newest, chunks):
+            self._drop(name)
+            return Refreshed("The collection was deleted while its vector index was built.")
+        if state.index_name is not None:
+            self._drop(state.index_name)
+        seconds = round(time.monotonic() - started, 3)
+        return Refreshed(f"Built the vector index of {chunks} chunks in {seconds:.1f} s.", chunks, seconds)
+
+    def _build(self, collection_id: str, state: Row[Any]) -> str:
+        needed = int(state.chunks) * (2 * state.dimensions + CHUNK_BYTES)
+        memory = min(self._policy.memory_bytes, max(LEAST_MEMORY_BYTES, needed))
+        self._configure("maintenance_work_mem", f"{memory // 1024}kB")
+        try:
+            return self._create(collection_id, state)
+        except OperationalError as error:
+            if error.orig is None or getattr(error.orig, "pgcode", None) not in SQLSTATE_NO_ROOM:
+                raise
+            # As in a container whose /dev/shm is small.
+            self._tell(f"Building the vector index in one process, since several found no room: {error.orig}")
+        self._drop_left_behind()
+        self._configure("max_parallel_maintenance_workers", "0")
+        return self._create(collection_id, state)
+
+    def _create(self, collection_id: str, state: Row[Any]) -> str:
+        name = f"{PREFIX}{secrets.token_hex(8)}"
+        create = text(
+            f"CREATE INDEX CONCURRENTLY {name} ON chunks "
+            f"USING hnsw ((embedding::halfvec({state.dimensions:d})) halfvec_cosine_ops) "
+            f"WITH (m = {NEIGHBOURS}, ef_construction = {CANDIDATES_IN_BUILD}) "
+            "WHERE collection_id = :id AND id <= CAST(:through AS bigint)"
+        )
+        self._do(create, id=collection_id, through=state.newest)
+        return name
+
+    def _switch(self, collection_id: str, name: str | None, through: int | None, chunks: int | None) -> bool:
+        done = self._do(SWITCH, id=collection_id, name=name, through=through, chunks=chunks)
+        return bool(done.rowcount)
+
+    def _left_behind(self) -> list[str]:
+        return list(self._do(LEFT_BEHIND, prefix=PREFIX).scalars())
+
+    def _drop_left_behind(self) -> None:
+        for name in self._left_behind():
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self._do(text(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"'))
+
+    @contextmanager
+    def _only_builder(self, *, patient: bool = True) -> Iterator[bool]:
+        """Wait until nobody else builds or drops indexes of chunks; or say whether that is so now.
+
+        The lock ends with the connection: if we die, within seconds; if we freeze, when what runs is done and
+        the connection idle for a minute.
+        """
+        self._do(SESSION)
+        alone = self._lock()
+        if patient and not alone:
+            self._tell("Another vector index is being built: waiting for it.")
+            while not self._lock():
+                self._cancelled.wait(LOOK_SECONDS)
+            alone = True
+        try:
+            yield alone
+        finally:
+            if not self._connection.invalidated:
+                self._connection.execute(text("SELECT pg_advisory_unlock_all()"))
+                self._connection.execute(text("RESET ALL"))
+
+    def _lock(self) -> bool:
+        return bool(self._one(text("SELECT pg_try_advisory_lock(:key) AS got"), key=BUILD_LOCK).got)
+
+    def _configure(self, name: str, value: str) -> None:
+        self._do(text("SELECT set_config(:name, :value, false)"), name=name, value=value)
+
+    def _one(self, statement: Any, **parameters: Any) -> Any:
+        return self._do(statement, **parameters).one_or_none()
+
+    def _do(self, statement: Any, **parameters: Any) -> Any:
+        if self._cancelled.is_set():
+            raise BuildCancelled
+        return self._connection.execute(statement, parameters)

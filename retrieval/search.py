@@ -33,9 +33,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Weights:
-    """What each list counts; a list of weight 0 is not made."""
+    """What each list counts; a list of weight 0 is not made. The default was tuned with `RANK_CONSTANT`."""
 
-    vector: float = 1.0
+    vector: float = 1.5
     words: float = 1.0
 
 
@@ -139,12 +139,13 @@ def search(
             with found.timed("full_text"):
                 lists.append((weights.words * query.weight, scope.matching(query.text)))
     fused = len(lists) > 1
+    by_rank = fused or not weights.vector  # words alone are no matter of the cosine
     with found.timed("rrf") if fused else nullcontext():
         scores = fuse(lists)
     similarities = scope.similarities(list(scores), [query.vector for query in queries])
     ranked = sorted(
         (
-            (scores[chunk_id] if fused else similarity, similarity, chunk_id)
+            (scores[chunk_id] if by_rank else similarity, similarity, chunk_id)
             for chunk_id, similarity in similarities.items()
             if similarity >= ranking.min_similarity
         ),

@@ -107,6 +107,19 @@ class TestSearch:
         assert found.hits[0].chunk.text == texts[0]
         assert found.used == ["vector_exact", "full_text", "rrf"]
 
+    def test_words_alone_are_ordered_by_words(
+        self, session: Session, collection: Collection, tmp_path: Path
+    ) -> None:
+        texts = ["A fox, and much else that is of no use here.", "The fox of a fox is a fox."]
+        load(session, tmp_path, collection, "d", texts, vectors=[embed("fox"), embed("tax")])
+        found = search(
+            session, project_id="default", collections=[collection], queries=[ask("fox")],
+            limit=10, ranking=Ranking(weights=Weights(vector=0.0)),
+        )  # fmt: skip
+        assert [hit.chunk.text for hit in found.hits] == texts[::-1]
+        assert found.hits[0].score == 1.0
+        assert found.used == ["full_text"]
+
     def test_a_threshold_is_of_the_similarity(
         self, session: Session, collection: Collection, tmp_path: Path
     ) -> None:

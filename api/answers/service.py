@@ -71,10 +71,11 @@ async def ground(
     async def page_starts(passage: Passage) -> Sequence[int]:
         return await services.run_in_transaction(lambda unit: _page_starts(unit, passage.document_id))
 
-    gauge = await open_gauge(
-        services.client, kind=backend.kind, url=backend.url, model=backend.model, api_key=backend.api_key
-    )
-    packed = await pack(gauge, body, passages, page_starts)
+    with found.timed("packing"):
+        gauge = await open_gauge(
+            services.client, kind=backend.kind, url=backend.url, model=backend.model, api_key=backend.api_key
+        )
+        packed = await pack(gauge, body, passages, page_starts)
     return Grounded(packed.messages, _grounding(scope, found, packed.passages, packed.notices))
 
 

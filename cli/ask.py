@@ -38,6 +38,9 @@ def ask(
             help="The model's name; without it, the one that was published last.", show_default=False
         ),
     ] = None,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="Let the model put the question in other words first.")
+    ] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Where to cut an answer off.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -52,6 +55,7 @@ def ask(
             "model": model or _newest(client),
             "messages": [{"role": "user", "content": question or read_stdin()}],
             **({"collections": collection} if collection else {"documents": True}),
+            **({"retrieval": {"rewrite_query": True}} if rewrite else {}),
             **({"max_tokens": max_tokens} if max_tokens else {}),
         }
         if json:

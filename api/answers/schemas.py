@@ -106,7 +106,7 @@ class Report(BaseModel):
     seconds: dict[str, float]
     queries: list[str] = Field(description="What was searched for.")
     found: int = Field(description="Passages that are similar enough.")
-    given: int = Field(description="Passages that the model got; neighbours are given as one.")
+    given: int = Field(description="Passages that the model got: neighbours as one, the same text once.")
     indexing: int = Field(description="Documents that are still being read, and were not searched.")
     notices: list[str] = Field(description="What was left out or could not be done, for people.")
 

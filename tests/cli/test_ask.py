@@ -105,9 +105,9 @@ class TestAsk:
         self, run: Run, api_url: str, server: AnsweringServer, office: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n"))
-        answer = run("ask", "-c", "office", "--json").json()
+        answer = run("ask", "-c", "office", "--json", "--rewrite").json()
         assert answer["choices"][0]["message"]["annotations"][0]["text"] == "[2]"
-        assert answer["retrieval"]["queries"] == [QUESTION]
+        assert answer["retrieval"]["queries"] == [QUESTION, "There are *thirty* [2]."]
 
     def test_without_a_collection_asks_the_models_own_documents(
         self, run: Run, api_url: str, server: AnsweringServer, office: str, session_factory: SessionFactory

@@ -117,6 +117,14 @@ class TestAnswer:
         answer = desk.ask("follows", messages=messages, collections=["followed"]).json()
         assert answer["retrieval"]["queries"] == [f"{QUESTION}\nAnd how is it cleaned?"]
 
+    def test_is_searched_in_other_words_too(self, desk: Desk, handbook: bytes) -> None:
+        desk.ready("rewrites")
+        desk.fill("rewritten", {"handbook.pdf": handbook})
+        desk.server.says = "How long is the yearly leave?"
+        answer = desk.ask("rewrites", collections=["rewritten"], retrieval={"rewrite_query": True}).json()
+        assert answer["retrieval"]["queries"] == [QUESTION, "How long is the yearly leave?"]
+        assert QUESTION in desk.server.asked[-1]["messages"][-1]["content"]
+
     def test_numbers_that_were_not_given_are_noticed(self, desk: Desk) -> None:
         desk.ready("invents")
         desk.server.says = "Thirty [1, 7], not [ 3 ] or [x]."

@@ -29,6 +29,7 @@ from api.keys.routes import router as keys
 from api.models.document_routes import router as model_documents
 from api.models.routes import router as models
 from api.projects.routes import router as projects
+from api.quotas import RequestCounter
 from api.scopes import scopes_for
 from api.security import OPEN_PATHS, Gate
 from api.unit_of_work import Services
@@ -86,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
     doorbell.listen(factory)
     keyring = Keyring(settings, factory)
     ledger = Ledger(factory)
+    counter = RequestCounter(settings.require_redis_url())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -96,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
             await feeds.close()
             await ledger.close()
+            await counter.close()
         doorbell.close()
         engine.dispose()
 
@@ -117,7 +120,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_documentation(app)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
-    app.add_middleware(Gate, settings=settings, keyring=keyring, ledger=ledger)
+    app.add_middleware(Gate, settings=settings, keyring=keyring, ledger=ledger, counter=counter)
     app.add_middleware(Edge, ledger=ledger)  # added last, so outermost
     app.openapi = _openapi_of(app)  # type: ignore[method-assign]
     return app

@@ -7,6 +7,8 @@ included, so there is one place that turns errors into HTTP.
 
 import re
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -40,8 +42,9 @@ class Edge:
             return
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else new_id("req")
-        scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        answer = _Answer(send, request_id, state)
         began = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
@@ -84,10 +87,11 @@ class Edge:
 
 
 class _Answer:
-    """Passes an answer on, with the headers that each one has."""
+    """Passes an answer on, with the headers that each one has, and those that the gate asks for."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, state: Mapping[str, Any]) -> None:
         self._send = send
+        self._state = state
         self.request_id = request_id
         self.started = False
         self.status = 0
@@ -102,6 +106,7 @@ class _Answer:
             headers["x-request-id"] = self.request_id
             # A file that somebody uploaded must never run as a page of ours.
             headers["x-content-type-options"] = "nosniff"
+            headers.update(self._state.get("headers", {}))
             if self.status >= 400 and headers.get("content-type", "").startswith("text/plain"):
                 await self._replace(headers)
                 return

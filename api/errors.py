@@ -13,7 +13,16 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from api.validation import explain
-from db.errors import Conflict, Exhausted, InvalidInput, LatheError, NotFound, StepFailed, Unavailable
+from db.errors import (
+    Conflict,
+    Exhausted,
+    InvalidInput,
+    LatheError,
+    NotFound,
+    QuotaExceeded,
+    StepFailed,
+    Unavailable,
+)
 
 RETRY_AFTER_SECONDS = 5
 # OpenAI's clients heed no longer Retry-After: told of one, they would ask again within seconds, in vain.
@@ -45,6 +54,7 @@ STATUS: dict[type[LatheError], int] = {
     Conflict: 409,
     TooLarge: 413,
     WrongContentType: 415,
+    QuotaExceeded: 429,
     StepFailed: 500,
     Unavailable: 503,
     Exhausted: 503,
@@ -57,6 +67,7 @@ DESCRIPTIONS = {
     404: "There is none by that name.",
     413: "The body is too large.",
     415: "The body's content type is not the declared one.",
+    429: "The project has as much as it may: of requests a minute (see Retry-After), of jobs or bytes.",
     503: "A server that we need does not answer; see Retry-After.",
 }
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -131,7 +142,9 @@ def _answer_to_ours(error: LatheError) -> JSONResponse:
     headers: dict[str, str] = {}
     if isinstance(error, Exhausted):
         headers["x-should-retry"] = "false"  # waiting does not make room on a disk
-    if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
+    if isinstance(error, QuotaExceeded) and error.retry_after_seconds is None:
+        headers["x-should-retry"] = "false"  # as long as nobody makes room
+    if isinstance(error, Unavailable | QuotaExceeded) and error.retry_after_seconds is not None:
         headers["retry-after"] = str(error.retry_after_seconds)
         if error.retry_after_seconds > PATIENCE_OF_CLIENTS_SECONDS:
             headers["x-should-retry"] = "false"

@@ -20,6 +20,7 @@ from api.auditing import Ledger
 from api.caller import CALLER, OPERATORS_KEY, Caller
 from api.errors import Forbidden, TooLarge, WrongContentType
 from api.keyring import Keyring
+from api.quotas import RequestCounter
 from api.scopes import PASSED_ON, scopes_for
 from db.errors import InvalidInput
 from db.settings import LOOPBACK, Settings
@@ -41,11 +42,14 @@ def is_loopback(host: str) -> bool:
 
 
 class Gate:
-    def __init__(self, app: ASGIApp, settings: Settings, keyring: Keyring, ledger: Ledger) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, keyring: Keyring, ledger: Ledger, counter: RequestCounter
+    ) -> None:
         self._app = app
         self._settings = settings
         self._keyring = keyring
         self._ledger = ledger
+        self._counter = counter
         self._hosts = {
             *LOOPBACK,
             settings.api_host.lower(),
@@ -61,11 +65,7 @@ class Gate:
         self._check_origin(headers)
         self._check_site(scope["method"], headers)
         if scope["path"] not in OPEN_PATHS:
-            caller = await self._keyring.caller(headers.get("authorization", ""))
-            CALLER.set(caller)
-            if caller.key_id not in (None, OPERATORS_KEY):
-                self._ledger.used(caller.key_id)
-            _check_scope(caller, scope["method"], scope["path"])
+            await self._let_in(scope, headers)
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidInput("An address may not hold the character NUL.")
         await self._app(scope, await self._checked_body(scope, headers, receive), send)
@@ -89,6 +89,18 @@ class Gate:
         followed = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site") in ELSEWHERE and not followed:
             raise Forbidden("Pages of other servers may not use this one.", code="foreign_origin")
+
+    async def _let_in(self, scope: Scope, headers: Headers) -> None:
+        """Find out who asks, and whether they may."""
+        caller = await self._keyring.caller(headers.get("authorization", ""))
+        CALLER.set(caller)
+        if caller.key_id is not None and caller.key_id != OPERATORS_KEY:
+            self._ledger.used(caller.key_id)
+        window = await self._counter.count(caller)
+        if window is not None:
+            scope["state"]["headers"] = window.headers
+            window.check(caller.project_id)
+        _check_scope(caller, scope["method"], scope["path"])
 
     async def _checked_body(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         multipart = (scope["method"], scope["path"]) in TAKES_MULTIPART

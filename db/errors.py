@@ -4,6 +4,7 @@
     ├── InvalidInput      the request or its data is wrong; never tried again
     ├── NotFound          no such row in this project
     ├── Conflict          the row's state does not allow it
+    ├── QuotaExceeded     the project has as much as it may
     ├── Unavailable       a server we need does not answer; worth another try
     ├── Exhausted         memory or disk ran out
     └── StepFailed        a step's process ended badly
@@ -53,6 +54,18 @@ class Unavailable(LatheError):
         retry_after_seconds: int | None = None,
     ) -> None:
         super().__init__(message, param=param, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QuotaExceeded(LatheError):
+    """The project has as much as it may. `retry_after_seconds`: when it may have more, if waiting helps."""
+
+    code = "quota_exceeded"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after_seconds: int | None = None
+    ) -> None:
+        super().__init__(message, code=code)
         self.retry_after_seconds = retry_after_seconds
 
 

@@ -13,6 +13,8 @@ from api.files.sending import send_file
 from api.files.service import add_file, delete_file, file_out, purpose_of
 from api.files.upload import new_target, receive_upload
 from api.pages import After, Page, page
+from api.quotas import admit_bytes
+from api.security import MULTIPART_OVERHEAD_BYTES
 from api.unit_of_work import Unit, services_of, transactional
 from db.queries.files import get_file, list_files
 
@@ -47,6 +49,9 @@ async def upload_file(request: Request) -> FileOut:
     """A multipart form of `file` and, if you like, `purpose`. It is written to disk as it comes."""
     services = services_of(request)
     settings = services.settings
+    announced = int(request.headers.get("content-length", "0"))
+    # Before any of it is written; once more, to the byte, when all of it is there.
+    await services.run_in_transaction(lambda unit: admit_bytes(unit, announced - MULTIPART_OVERHEAD_BYTES))
     file_id, target = new_target(settings.storage_root, settings.max_file_bytes)
     with target:
         uploaded = await receive_upload(
@@ -54,7 +59,7 @@ async def upload_file(request: Request) -> FileOut:
             request.headers.get("content-type", ""),
             target,
             file_id,
-            expected_bytes=int(request.headers.get("content-length", "0")),
+            expected_bytes=announced,
         )
         purpose = purpose_of(uploaded.fields)
         await run_in_threadpool(target.keep)

@@ -7,6 +7,7 @@ from sqlalchemy import or_, select
 from api.files.schemas import FileOut, Purpose
 from api.files.upload import Uploaded
 from api.pages import unix_seconds
+from api.quotas import admit_bytes
 from api.unit_of_work import Unit
 from api.validation import NOT_YET
 from db.errors import Conflict, InvalidInput
@@ -54,6 +55,12 @@ def purpose_of(fields: dict[str, str]) -> str:
 
 
 def add_file(unit: Unit, uploaded: Uploaded, purpose: str) -> FileOut:
+    """Make the row of an upload.
+
+    Raises:
+        QuotaExceeded: the project may not store as much.
+    """
+    admit_bytes(unit, uploaded.bytes)
     file = File(
         id=uploaded.id,
         project_id=unit.project_id,

@@ -51,7 +51,6 @@ from db.queries.jobs import (
     list_events,
     list_jobs,
     pause_job,
-    resume_job,
 )
 from db.queries.outlook import outlook
 from db.queries.runtime import runtime_seconds
@@ -149,7 +148,7 @@ def pause_one_job(unit: Unit, job_id: str) -> JobOut:
 @transactional
 def resume_one_job(unit: Unit, job_id: str) -> JobOut:
     """It goes on from its last checkpoint, on any worker. A job that is not paused stays as it is."""
-    return job_out(resume_job(unit.session, job_id, project_id=unit.project_id))
+    return job_out(service.resume(unit, job_id))
 
 
 @router.get(

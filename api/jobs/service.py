@@ -5,17 +5,26 @@ import shutil
 from sqlalchemy.orm import Session
 
 from api.jobs.schemas import RetryRequest
+from api.quotas import admit_job
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Job
 from db.params import FILE_FIELDS
 from db.queries.files import get_file
-from db.queries.jobs import add_event, get_job, lock_steps
+from db.queries.jobs import add_event, get_job, lock_steps, resume_job
 from db.queries.retention import delete_job_rows, is_held
 from db.queries.runtime import runtime_seconds
 from db.queries.states import move
 from db.states import ENDED_JOB, JobStatus, StepStatus
 from db.storage import job_folder
+
+
+def resume(unit: Unit, job_id: str) -> Job:
+    """Let a paused job go on, if the project may have another at work; see `resume_job`."""
+    job = get_job(unit.session, job_id, project_id=unit.project_id, lock=True)
+    if job.status == JobStatus.PAUSED:
+        admit_job(unit)
+    return resume_job(unit.session, job_id, project_id=unit.project_id)
 
 
 def retry_job(unit: Unit, job_id: str, changes: RetryRequest) -> Job:
@@ -41,6 +50,7 @@ def retry_job(unit: Unit, job_id: str, changes: RetryRequest) -> Job:
     if "max_runtime_seconds" in changes.model_fields_set:
         job.max_runtime_seconds = changes.max_runtime_seconds
     _check_runtime(session, job)
+    admit_job(unit)
     move(session, job, JobStatus.QUEUED)
     job.error = None
     for position, step in enumerate(left):

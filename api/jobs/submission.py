@@ -4,6 +4,7 @@ from typing import Any
 
 from api.jobs import exporting
 from api.jobs.schemas import JobRequestBase
+from api.quotas import admit_job
 from api.unit_of_work import Unit
 from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
@@ -27,6 +28,7 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
 
     Raises:
         InvalidInput: nothing is queued; `param` names the field.
+        QuotaExceeded: the project has as many jobs, minutes or bytes as it may.
     """
     params = request.params
     if request.webhook_url is not None:
@@ -49,6 +51,7 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         _check_pretrain(unit, params)
     elif isinstance(params, IngestParams):
         documents = ingesting.take_in(unit, params)
+    admit_job(unit, awaited=waits_for)
     job = insert_job(
         unit.session,
         project_id=unit.project_id,

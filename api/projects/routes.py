@@ -6,7 +6,7 @@ from api.caller import Caller
 from api.errors import CONFLICT, Forbidden
 from api.idempotency import REUSED_KEY, repeatable
 from api.pages import After, Limit, Page, page, unix_seconds, unix_seconds_or_none
-from api.projects.schemas import ProjectChange, ProjectOut, ProjectRequest
+from api.projects.schemas import ProjectChange, ProjectOut, ProjectRequest, ProjectWithUsage, UsageOut
 from api.unit_of_work import Unit, services_of, transactional
 from db.errors import NotFound
 from db.models import DEFAULT_PROJECT, Project
@@ -18,6 +18,7 @@ from db.queries.projects import (
     list_projects,
     restore_project,
 )
+from db.queries.usage import usage_of
 
 router = APIRouter(tags=["projects"])
 
@@ -39,10 +40,14 @@ def list_all_projects(unit: Unit, after: After = None, limit: Limit = 20) -> Pag
     return page([_project_out(row) for row in rows], more)
 
 
-@router.get("/v1/projects/{project_id}", response_model=ProjectOut, summary="Look at a project")
+@router.get("/v1/projects/{project_id}", response_model=ProjectWithUsage, summary="Look at a project")
 @transactional
-def get_one_project(unit: Unit, project_id: str) -> ProjectOut:
-    return _project_out(_find(unit, project_id))
+def get_one_project(unit: Unit, project_id: str) -> ProjectWithUsage:
+    """With what it uses now."""
+    shown = _project_out(_find(unit, project_id))
+    used = usage_of(unit.session, project_id)
+    usage = UsageOut(jobs=used.jobs, gpu_minutes=round(used.gpu_minutes, 2), bytes=used.bytes)
+    return ProjectWithUsage(**shown.model_dump(), usage=usage)
 
 
 @router.post("/v1/projects/{project_id}", response_model=ProjectOut, summary="Change a project")

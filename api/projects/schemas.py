@@ -57,3 +57,13 @@ class ProjectOut(Identified):
     max_requests_per_minute: int | None
     created_at: int
     archived_at: int | None
+
+
+class UsageOut(BaseModel):
+    jobs: int = Field(description="Queued and running now.")
+    gpu_minutes: float = Field(description="Of this calendar month (UTC).")
+    bytes: int = Field(description="Stored.")
+
+
+class ProjectWithUsage(ProjectOut):
+    usage: UsageOut

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from api.quotas import admit_job
 from api.unit_of_work import Unit
 from api.vector_stores.schemas import BatchRequest, ChunkingStrategy, FileRequest
 from db.errors import InvalidInput, NotFound
@@ -89,6 +90,7 @@ def ingest(
     documents = _put_in(unit, collection, files, param="file_id")
     ids = list(dict.fromkeys(file.file_id for file in files))
     params = IngestParams(collection=collection.id, files=ids, replace=replace)
+    admit_job(unit)
     job = create_job(
         unit.session,
         project_id=unit.project_id,

@@ -16,6 +16,7 @@ from db.models.file import File
 from db.models.installation import Installation
 from db.models.job import Job
 from db.models.model import Model, ModelFile, ModelVersion
+from db.models.past_usage import PastUsage
 from db.models.project import DEFAULT_PROJECT, Project
 from db.models.step import Step
 from db.models.webhook_delivery import DeliveryTry, WebhookDelivery
@@ -44,6 +45,7 @@ __all__ = [
     "Model",
     "ModelFile",
     "ModelVersion",
+    "PastUsage",
     "Project",
     "Step",
     "WebhookDelivery",

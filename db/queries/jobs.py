@@ -1,7 +1,8 @@
 """Making, finding, listing and ending jobs.
 
-Who locks several rows takes them in one order, so that nobody waits in a circle: model, job, step. The
-locks are FOR NO KEY UPDATE, which lets others insert events of a locked job.
+Who locks several rows takes them in one order, so that nobody waits in a circle: model, job, step, and last
+the project, where that has limits. The locks are FOR NO KEY UPDATE, which lets others insert events of a
+locked job.
 """
 
 from typing import Any

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from db.models import Event, Job, ModelVersion
+from db.queries.usage import keep_usage
 from db.states import ENDED_JOB
 
 Place = tuple[datetime, str]  # when a job ended, and its id
@@ -54,6 +55,7 @@ def is_held(session: Session, job: Job) -> bool:
 
 def delete_job_rows(session: Session, job: Job) -> None:
     """Delete an ended job that nothing holds, with all rows that are its own. Its folder is the caller's."""
+    keep_usage(session, job.id)
     session.execute(update(Job).where(Job.waits_for_job_id == job.id).values(waits_for_job_id=None))
     session.delete(job)
     session.flush()

@@ -7,12 +7,12 @@ from db.states import WORKER_LOST
 
 # An attempt whose worker went away is found dead some time later, after a night perhaps: what counts is its
 # last sign of life.
-ATTEMPT_SECONDS = f"""
-    extract(epoch FROM
-        CASE WHEN attempts.error ->> 'code' = '{WORKER_LOST}'
-             THEN coalesce(attempts.heartbeat_at, attempts.started_at)
-             ELSE coalesce(attempts.ended_at, clock_timestamp()) END - attempts.started_at)
+ATTEMPT_END = f"""
+    CASE WHEN attempts.error ->> 'code' = '{WORKER_LOST}'
+         THEN coalesce(attempts.heartbeat_at, attempts.started_at)
+         ELSE coalesce(attempts.ended_at, clock_timestamp()) END
 """
+ATTEMPT_SECONDS = f"extract(epoch FROM {ATTEMPT_END} - attempts.started_at)"
 RUNTIME = text(
     f"SELECT coalesce(sum({ATTEMPT_SECONDS}), 0) "  # noqa: S608 - put together from constants
     "FROM steps JOIN attempts ON attempts.step_id = steps.id WHERE steps.job_id = :job_id"

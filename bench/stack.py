@@ -6,7 +6,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from sqlalchemy import create_engine, text
 
@@ -61,14 +63,20 @@ class Stack:
         return self.start(name, postgres.child_argv(argv, death_signal="SIGKILL"), more)
 
     def database(self, name: str) -> str:
+        self._execute(f"CREATE DATABASE {name}")
+        return postgres.database_url(self._postgres_port, self._password, name)
+
+    def drop_database(self, name: str) -> None:
+        self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _execute(self, statement: str) -> None:
         server = create_engine(
             postgres.database_url(self._postgres_port, self._password, "postgres"),
             isolation_level="AUTOCOMMIT",
         )
         with server.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
+            connection.execute(text(statement))
         server.dispose()
-        return postgres.database_url(self._postgres_port, self._password, name)
 
     def settings(self, name: str, database_url: str, port: int) -> dict[str, str]:
         return {
@@ -78,8 +86,13 @@ class Stack:
             "LATHE_API_PORT": str(port),
         }
 
-    def lathe(self, name: str, *, prepare: str = "") -> tuple[int, Supervised, dict[str, str]]:
+    def lathe(
+        self, name: str, *, prepare: str = "", more: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[int, Supervised, dict[str, str]]:
         """Start an API over a database of its own, in which the SQL `prepare` is done first.
+
+        Args:
+            more: settings of it and of its workers.
 
         Returns:
             its port, the server, and the environment that a worker of it needs.
@@ -93,7 +106,7 @@ class Stack:
             with engine.begin() as connection:
                 connection.execute(text("ANALYZE"))
             engine.dispose()
-        environment = self.settings(name, url, port)
+        environment = {**self.settings(name, url, port), **more}
         server = self.python(f"api-{name}", "api", environment)
         wait_for(port)
         return port, server, environment

@@ -1,6 +1,7 @@
 """A server with a cross-encoder, which reads a question and a passage together and says how well they fit.
 
-`/v1/rerank` as llama-server (`--reranking`), vLLM, Infinity and Jina have it.
+`/v1/rerank` as llama-server (`--reranking`), vLLM, Infinity, Jina and Cohere have it; Text Embeddings
+Inference gives a bare list and calls the score `score`.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ async def rerank(
         return _probabilities(_scores(response.json(), len(passages)))
     except TimeoutError:
         raise _unavailable(f"took longer than {seconds:g} s.") from None
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _unavailable(f"does not answer as one: {error!r}.") from error
 
 
@@ -47,7 +48,8 @@ def _unavailable(what: str) -> Unavailable:
 
 
 def _scores(answer: Any, number: int) -> list[float]:
-    scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
+    rows = answer["results"] if isinstance(answer, dict) else answer
+    scores = {int(row["index"]): float(row.get("relevance_score", row.get("score"))) for row in rows}
     if sorted(scores) != list(range(number)) or not all(map(math.isfinite, scores.values())):
         raise ValueError(f"{len(scores)} scores for {number} passages")
     return [scores[index] for index in range(number)]

@@ -1,0 +1,258 @@
+"""From a PDF to an answer, against LangChain and Chroma: `python -m bench.documents [--quick] [--json]`.
+
+The same files, chunks, vectors and embedding model for both. It starts a durable Postgres and every server
+itself, and LangChain and Chroma in an environment of their own. Runs are interleaved, medians are shown, each
+with its goal; a missed goal is exit status 1. `--only` does some of its parts.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import migrations
+from bench import document_reading, document_searchable, document_vectors
+from bench.document_files import Manual, manuals
+from bench.document_peer import DocumentPeer, ensure_environment
+from bench.document_reading import DIMENSIONS, LatheReading
+from bench.document_rows import Rows
+from bench.spent import MemoryWatch
+from bench.stack import Stack
+from db.session import make_engine
+from retrieval.readers import Readers
+
+PARTS = ("reading", "searchable", "loads", "growth")
+TEXT_GOAL, AGREEMENT_GOAL, INGEST_GOAL = 5.0, 0.98, 3.0
+SEARCHABLE_GOAL, EMBEDDER_GOAL = 1.5, 0.9
+LOAD_GOAL, INDEX_GOAL = 2.5, 2.5
+UNFILTERED_GOAL, FILTERED_GOAL = 1.0, 10.0
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done.
+
+    Args:
+        embedded_pages: files of more are left out where chunks are embedded.
+        vectors: how many, and whether Chroma takes as many, too.
+    """
+
+    rounds: int
+    embedded_pages: int
+    embedding_rounds: int
+    loads: int
+    vectors: tuple[tuple[int, bool], ...]
+    asked: int
+    load_rounds: int
+
+
+QUICK = Size(2, 20, 1, 3_000, ((4_000, False), (10_000, True)), 100, 2)
+LONG = Size(3, 40, 3, 20_000, ((10_000, True), (100_000, True), (1_000_000, False)), 300, 3)
+
+
+class Bench:
+    def __init__(self, stack: Stack, folder: Path, *, quick: bool, seed: int) -> None:
+        self._stack, self._folder = stack, folder
+        self._size = QUICK if quick else LONG
+        self._dice = random.Random(seed)  # noqa: S311 - the order of runs
+        self._seed = seed
+        self._manuals: list[Manual] = manuals(folder, quick=quick)
+
+    def documents(self, parts: Iterable[str]) -> dict[str, Any]:
+        """What is measured with PDFs."""
+        found: dict[str, Any] = {}
+        with contextlib.ExitStack() as ending:
+            url = self._stack.database("documents")
+            migrations.upgrade(url)
+            engine = make_engine(url)
+            ending.callback(engine.dispose)
+            assert self._stack.postgres.pid is not None
+            rows = Rows(engine, psutil.Process(self._stack.postgres.pid), DIMENSIONS)
+            cores = os.cpu_count() or 1
+            readers = ending.enter_context(Readers(cores))
+            executor = ending.enter_context(ThreadPoolExecutor(2 * cores))
+            peer = ending.enter_context(DocumentPeer(self._folder / "peer"))
+            reading = LatheReading(readers, executor, rows, self._folder)
+            if "reading" in parts:
+                with MemoryWatch(psutil.Process(os.getpid()), without=peer.process) as memory:
+                    found["reading"] = document_reading.compare(
+                        self._manuals, reading, peer, rounds=self._size.rounds, dice=self._dice
+                    )
+                peak = {"lathe": memory.peak_bytes, "peer": peer.ask("memory")["peak_bytes"]}
+                found["reading_peak_bytes"] = peak
+            if "searchable" in parts:
+                chosen = [
+                    manual for manual in self._manuals if reading.pages(manual) <= self._size.embedded_pages
+                ]
+                found["searchable"] = document_searchable.compare(
+                    self._stack, chosen, reading, peer, rounds=self._size.embedding_rounds, dice=self._dice
+                )
+        return found
+
+    def vectors(self, parts: Iterable[str]) -> dict[str, Any]:
+        """What is measured with vectors that are there already."""
+        found: dict[str, Any] = {}
+        size = self._size
+        if "loads" in parts:
+            found["loads"] = document_vectors.loads(
+                self._stack, self._folder, number=size.loads, rounds=size.load_rounds, seed=self._seed,
+                dice=self._dice,
+            )  # fmt: skip
+        if "growth" in parts:
+            found["growth"] = [
+                document_vectors.grow(
+                    self._stack, self._folder, number=number, with_peer=with_peer, asked=size.asked,
+                    rounds=size.load_rounds, seed=self._seed, dice=self._dice,
+                )
+                for number, with_peer in size.vectors
+            ]  # fmt: skip
+        return found
+
+
+def ratios(rows: Sequence[Mapping[str, Any]], kind: str, ours: str, theirs: str) -> list[float]:
+    """How many times as much the peer spends, file by file, from the least on."""
+    return sorted(row[kind][theirs] / row[kind][ours] for row in rows)
+
+
+def reading_goals(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
+    return [
+        (
+            "text: pypdf's CPU-seconds against ours",
+            _middle(ratios(rows, "cpu", "text", "peer_text")),
+            TEXT_GOAL,
+        ),
+        ("text: words that agree", _middle([row["words_agree"] for row in rows]), AGREEMENT_GOAL),
+        (
+            "ingest without embedding: the peer's seconds against ours",
+            _middle(ratios(rows, "wall", "ingest", "peer_ingest")),
+            INGEST_GOAL,
+        ),
+    ]
+
+
+def growth_goals(sizes: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
+    """Of the largest number of vectors that both have."""
+    largest = [size for size in sizes if "peer" in size][-1]
+    lathe, peer, number = largest["lathe"], largest["peer"], f"{largest['vectors']:,}"
+    best = {
+        (side, filtered): max(
+            (row for row in largest["queries"] if row["side"] == side and row["filtered"] is filtered),
+            key=lambda row: float(row["per_second"]),
+        )
+        for side in ("lathe", "peer")
+        for filtered in (False, True)
+    }
+    rate = {case: float(row["per_second"]) for case, row in best.items()}
+    seconds = lathe["load_seconds"] + lathe["build_seconds"]
+    return [
+        (f"{number} vectors loaded and indexed, against Chroma", peer["load_seconds"] / seconds, INDEX_GOAL),
+        ("queries/s against Chroma", rate["lathe", False] / rate["peer", False], UNFILTERED_GOAL),
+        ("recall@10", best["lathe", False]["recall"], document_vectors.RECALL),
+        ("queries/s filtered to 1 %", rate["lathe", True] / rate["peer", True], FILTERED_GOAL),
+        ("recall@10 filtered to 1 %", best["lathe", True]["recall"], document_vectors.RECALL),
+    ]
+
+
+def goals_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    goals: list[tuple[str, float, float]] = []
+    if "reading" in found:
+        goals += reading_goals(found["reading"])
+    if "searchable" in found:
+        of = found["searchable"]
+        goals += [
+            ("files to searchable: the peer's seconds against ours", of["ratio"], SEARCHABLE_GOAL),
+            ("files to searchable: share of the embedder's own rate", of["of_embedder"], EMBEDDER_GOAL),
+        ]
+    if "loads" in found:
+        of = found["loads"]
+        times = of["copy"]["median_per_second"] / of["executemany"]["median_per_second"]
+        goals.append(("vectors loaded, against executemany", times, LOAD_GOAL))
+    if "growth" in found:
+        goals += growth_goals(found["growth"])
+    return [
+        {"what": what, "result": round(result, 3), "goal": f">= {goal:g}", "met": result >= goal}
+        for what, result, goal in goals
+    ]
+
+
+def _middle(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def bench(*, quick: bool, seed: int, parts: Sequence[str]) -> dict[str, Any]:
+    ensure_environment()
+    folder = Path(tempfile.mkdtemp(prefix="lathe-bench-"))
+    try:
+        with contextlib.ExitStack() as ending:
+            found: dict[str, Any] = {"seed": seed, "load_average_before": os.getloadavg()[0]}
+            run = Bench(Stack(folder, ending), folder, quick=quick, seed=seed)
+            if {"reading", "searchable"} & set(parts):
+                found |= run.documents(parts)
+            found |= run.vectors(parts)
+            found["load_average_after"] = os.getloadavg()[0]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found | {"goals": goals_of(found)}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    for row in result.get("reading", []):
+        cpu = {name: f"{spent * 1000:.0f}" for name, spent in row["cpu"].items()}
+        print(
+            f"{row['file']:30} {row['pages']:4} pages, words {row['words_agree']:.3f}, letters "
+            f"{row['letters_agree']:.3f}; CPU-ms text {cpu['text']} against {cpu['peer_text']}, "
+            f"ingest {cpu['ingest']} against {cpu['peer_ingest']} ({row['source']})"
+        )
+    if rows := result.get("reading"):
+        for kind in ("cpu", "wall"):
+            for ours, theirs in (
+                ("text", "peer_text"), ("ingest", "peer_ingest"), ("ingest", "peer_ingest_by_characters"),
+            ):  # fmt: skip
+                told = " ".join(f"{times:.1f}" for times in ratios(rows, kind, ours, theirs))
+                print(f"{kind} of {theirs} / {ours}, each file: {told}")
+        print("peak MiB", {side: peak // MIB for side, peak in result["reading_peak_bytes"].items()})
+    for name in ("searchable", "loads"):
+        if name in result:
+            print(name, json.dumps(result[name]))
+    for size in result.get("growth", []):
+        for side in ("lathe", "peer"):
+            if side in size:
+                print(f"{size['vectors']:,} vectors, {side}:", json.dumps(size[side]))
+        for row in size["queries"]:
+            print(f"  {size['vectors']:,}:", " ".join(f"{name}={value}" for name, value in row.items()))
+    for goal in result["goals"]:
+        print(
+            f"{'met   ' if goal['met'] else 'MISSED'} {goal['what']}: {goal['result']} (goal {goal['goal']})"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three minutes, for a look")
+    parser.add_argument("--seed", type=int, default=1, help="of the vectors, and of the order of runs")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts alone")
+    options = parser.parse_args()
+    result = bench(quick=options.quick, seed=options.seed, parts=options.only)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+    return 0 if all(goal["met"] for goal in result["goals"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

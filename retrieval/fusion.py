@@ -20,4 +20,5 @@ def fuse(lists: Sequence[tuple[float, Sequence[int]]]) -> dict[int, float]:
     for weight, entries in lists:
         for rank, entry in enumerate(entries, 1):
             scores[entry] = scores.get(entry, 0.0) + weight / (RANK_CONSTANT + rank) / best
-    return scores
+    # The same ranks in other lists are to be equal, in whatever order they were added up.
+    return {entry: round(score, 9) for entry, score in scores.items()}

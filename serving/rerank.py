@@ -1,7 +1,6 @@
 """A server with a cross-encoder, which reads a question and a passage together and says how well they fit.
 
-`/v1/rerank` as llama-server (`--reranking`), vLLM, Infinity, Jina and Cohere have it; Text Embeddings
-Inference gives a bare list and calls the score `score`.
+`/v1/rerank` as llama-server (`--reranking`), vLLM, Infinity and Jina have it.
 """
 
 import asyncio
@@ -39,7 +38,7 @@ async def rerank(
         return _probabilities(_scores(response.json(), len(passages)))
     except TimeoutError:
         raise _unavailable(f"took longer than {seconds:g} s.") from None
-    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise _unavailable(f"does not answer as one: {error!r}.") from error
 
 
@@ -48,8 +47,7 @@ def _unavailable(what: str) -> Unavailable:
 
 
 def _scores(answer: Any, number: int) -> list[float]:
-    rows = answer["results"] if isinstance(answer, dict) else answer
-    scores = {int(row["index"]): float(row.get("relevance_score", row.get("score"))) for row in rows}
+    scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
     if sorted(scores) != list(range(number)) or not all(map(math.isfinite, scores.values())):
         raise ValueError(f"{len(scores)} scores for {number} passages")
     return [scores[index] for index in range(number)]

@@ -49,10 +49,6 @@ class TestRerank:
             "model": "m", "query": "q", "documents": PASSAGES, "top_n": 3,
         }  # fmt: skip
 
-    def test_reads_a_bare_list(self) -> None:
-        rows = [{"index": 1, "score": 0.2}, {"index": 0, "score": 0.1}, {"index": 2, "score": 0.3}]
-        assert ask(lambda request: httpx.Response(200, json=rows)) == [0.1, 0.2, 0.3]
-
     def test_makes_logits_probabilities(self) -> None:
         found = ask(answering(row(0, -2000.0), row(1, 0.0), row(2, 7.7)))
         assert found == pytest.approx([0.0, 0.5, 1 / (1 + math.exp(-7.7))])

@@ -58,7 +58,7 @@ class TestAnswer:
         assert QUESTION in rewriting["messages"][0]["content"]
         assert answer["retrieval"]["queries"][0] == QUESTION
         assert len(answer["retrieval"]["queries"]) > 1
-        assert (answer["retrieval"]["used"][0], answer["retrieval"]["used"][-1]) == ("rewrite", "mmr")
+        assert {"rewrite", "mmr"} <= set(answer["retrieval"]["used"])
 
     def test_the_model_reads_numbered_passages_before_the_question(self, desk: Desk, handbook: bytes) -> None:
         served = desk.ready("reads")

@@ -6,6 +6,8 @@ import unicodedata
 
 ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 
+TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+
 
 def duration(seconds: float) -> str:
     """Write a time span as `0.4 s`, `41 s`, `3m 05s` or `2h 07m`."""
@@ -47,6 +49,7 @@ def moment(unix_seconds: float) -> str:
 
 
 def harmless(text: str) -> str:
-    """Take out control characters, so that a model's answer or a log cannot command the terminal."""
-    text = ESCAPE_SEQUENCE.sub("", text)
+    """Take out control characters, so that a model's answer or a log cannot command the terminal, and those
+    that turn the direction of writing, so that it cannot show one thing and be another."""
+    text = TURNING.sub("", ESCAPE_SEQUENCE.sub("", text))
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -4,7 +4,7 @@ Runs in a reader's process (`retrieval.reader`): either library may meet a file 
 """
 
 import contextlib
-import shutil
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from pypdfium2 import PdfDocument, PdfPage
 
 OCR_DOTS_PER_INCH = 300
+OCR_MOST_PIXELS = 36_000_000  # twice an A3 page
+TESSERACT_SECONDS = 45
 TITLE_MOST_CHARACTERS = 500
 OUTLINE_MOST = 20_000
+ATTACHED_MOST = 1000
 
 
 class Source(StrEnum):
@@ -29,7 +32,8 @@ class Source(StrEnum):
     PDFIUM = "pdfium"
     PYPDF = "pypdf"
     OCR = "ocr"
-    SCANNED = "scanned"  # an image, and nobody here to read it
+    SCANNED = "scanned"  # an image, and nobody has read it
+    ILLEGIBLE = "illegible"  # nor could tesseract
     EMPTY = "empty"
     UNREADABLE = "unreadable"
 
@@ -48,11 +52,13 @@ class Description:
     Args:
         labels: what is printed on the pages, where that is not 1, 2, 3 …; else empty.
         outline: (title, number of the page from 1).
+        warnings: what it holds besides pages, none of which is read or run.
     """
 
     details: dict[str, str]
     labels: list[str]
     outline: list[tuple[str, int]]
+    warnings: list[str]
 
 
 def count_pages(path: Path, password: str | None) -> int:
@@ -61,11 +67,19 @@ def count_pages(path: Path, password: str | None) -> int:
     Raises:
         InvalidInput: neither library can open it, or it needs a password.
     """
+    claimed = 0
     with contextlib.suppress(_NotByPdfium), _pdfium(path, password) as document:
-        if len(document):
-            return len(document)
-    with _pypdf(path, password) as reader:
-        pages = len(reader.pages)
+        claimed = len(document)
+        if claimed and _is_there(document, claimed - 1):
+            return claimed
+    # pdfium believes what the file says of itself, and a few bytes may claim a million pages.
+    try:
+        with _pypdf(path, password) as reader:
+            pages = len(reader.pages)
+    except InvalidInput:
+        if not claimed:
+            raise
+        pages = claimed
     if not pages:
         raise InvalidInput("The PDF has no pages.", code="invalid_file")
     return pages
@@ -78,11 +92,24 @@ def read_pages(path: Path, password: str | None, first: int, last: int) -> list[
         pages = {number: _read_page(document, number) for number in pages}
     without = [number for number, page in pages.items() if not page.text]
     pages |= _second_opinion(path, password, {number: pages[number] for number in without})
-    scanned = [number for number, page in pages.items() if page.source == Source.SCANNED]
-    if scanned and shutil.which("tesseract") is not None:
-        with contextlib.suppress(_NotByPdfium), _pdfium(path, password) as document:
-            pages |= {number: _recognised(document, number) for number in scanned}
     return list(pages.values())
+
+
+def recognise(path: Path, password: str | None, number: int) -> PageText:
+    """Read a scanned page by tesseract; takes seconds."""
+    import pytesseract
+
+    try:
+        with _pdfium(path, password) as document, contextlib.closing(document[number]) as page:
+            width, height = page.get_size()
+            # A page of a few bytes may say that it is as large as a house.
+            scale = min(OCR_DOTS_PER_INCH / 72, (OCR_MOST_PIXELS / max(1.0, width * height)) ** 0.5)
+            image = page.render(scale=scale, grayscale=True).to_pil()
+        read = pytesseract.image_to_string(image, timeout=TESSERACT_SECONDS)
+    except (_NotByPdfium, pytesseract.TesseractError, RuntimeError, OSError):
+        return PageText("", Source.ILLEGIBLE)
+    text, nuls = clean(join_broken_words(read))
+    return PageText(text, Source.OCR if text else Source.EMPTY, nuls)
 
 
 def describe(path: Path, password: str | None) -> Description:
@@ -95,7 +122,7 @@ def describe(path: Path, password: str | None) -> Description:
                 if text:
                     details[key] = text[:TITLE_MOST_CHARACTERS]
         labels = _labels(reader)
-        return Description(details, labels, list(_outline(reader)))
+        return Description(details, labels, list(_outline(reader)), list(_besides_pages(reader)))
 
 
 class _NotByPdfium(Exception):
@@ -143,6 +170,16 @@ def _locked(password: str | None) -> InvalidInput:
     return InvalidInput(f"The PDF is encrypted: {why}.", param="password", code="encrypted")
 
 
+def _is_there(document: "PdfDocument", number: int) -> bool:
+    import pypdfium2
+
+    try:
+        document.get_page_size(number)  # without reading what is on it
+    except pypdfium2.PdfiumError:
+        return False
+    return True
+
+
 def _read_page(document: "PdfDocument", number: int) -> PageText:
     import pypdfium2
 
@@ -187,26 +224,22 @@ def _has_image(page: "PdfPage") -> bool:
     return next(page.get_objects(filter=[FPDF_PAGEOBJ_IMAGE]), None) is not None
 
 
-def _recognised(document: "PdfDocument", number: int) -> PageText:
-    """A scanned page, read by tesseract."""
-    import pytesseract
-
-    page = document[number]
-    try:
-        image = page.render(scale=OCR_DOTS_PER_INCH / 72, grayscale=True).to_pil()
-        text, nuls = clean(join_broken_words(pytesseract.image_to_string(image)))
-    except (pytesseract.TesseractError, RuntimeError, OSError):
-        return PageText("", Source.SCANNED)
-    finally:
-        page.close()
-    return PageText(text, Source.OCR if text else Source.EMPTY, nuls)
-
-
 def _labels(reader: "PdfReader") -> list[str]:
     if "/PageLabels" not in reader.root_object:
         return []
     labels = [str(label) for label in reader.page_labels]
     return [] if labels == [str(number) for number in range(1, len(labels) + 1)] else labels
+
+
+def _besides_pages(reader: "PdfReader") -> Iterator[str]:
+    """Read in the root alone: a script of one of its pages goes unsaid, and unrun all the same."""
+    root: Any = reader.root_object
+    names = root["/Names"] if "/Names" in root else ()  # noqa: SIM401 - pypdf's get follows no reference
+    if "/EmbeddedFiles" in names:
+        attached = sum(1 for _ in itertools.islice(reader.attachment_list, ATTACHED_MOST))
+        yield f"It has {attached} attached file{'s' if attached > 1 else ''}, of which nothing is read."
+    if "/JavaScript" in names or ("/OpenAction" in root and "/JS" in root["/OpenAction"]):
+        yield "It holds JavaScript, which is not run."
 
 
 def _outline(reader: "PdfReader") -> Iterator[tuple[str, int]]:

@@ -63,8 +63,13 @@ def read_html(path: Path) -> Content:
     if not text.strip():
         return _content([], warnings)
     # A declared encoding is refused in text that is decoded already.
-    parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
+    parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
     root = html.document_fromstring(text.encode("utf-8", "replace"), parser=parser)
+    if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
+        warnings = [
+            *warnings,
+            "Its elements are nested too deep: what comes after the first such is missing.",
+        ]
     title = " ".join((root.findtext(".//title") or "").split())
     return _content(_html_blocks(root), warnings, {"title": title} if title else {})
 
@@ -74,9 +79,11 @@ def read_docx(path: Path) -> Content:
     from docx.table import Table
 
     try:
-        document = docx.Document(io.BytesIO(_bytes_of(path)))
+        document = docx.Document(io.BytesIO(_docx_of(path)))
     except (KeyError, ValueError, zipfile.BadZipFile, SyntaxError) as error:
         raise InvalidInput(f"It is no readable DOCX file: {error}.", code="invalid_file") from error
+    if document.element.getroottree().docinfo.doctype:
+        raise InvalidInput("It declares a document type, which no DOCX file may.", code="invalid_file")
     blocks = []
     for item in document.iter_inner_content():
         if isinstance(item, Table):
@@ -88,6 +95,18 @@ def read_docx(path: Path) -> Content:
     core = document.core_properties
     details = {"title": core.title, "author": core.author}
     return _content(blocks, [], {name: value for name, value in details.items() if value})
+
+
+def _docx_of(path: Path) -> bytes:
+    data = _bytes_of(path)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist() if part.filename.endswith(".xml"))
+    if unpacked > MAX_BYTES:
+        raise InvalidInput(
+            f"It unpacks to more than {MAX_BYTES // 1024**2} MiB of text: cut it into several files.",
+            code="file_too_large",
+        )
+    return data
 
 
 SKIPPED = frozenset({"script", "style", "template", "noscript", "head", "svg", "math"})

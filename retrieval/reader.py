@@ -34,6 +34,8 @@ PLAIN = {
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # There are as many readers as cores already: tesseract gets one thread.
+    os.environ["OMP_THREAD_LIMIT"] = "1"
     # pypdf warns of each oddity of a file, a million times if need be.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -49,6 +51,8 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
         return TASKS[task.pop("task")](**task)
     except InvalidInput as error:
         return {"error": {"code": error.code, "message": error.message}}
+    except FileNotFoundError:
+        return {"error": {"code": "file_missing", "message": FILE_MISSING}}
     except MemoryError:
         return {"error": {"code": "out_of_memory", "message": OUT_OF_MEMORY}}
     except Exception as error:  # noqa: BLE001 - the edge of the process: a file can raise anything
@@ -60,6 +64,7 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
         }
 
 
+FILE_MISSING = "Its upload is no longer on the server's disk: upload it again."
 OUT_OF_MEMORY = f"Reading it takes more than {MEMORY_BYTES // 1024**2} MiB of memory."
 
 
@@ -81,6 +86,10 @@ def _pages(path: str, password: str | None, first: int, last: int) -> dict[str, 
     return {"pages": [asdict(page) for page in pages]}
 
 
+def _recognise(path: str, password: str | None, number: int) -> dict[str, Any]:
+    return asdict(pdf.recognise(Path(path), password, number))
+
+
 def _describe(path: str, password: str | None) -> dict[str, Any]:
     return asdict(pdf.describe(Path(path), password))
 
@@ -88,6 +97,7 @@ def _describe(path: str, password: str | None) -> dict[str, Any]:
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "open": _open,
     "pages": _pages,
+    "recognise": _recognise,
     "describe": _describe,
     "cut": cut_content,
 }

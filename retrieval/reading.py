@@ -4,13 +4,14 @@ The pages of a PDF are read in ranges, over all readers at once. A range that en
 the page is found that does it, and only that page is missing.
 """
 
+import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from retrieval.content import Content, Section, join_pages
 from retrieval.pdf import Source
@@ -22,9 +23,13 @@ SECONDS = 30.0
 SECONDS_A_PAGE = 0.05
 PAGES_WITHIN_SECONDS = 500
 DESCRIBE_SECONDS = 10.0
+# What tesseract gets on the average, and for one page at most.
+OCR_SECONDS_A_PAGE = 20.0
+OCR_MOST_SECONDS = 60.0
 RANGE_PAGES = 32
 PAGES_NAMED = 10
 
+Result = TypeVar("Result")
 Progress = Callable[[int, int], None]  # pages read, pages
 
 
@@ -61,7 +66,7 @@ def read_document(
     if "content" in opened:
         content = Content.from_json(opened["content"])
         if not content.text:
-            raise Unreadable("It has no text.", code="empty_file")
+            raise Unreadable(" ".join(["It has no text.", *content.warnings]), code="empty_file")
         return content
     pages = opened["pages"]
     if pages > PAGES_WITHIN_SECONDS:
@@ -70,13 +75,11 @@ def read_document(
     ranges = [(first, min(first + RANGE_PAGES, pages)) for first in range(0, pages, RANGE_PAGES)]
     reading = [executor.submit(_read_range, where, first, last, clock, readers) for first, last in ranges]
     texts: list[dict[str, Any]] = []
-    try:
-        for future in reading:
-            texts += future.result()
-            progress(len(texts), pages)
-    finally:
-        for future in reading:
-            future.cancel()
+    for part in _in_order(reading):
+        texts += part
+        progress(len(texts) - len(_scanned(texts)), pages)
+    if shutil.which("tesseract") is not None:
+        _recognise_scanned(where, texts, readers, executor, progress)
     description, warnings = describing.result()
     text, starts = join_pages(page["text"] for page in texts)
     warnings += _page_warnings(texts)
@@ -92,10 +95,50 @@ def read_document(
     )
 
 
+def _in_order(futures: list[Future[Result]]) -> Iterator[Result]:
+    """The results one by one; if one fails, those that have not begun never do."""
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _scanned(pages: list[dict[str, Any]]) -> list[int]:
+    return [number for number, page in enumerate(pages) if page["source"] == Source.SCANNED]
+
+
+def _recognise_scanned(
+    where: dict[str, Any],
+    pages: list[dict[str, Any]],
+    readers: Readers,
+    executor: Executor,
+    progress: Progress,
+) -> None:
+    """Put what tesseract reads in the place of the scanned pages. It takes seconds a page, and has a time of
+    its own; a page that it cannot read, or not in time, stays without text."""
+    numbers = _scanned(pages)
+    clock = _Clock(len(numbers) * OCR_SECONDS_A_PAGE)
+    reading = [executor.submit(_recognise, where, number, clock, readers) for number in numbers]
+    for left, (number, page) in enumerate(zip(numbers, _in_order(reading), strict=True), 1 - len(numbers)):
+        pages[number] = page
+        progress(len(pages) + left, len(pages))
+
+
+def _recognise(where: dict[str, Any], number: int, clock: _Clock, readers: Readers) -> dict[str, Any]:
+    try:
+        task = {"task": "recognise", **where, "number": number}
+        return readers.do(task, seconds=min(OCR_MOST_SECONDS, clock.left()))
+    except Unreadable:
+        return {"text": "", "source": Source.ILLEGIBLE, "nuls": 0}
+
+
 def _describe(where: dict[str, Any], readers: Readers, seconds: float) -> tuple[dict[str, Any], list[str]]:
     """What the PDF says of itself; a document is not refused for what is odd about that."""
     try:
-        return readers.do({"task": "describe", **where}, seconds=seconds), []
+        description = readers.do({"task": "describe", **where}, seconds=seconds)
+        return description, description["warnings"]
     except Unreadable as error:
         warning = f"Its title, outline and page labels could not be read: {error.message}"
         return {"details": {}, "labels": [], "outline": []}, [warning]
@@ -127,6 +170,7 @@ def _page_warnings(pages: list[dict[str, Any]]) -> list[str]:
     by_source = Counter(page["source"] for page in pages)
     told = {
         Source.SCANNED: "scanned images without text, and tesseract is not installed here to read them",
+        Source.ILLEGIBLE: "scanned images that tesseract could not read",
         Source.UNREADABLE: "damaged and could not be read",
         Source.OCR: "scanned images, read by tesseract: expect mistakes",
     }
@@ -154,6 +198,8 @@ def _without_text(pages: list[dict[str, Any]]) -> Unreadable:
             "them read.",
             code="scanned",
         )
+    if Source.ILLEGIBLE in sources:
+        return Unreadable("Its pages are scanned images, and tesseract could not read them.", code="scanned")
     if Source.UNREADABLE in sources:
         return Unreadable("It is damaged: none of its pages could be read.", code="invalid_file")
     return Unreadable("It has no text.", code="empty_file")

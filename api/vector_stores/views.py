@@ -22,7 +22,9 @@ from db.queries.documents import counts_of_job
 from db.states import JobStatus
 
 # What the server, and not the file, is to blame for.
-OURS = frozenset({"worker_lost", "step_failed", "step_stalled", "embedding_model_changed", "out_of_memory"})
+OURS = frozenset(
+    {"file_missing", "worker_lost", "step_failed", "step_stalled", "embedding_model_changed", "out_of_memory"}
+)
 
 
 def collections_out(session: Session, collections: list[Collection]) -> list[CollectionOut]:

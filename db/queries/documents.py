@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, text
+from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from db.errors import NotFound
@@ -112,6 +112,15 @@ def assign(session: Session, documents: Sequence[Document], job: Job) -> None:
     for document in documents:
         document.job_id = job.id
     session.flush()
+
+
+def forget_passwords(session: Session, job_id: str) -> None:
+    """Forget what would open a job's documents, read or not."""
+    session.execute(
+        update(Document)
+        .where(Document.job_id == job_id, Document.password.is_not(None))
+        .values(password=None)
+    )
 
 
 def documents_of_job(session: Session, job_id: str) -> Sequence[Document]:

@@ -14,6 +14,7 @@ from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import Artifact, Event, Job, Step
 from db.queries.deliveries import queue_deliveries
+from db.queries.documents import forget_passwords
 from db.queries.states import ENDED_STEP, move
 from db.session import clock, insert_rows, note_events, note_work
 from db.states import ENDED_JOB, STEPS, JobKind, JobStatus, StepStatus, how_ended
@@ -208,6 +209,8 @@ def end_job(
         level="error" if error else "info",
         data={"status": str(status)},
     )
+    if job.kind == JobKind.INGEST:
+        forget_passwords(session, job.id)
     queue_deliveries(session, job)
     _answer_waiting_jobs(session, job)
 

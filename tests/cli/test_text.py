@@ -40,6 +40,9 @@ class TestHarmless:
     def test_takes_out_every_other_control_character(self) -> None:
         assert harmless("a\x00\x08\x9b\rb\n\tc") == "ab\n\tc"
 
+    def test_takes_out_what_turns_the_direction(self) -> None:
+        assert harmless("invoice\u202efdp.exe\u202c \u2066x\u2069") == "invoicefdp.exe x"
+
     def test_leaves_scripts_and_emoji_alone(self) -> None:
         text = "می‌خواهم 👩‍🔧 naïve"
         assert harmless(text) == text

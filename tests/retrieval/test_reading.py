@@ -12,6 +12,7 @@ import pypdf
 import pytest
 
 from retrieval.readers import Reader, Readers, TooSlow, Unreadable
+from retrieval.reading import SECONDS
 from tests.documents import docx_of, font_of, pdf_of, scanned_pdf
 from tests.retrieval.conftest import Read
 
@@ -63,12 +64,14 @@ class TestPdf:
     def test_one_that_only_its_owner_may_change_needs_none(self, read: Read) -> None:
         assert "Open" in read(pdf_of(["Open to all"], owner_password="x")).text
 
-    def test_scanned_pages_are_said(self, read: Read) -> None:
+    def test_scanned_pages_are_said(self, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "")  # where no tesseract is
         with pytest.raises(Unreadable, match="scanned images") as caught:
             read(scanned_pdf())
         assert caught.value.code == "scanned"
 
-    def test_pages_beyond_the_text_are_warned_of(self, read: Read) -> None:
+    def test_pages_beyond_the_text_are_warned_of(self, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "")
         writer = pypdf.PdfWriter()
         for part in (pdf_of(["Words"]), scanned_pdf(2)):
             writer.append(io.BytesIO(part))
@@ -145,6 +148,13 @@ def raw_pdf(stream_options: bytes, stream: bytes, *, kids: bytes = b"[3 0 R]", c
     return out + b"trailer << /Size 5 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % start
 
 
+WHOLE = {
+    "a.pdf": pdf_of([TEXT] * 3, outline={"One": 1}, title="T"),
+    "a.docx": docx_of([("Heading 1", "One"), ("Normal", TEXT)], table=[["a", "b"]]),
+    "a.html": f"<html><head><title>T</title></head><h1>One</h1><table><tr><td>{TEXT}</table>".encode(),
+}
+
+
 class TestHostile:
     @pytest.mark.parametrize(
         ("content", "name", "code"),
@@ -174,24 +184,28 @@ class TestHostile:
 
     def test_damaged_files(self, read: Read) -> None:
         """Cut off, and with bits turned over: read or refused, and the next file is read."""
-        self.damage(read, 12)
+        self.damage(read, dict.fromkeys(WHOLE, 8))
 
     @pytest.mark.slow
-    def test_two_thousand_damaged_files(self, read: Read) -> None:
-        self.damage(read, 2000)
+    def test_three_thousand_damaged_files(self, read: Read) -> None:
+        self.damage(read, {"a.pdf": 2000, "a.docx": 500, "a.html": 500})
 
-    def damage(self, read: Read, number: int) -> None:
+    def damage(self, read: Read, numbers: dict[str, int]) -> None:
         chance = random.Random(7)  # noqa: S311 - the same damage at every run
-        whole = pdf_of([TEXT] * 3, outline={"One": 1}, title="T")
-        for turn in range(number):
-            broken = bytearray(whole if turn % 4 else whole[: chance.randrange(len(whole))])
-            for _ in range(chance.randrange(1, 30) if turn % 4 else 0):
-                broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
-            started = time.monotonic()
-            with suppress(Unreadable):
-                read(bytes(broken))
-            assert time.monotonic() - started < 45
-        assert "metal" in read(whole).text
+        for name, number in numbers.items():
+            whole = WHOLE[name]
+            for turn in range(number):
+                broken = bytearray(whole if turn % 4 else whole[: chance.randrange(len(whole))])
+                for _ in range(chance.randrange(1, 30) if turn % 4 else 0):
+                    broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
+                started = time.monotonic()
+                with suppress(Unreadable):
+                    read(bytes(broken), name)
+                assert time.monotonic() - started < SECONDS + 15
+                for reader in psutil.Process().children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        assert reader.memory_info().rss < 512 * 1024**2
+            assert "metal" in read(whole, name).text
 
 
 class TestReader:

@@ -54,7 +54,7 @@ class Ingests:
         self.bench.workers.append(worker)
         return worker
 
-    def submit(self, contents: list[str]) -> tuple[str, str]:
+    def submit(self, contents: list[str], *, password: str | None = None) -> tuple[str, str]:
         """Queue the ingest of texts into a new collection; gives the collection and the job."""
         with transaction(self.factory) as session:
             collection = create_collection(session, project_id="default", name="c")
@@ -71,10 +71,10 @@ class Ingests:
                 session.add(file)
                 files.append(file)
             session.flush()
-            none: list[str | None] = [None] * len(files)
+            every = len(files)
             documents = add_documents(
                 session, collection, files,
-                attributes=[{}] * len(files), chunking=[CHUNKING] * len(files), passwords=none,
+                attributes=[{}] * every, chunking=[CHUNKING] * every, passwords=[password] * every,
             )  # fmt: skip
             params = {"collection": collection.id, "files": [file.id for file in files], "replace": False}
             job = create_job(session, project_id="default", kind=JobKind.INGEST, params=params)
@@ -191,3 +191,48 @@ def test_cancelled_documents_are_said_to_be(ingests: Ingests) -> None:
     with ingests.factory() as session:
         rows, _ = list_documents(session, collection_id=collection, status="cancelled", limit=100)
     assert len(rows) == 8 - whole
+
+
+def passwords(ingests: Ingests, collection_id: str) -> set[str | None]:
+    with ingests.factory() as session:
+        query = select(Document.password).where(Document.collection_id == collection_id)
+        return set(session.scalars(query))
+
+
+def test_one_bad_file_stops_none_of_a_hundred(ingests: Ingests) -> None:
+    contents = texts(100, words=8)
+    contents[41] = "%PDF-1.7 and no more"
+    collection, job = ingests.submit(contents, password="sesame")
+    ingests.start_worker()
+    ended = ingests.bench.ended(job, seconds=120)
+    assert ended.status == JobStatus.SUCCEEDED, ended.error
+    assert ended.result is not None
+    assert (ended.result["documents"], ended.result["failed"]) == (99, 1)
+    assert ingests.check(collection) == 99
+    with ingests.factory() as session:
+        [(document, _, error)], _ = list_documents(session, collection_id=collection, status="failed")
+    assert (document.filename, error and error["code"]) == ("41.txt", "invalid_file")
+    assert passwords(ingests, collection) == {None}
+
+
+def test_a_password_is_forgotten_when_its_job_is_cancelled_before_it_began(ingests: Ingests) -> None:
+    collection, job = ingests.submit(texts(2), password="sesame")
+    assert passwords(ingests, collection) == {"sesame"}
+    with transaction(ingests.factory) as session:
+        cancel_job(session, job, project_id="default")
+    assert passwords(ingests, collection) == {None}
+
+
+def test_an_upload_that_is_gone_from_the_disk_is_said_to_be(ingests: Ingests) -> None:
+    collection, job = ingests.submit(texts(2, words=8))
+    with ingests.factory() as session:
+        first = session.scalars(select(File).order_by(File.id)).first()
+        assert first is not None
+        (ingests.settings.storage_root / first.path).unlink()
+    ingests.start_worker()
+    assert ingests.bench.ended(job, seconds=60).status == JobStatus.SUCCEEDED
+    with ingests.factory() as session:
+        [(_, _, error)], _ = list_documents(session, collection_id=collection, status="failed")
+    assert error is not None
+    assert (error["code"], "upload it again" in error["message"]) == ("file_missing", True)
+    assert str(ingests.settings.storage_root) not in error["message"]

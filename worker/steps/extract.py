@@ -25,7 +25,7 @@ def run(step: Step) -> dict[str, Any]:
     """
     documents = step.input.documents
     if not documents:
-        step.event("Every document is in the collection already, and unchanged.")
+        step.event("There is nothing to read: each document is in the collection already, or was taken out.")
         return {"documents": [], "failed": 0}
     threads = step.input.settings.threads
     pages = _Pages(step, len(documents))

@@ -60,12 +60,14 @@ class VectorSearch:
         where: ColumnElement[bool] | None,
         most: int,
         note: Callable[[str, float], None],
+        cost_of_a_step: float = COST_OF_A_STEP,
     ) -> None:
         self._session = session
         self._project_id = project_id
         self._where = where
         self._most = most
         self._note = note
+        self._cost_of_a_step = cost_of_a_step
         self._by_index = [collection for collection in collections if collection.index_name is not None]
         if where is not None and self._by_index:
             self._by_index = self._worth_the_index(self._by_index, where)
@@ -108,7 +110,7 @@ class VectorSearch:
             collection
             for collection in collections
             if fitting.get(collection.id, 0) ** 2
-            > COST_OF_A_STEP * self._most * (collection.indexed_chunks or 0)
+            > self._cost_of_a_step * self._most * (collection.indexed_chunks or 0)
         ]
 
     def _ask_index(self, collection: Collection, vector: list[float]) -> Nearest:

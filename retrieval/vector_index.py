@@ -119,7 +119,7 @@ class IndexBuilder:
         self._policy = policy
         self._tell = tell
         self._cancelled = threading.Event()
-        self._driver = connection.connection.driver_connection
+        self._driver: Any = connection.connection.dbapi_connection
         self.pid: int = connection.scalar(text("SELECT pg_backend_pid()"))
         self.building_chunks = 0  # how many the index will hold that is being built just now
 
@@ -148,8 +148,7 @@ class IndexBuilder:
     def cancel(self) -> None:
         """Let `refresh` end soon; to be called again until it has, since a statement may just begin."""
         self._cancelled.set()
-        if self._driver is not None:
-            self._driver.cancel()
+        self._driver.cancel()
 
     def _refresh(self, collection_id: str, state: Row[Any]) -> Refreshed:
         chunks, policy = int(state.chunks), self._policy

@@ -7,6 +7,7 @@ build up; what it leaves is dropped by whoever builds next, or keeps house.
 """
 
 import threading
+import time
 import traceback
 from queue import Empty, SimpleQueue
 from signal import SIGTERM
@@ -71,8 +72,13 @@ class IndexBuild:
 
     def end(self, grace_seconds: float = TERM_GRACE_SECONDS) -> list[Message]:
         """Stop it, and give the last messages."""
-        self.ask_to_stop()
-        messages = self.listen(grace_seconds)
+        messages: list[Message] = []
+        deadline = time.monotonic() + grace_seconds
+        while True:
+            self.ask_to_stop()
+            messages += self.listen(0.1)
+            if self.exit is not None or time.monotonic() >= deadline:
+                break
         # A thread that hangs has no lease any more, and its connection ends with it or the worker.
         self.exit = self.exit or Exit(None, SIGTERM)
         return messages

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from db.ids import new_id
-from db.models import Chunk, Document, File
+from db.models import Chunk, Collection, Document, File
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents, assign, list_documents
 from db.queries.jobs import cancel_job, create_job, list_events
@@ -44,9 +44,13 @@ class Ingests:
         self.factory: SessionFactory = bench.factory
         self.settings: Settings = bench.settings
         self.embeddings = embeddings
+        self.smallest_indexed = 5_000
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
-        own = environment(self.settings) | {"LATHE_EMBEDDING_SERVER_URL": self.embeddings.url}
+        own = environment(self.settings) | {
+            "LATHE_EMBEDDING_SERVER_URL": self.embeddings.url,
+            "LATHE_VECTOR_INDEX_MIN_CHUNKS": str(self.smallest_indexed),
+        }
         with (self.bench.folder / f"worker-{len(self.bench.workers)}.log").open("wb") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "worker"], env=own, cwd=REPOSITORY, stdout=log, stderr=log
@@ -104,6 +108,27 @@ class Ingests:
                 assert rows[-1].end_char == len(document.text)
                 whole += 1
             return whole
+
+    def indexes(self) -> list[tuple[str, bool]]:
+        """The vector indexes that there are, and whether each is valid."""
+        query = text(
+            "SELECT relname, indisvalid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
+            "WHERE starts_with(relname, 'ix_chunks_vectors_')"
+        )
+        with self.factory() as session:
+            return [(row.relname, row.indisvalid) for row in session.execute(query)]
+
+    def building(self) -> int:
+        """How many index builds Postgres has under way."""
+        with self.factory() as session:
+            query = text(
+                "SELECT count(*) FROM pg_stat_progress_create_index WHERE datname = current_database()"
+            )
+            return int(session.scalars(query).one())
+
+    def said(self, job_id: str) -> str:
+        with self.factory() as session:
+            return "\n".join(event.message for event in list_events(session, job_id)[0])
 
 
 def texts(number: int, *, words: int = 600) -> list[str]:
@@ -236,3 +261,57 @@ def test_an_upload_that_is_gone_from_the_disk_is_said_to_be(ingests: Ingests) ->
     assert error is not None
     assert (error["code"], "upload it again" in error["message"]) == ("file_missing", True)
     assert str(ingests.settings.storage_root) not in error["message"]
+
+
+def test_a_small_collection_is_not_indexed(ingests: Ingests) -> None:
+    _, job = ingests.submit(texts(1))
+    ingests.start_worker()
+    ended = ingests.bench.ended(job, seconds=60)
+    assert ended.status == JobStatus.SUCCEEDED, ended.error
+    assert ended.result is not None
+    assert ended.result["documents"] == 1
+    assert ended.result["index"] == {"chunks": 0, "built_in_seconds": None}
+    assert "need no vector index" in ingests.said(job)
+    assert ingests.indexes() == []
+
+
+def test_a_killed_builder_leaves_no_broken_index(ingests: Ingests) -> None:
+    ingests.smallest_indexed = 10
+    collection, job = ingests.submit(texts(2))
+    with ingests.factory() as writer:
+        # What writes holds a build up, so that its worker can be killed in the midst of it.
+        writer.execute(text("LOCK TABLE chunks IN ROW EXCLUSIVE MODE"))
+        worker = ingests.start_worker()
+        ingests.bench.wait_for(lambda: bool(ingests.indexes()), seconds=60)
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        # Postgres notices by itself that nobody waits for it any more.
+        ingests.bench.wait_for(lambda: ingests.building() == 0, seconds=30)
+        [(broken, valid)] = ingests.indexes()
+        assert not valid
+        assert len(ingests.completed(collection)) == 2
+    ingests.start_worker()
+    ended = ingests.bench.ended(job, seconds=60)
+    assert ended.status == JobStatus.SUCCEEDED, ended.error
+    [(name, valid)] = ingests.indexes()
+    assert valid
+    assert name != broken
+    with ingests.factory() as session:
+        row = session.get_one(Collection, collection)
+        chunks = session.scalars(select(func.count()).select_from(Chunk)).one()
+    assert (row.index_name, row.indexed_chunks) == (name, chunks)
+    assert f"Built the vector index of {chunks} chunks" in ingests.said(job)
+
+
+def test_a_build_can_be_cancelled(ingests: Ingests) -> None:
+    ingests.smallest_indexed = 10
+    collection, job = ingests.submit(texts(1))
+    with ingests.factory() as writer:
+        writer.execute(text("LOCK TABLE chunks IN ROW EXCLUSIVE MODE"))
+        ingests.start_worker()
+        ingests.bench.wait_for(lambda: bool(ingests.indexes()), seconds=60)
+        with transaction(ingests.factory) as session:
+            cancel_job(session, job, project_id="default")
+        assert ingests.bench.ended(job, seconds=60).status == JobStatus.CANCELLED
+        assert ingests.building() == 0
+    assert len(ingests.completed(collection)) == 1

@@ -198,7 +198,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         migrations.upgrade(url)
         embedder = ending.enter_context(embedding_server(stack))
         started = time.monotonic()
-        passages = embed_texts(chunks, embedder)
+        passages = embed_texts(texts, chunks, embedder)
         embedding_seconds = time.monotonic() - started
         asked = [question.question for question in questions]
         of_query = dict(zip(asked, embedder.query_vectors(asked), strict=True))

@@ -21,6 +21,7 @@ from db.states import DocumentStatus
 from retrieval.chunking import Chunk, Chunking, cut
 from retrieval.content import Content
 from retrieval.copy_rows import write_rows
+from retrieval.headings import under_heading
 from retrieval.readers import Readers
 from retrieval.reading import DocumentFile, read_document
 from retrieval.tokens import EmbeddingTokenizer
@@ -86,12 +87,17 @@ class Embedder:
         return hashlib.sha256(f"{self.model.name} {self.model.revision} {text}".encode()).hexdigest()
 
 
-def embed_texts(chunks: dict[str, list[Chunk]], embedder: Embedder) -> dict[str, list[tuple[Chunk, bytes]]]:
+def embed_texts(
+    texts: Sequence[SourceText], chunks: dict[str, list[Chunk]], embedder: Embedder
+) -> dict[str, list[tuple[Chunk, bytes]]]:
     """A text at a time, so that what is embedded is kept when a run is ended."""
-    return {
-        name: list(zip(own, embedder.vectors([chunk.text for chunk in own]), strict=True))
-        for name, own in chunks.items()
-    }
+    tokenizer = EmbeddingTokenizer()
+    passages = {}
+    for text in texts:
+        own = chunks[text.name]
+        headed = [under_heading(chunk, text.filename, tokenizer)[0] for chunk in own]
+        passages[text.name] = list(zip(own, embedder.vectors(headed), strict=True))
+    return passages
 
 
 def load(

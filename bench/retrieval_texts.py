@@ -31,7 +31,10 @@ class SourceText:
     @property
     def filename(self) -> str:
         suffix = ".html" if self.name.endswith(".html") else ".txt"
-        return self.name.replace("/", "-") + suffix
+        title = (
+            self.name.partition("/")[2].removeprefix("usr/share/").removesuffix(".gz").removesuffix(".html")
+        )
+        return title.replace("/", "-") + suffix
 
 
 def find_texts() -> tuple[list[SourceText], list[str]]:

@@ -7,6 +7,8 @@ from typing import Any
 from db.errors import InvalidInput, Unavailable
 from retrieval.chunking import Chunk
 from retrieval.copy_rows import write_rows
+from retrieval.headings import under_heading
+from retrieval.tokens import EmbeddingTokenizer
 from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
 from worker.step import DocumentInput, Step
 
@@ -57,6 +59,10 @@ class _Embedder:
     def __init__(self, step: Step, server: EmbeddingServer, extracted: dict[str, dict[str, Any]]) -> None:
         self._step = step
         self._server = server
+        settings = step.input.settings
+        self._tokenizer = EmbeddingTokenizer(
+            settings.embedding_tokenizer, max_tokens=settings.embedding_max_tokens
+        )
         self.failed = 0
         self._total = sum(row["chunks"] for row in extracted.values())
         waiting = sum(extracted[document.id]["chunks"] for document in step.input.documents)
@@ -66,12 +72,16 @@ class _Embedder:
     def embed(self, window: list[DocumentInput]) -> None:
         """Embed documents together, or one by one if the server refuses something of them."""
         contents = [self._read(document) for document in window]
-        together = [chunk for _, chunks in contents for chunk in chunks]
+        together = [
+            under_heading(chunk, document.filename, self._tokenizer)
+            for document, (_, chunks) in zip(window, contents, strict=True)
+            for chunk in chunks
+        ]
         # Asked each time: the server may have come back with another model.
         model = self._server.model()
         try:
             vectors = self._server.embed(
-                [chunk.text for chunk in together], [chunk.tokens for chunk in together], self._progress
+                [text for text, _ in together], [tokens for _, tokens in together], self._progress
             )
         except InvalidInput as error:
             if len(window) > 1:

@@ -14,11 +14,14 @@ from api.chat.service import Backend
 from api.retrieval.finding import find
 from api.retrieval.rankers import reranks, weights_of
 from api.unit_of_work import Services, Unit
+from db.errors import InvalidInput
 from db.models import Document
 from retrieval.packing import Passage, distinct, passage_of
 from retrieval.search import Found, Ranking
 from serving.context_window import open_gauge
 
+# A question of this length is searched for as it is, or refused.
+SHORTEST_CHARACTERS = 100
 NOTHING_FOUND = "Nothing was found about this in the given documents."
 
 JSON = dict[str, Any]
@@ -54,16 +57,7 @@ async def ground(
     asked = sources.retrieval or Retrieval()
     question = question_of(body.get("messages"))
     scope = await services.run_in_transaction(lambda unit: scope_of(unit, sources, model))
-    found = await find(
-        services,
-        scope.collection_ids,
-        [question],
-        limit=asked.max_passages,
-        where=scope.where,
-        ranking=Ranking(weights_of(asked.ranker), asked.min_similarity, asked.diversity),
-        rewrite_with=model if asked.rewrite_query else None,
-        rerank=reranks(asked.ranker),
-    )
+    found = await _find(services, scope, question, asked, model)
     passages = distinct(passage_of(hit) for hit in found.hits)
     if not passages:
         return Grounded(None, _grounding(scope, found, [], []))
@@ -77,6 +71,27 @@ async def ground(
         )
         packed = await pack(gauge, body, passages, page_starts)
     return Grounded(packed.messages, _grounding(scope, found, packed.passages, packed.notices))
+
+
+async def _find(services: Services, scope: Scope, question: str, asked: Retrieval, model: str) -> Found:
+    """Search for a question, or for as much of its end as the embedding model takes."""
+    while True:
+        try:
+            return await find(
+                services,
+                scope.collection_ids,
+                [question],
+                limit=asked.max_passages,
+                where=scope.where,
+                ranking=Ranking(weights_of(asked.ranker), asked.min_similarity, asked.diversity),
+                rewrite_with=model if asked.rewrite_query else None,
+                rerank=reranks(asked.ranker),
+            )
+        except InvalidInput as error:
+            # How many tokens a text has, only the embedding server knows: of Korean up to three a character.
+            if error.param != "query" or len(question) < SHORTEST_CHARACTERS:
+                raise
+            question = question[len(question) // 2 :]
 
 
 def nothing_found(grounding: Grounding) -> str:

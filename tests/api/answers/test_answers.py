@@ -20,6 +20,7 @@ from db.states import JobKind
 from tests.api.answers.conftest import QUESTION, Desk
 from tests.api.conftest import error_of, wait_until
 from tests.api.model_server import streamed_bytes
+from tests.embedding_server import UNEMBEDDABLE
 
 
 class TestAnswer:
@@ -116,6 +117,17 @@ class TestAnswer:
         ]
         answer = desk.ask("follows", messages=messages, collections=["followed"]).json()
         assert answer["retrieval"]["queries"] == [f"{QUESTION}\nAnd how is it cleaned?"]
+
+    def test_a_question_that_is_too_long_to_embed_is_searched_by_its_end(self, desk: Desk) -> None:
+        desk.ready("wordy")
+        desk.fill("worded", {"a.txt": "There are thirty days of holidays a year."})
+        end = "days of holidays a year " * 9
+        answer = desk.ask("wordy", f"{UNEMBEDDABLE} {'x' * 150} {end}", collections=["worded"]).json()
+        [searched] = answer["retrieval"]["queries"]
+        assert end.strip().endswith(searched.strip())
+        assert answer["citations"]
+        error = error_of(desk.ask("wordy", UNEMBEDDABLE, collections=["worded"]))
+        assert error["param"] == "query"
 
     def test_is_searched_in_other_words_too(self, desk: Desk, handbook: bytes) -> None:
         desk.ready("rewrites")

@@ -25,6 +25,7 @@ CollectionId = Annotated[str, StringConstraints(pattern=r"^vs-[0-9a-z]{1,64}$")]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(max_length=512)] | bool | int | float
 Attributes = Annotated[dict[AttributeName, AttributeValue], Field(max_length=16)]
+Language = Annotated[str, StringConstraints(min_length=2, max_length=63)]
 CHECKPOINT_ID = re.compile(r"^checkpoint-[0-9a-f]{32}$")
 CheckpointId = Annotated[str, StringConstraints(pattern=CHECKPOINT_ID.pattern)]
 
@@ -37,6 +38,12 @@ SAVE_MINUTES: Any = Field(
 )
 KEEP_CHECKPOINTS: Any = Field(
     default=2, ge=1, le=1000, description="How many checkpoints to keep: the newest, besides the best one."
+)
+
+LANGUAGE: Any = Field(
+    default=None,
+    description="What the text is in, by name or ISO 639-1 code, for full text; without it, it is detected.",
+    examples=["german"],
 )
 
 
@@ -245,6 +252,7 @@ class IngestParams(Params):
     chunk_overlap_tokens: int = Field(
         default=40, ge=0, le=2048, description="Tokens that a chunk shares with the one before; at most half."
     )
+    language: Language | None = LANGUAGE
     replace: bool = Field(
         default=False,
         description="Take the place of documents of the same file name, at once when the new one is ready.",

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from db.languages import SIMPLE
 from retrieval.chunking import Chunk
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
@@ -14,20 +15,26 @@ TRAILER = struct.pack("!h", -1)
 NULL = struct.pack("!i", -1)
 COLUMNS = (
     "project_id", "collection_id", "document_id", "position", "text", "start_char", "end_char",
-    "first_page", "last_page", "section", "tokens", "embedding",
+    "first_page", "last_page", "section", "tokens", "configuration", "embedding",
 )  # fmt: skip
 
 
 def write_rows(
-    path: Path, owner: tuple[str, str, str], chunks: Iterable[Chunk], vectors: Iterable[bytes]
+    path: Path,
+    owner: tuple[str, str, str],
+    chunks: Iterable[Chunk],
+    vectors: Iterable[bytes],
+    configuration: str = SIMPLE,
 ) -> None:
     """Write a document's chunks.
 
     Args:
         owner: ids of the project, the collection and the document.
         vectors: of float32, little-endian.
+        configuration: the text search configuration of its words.
     """
     head = struct.pack("!h", len(COLUMNS)) + b"".join(map(_text, owner))
+    configured = _text(configuration)
     with path.open("wb") as file:
         file.write(SIGNATURE)
         for position, (chunk, vector) in enumerate(zip(chunks, vectors, strict=True)):
@@ -35,7 +42,7 @@ def write_rows(
             file.write(_integer(position) + _text(chunk.text))
             file.write(_integer(chunk.start) + _integer(chunk.end))
             file.write(_integer(chunk.first_page) + _integer(chunk.last_page))
-            file.write(_text(chunk.section) + _integer(chunk.tokens))
+            file.write(_text(chunk.section) + _integer(chunk.tokens) + configured)
             file.write(halfvec(vector))
         file.write(TRAILER)
 

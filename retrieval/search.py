@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, defer, undefer
 
 from db.models import Chunk, Collection, Document
 from retrieval.diversity import diversify
-from retrieval.full_text import matching
+from retrieval.full_text import FullText
 from retrieval.fusion import fuse
 from retrieval.nearest import VectorSearch, halfvec
 
@@ -122,7 +122,6 @@ def search(
         where: on `Document`, of the collections' documents that are searched.
     """
     found, weights = Found(queries=[query.text for query in queries]), ranking.weights
-    scope = _Scope(session, project_id, collections, where)
     vectors = VectorSearch(
         session,
         project_id=project_id,
@@ -131,18 +130,21 @@ def search(
         most=CANDIDATES,
         note=found.note,
     )
+    words = FullText(session, project_id=project_id, collections=collections, where=where, most=CANDIDATES)
     lists: list[tuple[float, list[int]]] = []
     for query in queries:
         if weights.vector > 0:
             lists.append((weights.vector * query.weight, vectors.nearest(query.vector)))
         if weights.words > 0:
             with found.timed("full_text"):
-                lists.append((weights.words * query.weight, scope.matching(query.text)))
+                lists.append((weights.words * query.weight, words.matching(query.text)))
+    if words.is_bounded:
+        found.used.append("full_text_bounded")
     fused = len(lists) > 1
     by_rank = fused or not weights.vector  # words alone are no matter of the cosine
     with found.timed("rrf") if fused else nullcontext():
         scores = fuse(lists)
-    similarities = scope.similarities(list(scores), [query.vector for query in queries])
+    similarities = _similarities(session, list(scores), [query.vector for query in queries])
     ranked = sorted(
         (
             (scores[chunk_id] if by_rank else similarity, similarity, chunk_id)
@@ -154,7 +156,7 @@ def search(
     if ranking.diversity > 0:
         with found.timed("mmr"):
             ranked = _diversified(session, ranked[:CANDIDATES], limit, ranking.diversity)
-    found.hits = scope.hits(ranked[:limit])
+    found.hits = _hits(session, ranked[:limit])
     return found
 
 
@@ -164,54 +166,25 @@ def _diversified(session: Session, ranked: list[Ranked], limit: int, diversity: 
     return [rows[chunk_id] for chunk_id in diversify(session, relevance, limit=limit, diversity=diversity)]
 
 
-class _Scope:
-    """The chunks that may be found."""
+def _similarities(session: Session, chunk_ids: list[int], vectors: Sequence[list[float]]) -> dict[int, float]:
+    """The cosine of each chunk to the nearest of the queries."""
+    if not chunk_ids:
+        return {}
+    distances = [Chunk.embedding.op("<=>")(halfvec(vector)) for vector in vectors]
+    query = select(Chunk.id, func.least(*distances)).where(Chunk.id.in_(chunk_ids))
+    return {chunk_id: max(0.0, 1.0 - float(distance)) for chunk_id, distance in session.execute(query)}
 
-    def __init__(
-        self,
-        session: Session,
-        project_id: str,
-        collections: Sequence[Collection],
-        where: ColumnElement[bool] | None,
-    ) -> None:
-        self._session = session
-        ids = [collection.id for collection in collections]
-        chunks = select(Chunk.id, Chunk.embedding, Chunk.words).where(
-            Chunk.collection_id.in_(ids), Chunk.project_id == project_id
-        )
-        if where is not None:
-            documents = (
-                select(Document.id)
-                .where(Document.collection_id.in_(ids), Document.project_id == project_id, where)
-                .cte("fitting")
-                .prefix_with("MATERIALIZED", dialect="postgresql")
-            )
-            chunks = chunks.join(documents, documents.c.id == Chunk.document_id)
-        self._chunks = chunks
 
-    def matching(self, words: str) -> list[int]:
-        return matching(self._session, self._chunks, words, most=CANDIDATES)
-
-    def similarities(self, chunk_ids: list[int], vectors: Sequence[list[float]]) -> dict[int, float]:
-        """The cosine of each chunk to the nearest of the queries."""
-        if not chunk_ids:
-            return {}
-        distances = [Chunk.embedding.op("<=>")(halfvec(vector)) for vector in vectors]
-        query = select(Chunk.id, func.least(*distances)).where(Chunk.id.in_(chunk_ids))
-        return {
-            chunk_id: max(0.0, 1.0 - float(distance)) for chunk_id, distance in self._session.execute(query)
-        }
-
-    def hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
-        query = (
-            select(Chunk, Document)
-            .join(Document, Document.id == Chunk.document_id)
-            .where(Chunk.id.in_([chunk_id for _, _, chunk_id in ranked]))
-            .options(defer(Chunk.embedding), undefer(Document.page_labels))
-        )
-        rows = {row.Chunk.id: row for row in self._session.execute(query)}
-        return [
-            Hit(rows[chunk_id].Chunk, rows[chunk_id].Document, score, similarity)
-            for score, similarity, chunk_id in ranked
-            if chunk_id in rows  # or else it was deleted just now
-        ]
+def _hits(session: Session, ranked: Sequence[Ranked]) -> list[Hit]:
+    query = (
+        select(Chunk, Document)
+        .join(Document, Document.id == Chunk.document_id)
+        .where(Chunk.id.in_([chunk_id for _, _, chunk_id in ranked]))
+        .options(defer(Chunk.embedding), undefer(Document.page_labels))
+    )
+    rows = {row.Chunk.id: row for row in session.execute(query)}
+    return [
+        Hit(rows[chunk_id].Chunk, rows[chunk_id].Document, score, similarity)
+        for score, similarity, chunk_id in ranked
+        if chunk_id in rows  # or else it was deleted just now
+    ]

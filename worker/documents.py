@@ -14,6 +14,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from db.languages import SIMPLE, UNSPACED
 from db.models import Chunk, Collection, Document, Job
 from db.queries.collections import touch
 from db.queries.documents import documents_of_job
@@ -56,6 +57,7 @@ def documents_to_ingest(session: Session, claim: Claim, root: Path, job: Job) ->
                 chunk_tokens=document.chunking["max_tokens"],
                 chunk_overlap_tokens=document.chunking["overlap_tokens"],
                 password=document.password,
+                language=document.language,
             )
         )
     return found
@@ -88,12 +90,24 @@ def write_document(session: Session, claim: Claim, folder: Path, message: Messag
         _say(
             session,
             claim,
-            f"{document.filename} can be searched: {document.chunk_count} chunks"
-            + (f" of {document.pages} pages." if document.pages else "."),
+            _loaded(document),
             document_id=document.id,
             chunks=document.chunk_count,
+            language=document.language,
         )
     return True
+
+
+def _loaded(document: Document) -> str:
+    """What is told of a document that can be searched now."""
+    pages = f" of {document.pages} pages" if document.pages else ""
+    words = ""
+    if document.language in UNSPACED:
+        words = ", words found by pairs of characters"
+    elif document.configuration == SIMPLE:
+        words = ", words found as they are written"
+    language = "no known language" if document.language == SIMPLE else document.language
+    return f"{document.filename} can be searched: {document.chunk_count} chunks{pages}, {language}{words}."
 
 
 def remove_loaded(root: Path, job_id: str) -> None:
@@ -174,6 +188,7 @@ def _complete(session: Session, document: Document, folder: Path, message: Messa
     document.page_starts, document.page_labels = content["page_starts"], content["page_labels"]
     document.pages = len(content["page_starts"]) or None
     document.details = content["details"]
+    document.language, document.configuration = message["language"], message["configuration"]
     document.chunk_count = message["chunks"]
     document.usage_bytes = (folder / message["rows"]).stat().st_size
     document.status, document.completed_at = str(DocumentStatus.COMPLETED), func.clock_timestamp()

@@ -28,7 +28,10 @@ class FileInput:
 
 @dataclass(frozen=True)
 class DocumentInput:
-    """A document to be brought into a collection. `password` opens an encrypted file."""
+    """A document to be brought into a collection.
+
+    `password` opens an encrypted file; `language` is what the text is in, where that was given.
+    """
 
     id: str
     project_id: str
@@ -38,6 +41,7 @@ class DocumentInput:
     chunk_tokens: int
     chunk_overlap_tokens: int
     password: str | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class StepInput:
         resume_from: the checkpoints that earlier attempts of this step left, newest first, unchecked.
         adjustments: what to do otherwise than the params say, since an attempt ran out of memory.
         documents: what an ingest has still to bring in.
+        configurations: the names of Postgres's text search configurations, for an ingest.
         source: for an export, the folder that holds what is exported (see `db/sources.py`).
         chat_unloaded: the chat server's models have made room for another step; none may be loaded now.
     """
@@ -113,6 +118,7 @@ class StepInput:
     resume_from: list[Path] = field(default_factory=list)
     adjustments: dict[str, int] = field(default_factory=dict)
     documents: list[DocumentInput] = field(default_factory=list)
+    configurations: list[str] = field(default_factory=list)
     source: Path | None = None
     chat_unloaded: bool = False
 
@@ -207,16 +213,26 @@ class Step:
         self._send({"type": "document", "document_id": document_id, "error": error})
 
     def document_ready(
-        self, document_id: str, *, rows: Path, content: Path, chunks: int, embedded: dict[str, Any]
+        self,
+        document_id: str,
+        *,
+        rows: Path,
+        content: Path,
+        chunks: int,
+        language: str,
+        configuration: str,
+        embedded: dict[str, Any],
     ) -> None:
         """Hand a document over to be loaded.
 
         Args:
             rows: its chunks, in COPY's binary format, inside the attempt's folder.
             content: what was read of it, as JSON, there too.
+            language: what its text is in; `configuration`: that of Postgres which its words are in.
             embedded: the `model`, its `revision` and the `dimensions` of the vectors.
         """
         message = {"type": "document", "document_id": document_id, "chunks": chunks, **embedded}
+        message |= {"language": language, "configuration": configuration}
         self._send({**message, "rows": self._relative(rows), "content": self._relative(content)})
 
     def checkpoint(self, step_number: int, path: Path | str, metrics: dict[str, float]) -> None:

@@ -13,6 +13,7 @@ from db.queries.base_models import resolve_base_model
 from db.queries.devices import find_refusing
 from db.queries.files import get_file
 from db.queries.jobs import get_job
+from db.queries.languages import text_search_configurations
 from db.settings import Settings
 from db.sources import source_folder
 from db.states import JobKind, Outcome
@@ -59,6 +60,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         tokenizer=_weights(root, tokenizer) if tokenizer is not None else None,
         resume_from=checkpoints_to_resume(session, root, claim),
         adjustments=_adjustments(session, claim),
+        configurations=text_search_configurations(session) if job.kind == JobKind.INGEST else [],
         documents=documents_to_ingest(session, claim, root, job) if job.kind == JobKind.INGEST else [],
         source=source_folder(root, job.id) if job.kind == JobKind.EXPORT else None,
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,

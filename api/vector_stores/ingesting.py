@@ -14,6 +14,7 @@ from db.queries.collections import get_collection, refuse_expired, touch
 from db.queries.documents import add_documents, assign
 from db.queries.files import get_file
 from db.queries.jobs import create_job
+from db.queries.languages import known_language
 from db.states import JobKind
 
 AUTO = {
@@ -30,6 +31,7 @@ class Wanted:
     attributes: dict[str, Any]
     chunking: dict[str, int]
     password: str | None = None
+    language: str | None = None
 
 
 def wanted(request: FileRequest) -> Wanted:
@@ -38,6 +40,7 @@ def wanted(request: FileRequest) -> Wanted:
         request.attributes or {},
         chunking_of(request.chunking_strategy),
         request.password,
+        request.language,
     )
 
 
@@ -45,7 +48,10 @@ def all_wanted(request: BatchRequest) -> list[Wanted]:
     if request.files is not None:
         return [wanted(file) for file in request.files]
     chunking = chunking_of(request.chunking_strategy)
-    return [Wanted(file_id, request.attributes or {}, chunking) for file_id in request.file_ids or []]
+    return [
+        Wanted(file_id, request.attributes or {}, chunking, language=request.language)
+        for file_id in request.file_ids or []
+    ]
 
 
 def chunking_of(strategy: ChunkingStrategy | None) -> dict[str, int]:
@@ -59,7 +65,7 @@ def take_in(unit: Unit, params: IngestParams) -> list[Document]:
     """Make a job's documents.
 
     Raises:
-        InvalidInput: the collection or a file does not exist.
+        InvalidInput: the collection or a file does not exist, or the language is not known.
     """
     try:
         collection = get_collection(
@@ -71,7 +77,7 @@ def take_in(unit: Unit, params: IngestParams) -> list[Document]:
     return _put_in(
         unit,
         collection,
-        [Wanted(file_id, params.attributes, chunking) for file_id in params.files],
+        [Wanted(file_id, params.attributes, chunking, language=params.language) for file_id in params.files],
         param="files",
     )
 
@@ -85,7 +91,7 @@ def ingest(
         collection: locked by the caller.
         replace: whether they take the place of documents of the same file names.
     Raises:
-        InvalidInput: a file does not exist.
+        InvalidInput: a file does not exist, or a language is not known.
     """
     documents = _put_in(unit, collection, files, param="file_id")
     ids = list(dict.fromkeys(file.file_id for file in files))
@@ -105,6 +111,8 @@ def _put_in(unit: Unit, collection: Collection, files: Sequence[Wanted], *, para
     refuse_expired(collection)
     touch(unit.session, collection)
     by_id = {file.file_id: file for file in files}
+    given = {file.language for file in files if file.language is not None}
+    names: dict[str | None, str] = {language: known_language(unit.session, language) for language in given}
     return add_documents(
         unit.session,
         collection,
@@ -112,6 +120,7 @@ def _put_in(unit: Unit, collection: Collection, files: Sequence[Wanted], *, para
         attributes=[file.attributes for file in by_id.values()],
         chunking=[file.chunking for file in by_id.values()],
         passwords=[file.password for file in by_id.values()],
+        languages=[names.get(file.language) for file in by_id.values()],
     )
 
 

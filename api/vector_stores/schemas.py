@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.pages import Identified
 from api.retrieval.rankers import RANKERS, Ranker
-from db.params import Attributes, FileId
+from db.params import LANGUAGE, Attributes, FileId, Language
 
 Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -110,13 +110,15 @@ class FileRequest(Body):
     file_id: FileId
     attributes: Attributes | None = None
     chunking_strategy: ChunkingStrategy | None = None
+    language: Language | None = LANGUAGE
     password: str | None = Field(
         default=None, max_length=512, description="Of an encrypted PDF; forgotten once it is read."
     )
 
 
 class BatchRequest(Body):
-    """Either `file_ids`, which share `attributes` and `chunking_strategy`, or `files`, each with its own."""
+    """Either `file_ids`, which share `attributes`, `chunking_strategy` and `language`, or `files`, each with
+    its own."""
 
     model_config = _example(file_ids=[FILE], attributes={"year": 2025})
 
@@ -124,6 +126,7 @@ class BatchRequest(Body):
     files: list[FileRequest] | None = Field(default=None, min_length=1, max_length=2000)
     attributes: Attributes | None = None
     chunking_strategy: ChunkingStrategy | None = None
+    language: Language | None = LANGUAGE
 
     @model_validator(mode="after")
     def _consistent(self) -> "BatchRequest":
@@ -174,6 +177,7 @@ class DocumentOut(Identified):
     attributes: dict[str, Any]
     filename: str
     sha256: str
+    language: str | None = Field(description="None until it is read, unless it was given.")
     pages: int | None = Field(description="None for formats without pages.")
     chunks: int
     job_id: str | None = Field(description="The job that ingests it, or did.")

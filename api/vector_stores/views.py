@@ -90,6 +90,7 @@ def document_out(document: Document, status: str, error: dict[str, Any] | None) 
         attributes=document.attributes,
         filename=document.filename,
         sha256=document.content_hash,
+        language=document.language,
         pages=document.pages,
         chunks=document.chunk_count,
         job_id=document.job_id,

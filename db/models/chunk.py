@@ -15,6 +15,8 @@ class Chunk(Base):
     same recall in half the room. It stays in the row, which texts and words leave: comparing all vectors of a
     collection reads little else. A large collection's index is `retrieval/vector_index.py`'s.
 
+    `words` are what full text finds it by, in the text search `configuration` of its document's language.
+
     Rows are loaded without a lock on their collection and document, which nobody shall have to wait for; both
     are locked and looked at before the commit, when the foreign key is checked.
     """
@@ -41,6 +43,7 @@ class Chunk(Base):
     section: Mapped[str | None]
     tokens: Mapped[int]
     embedding: Mapped[Any] = mapped_column(HALFVEC())
+    configuration: Mapped[str]
     words: Mapped[Any] = mapped_column(
-        TSVECTOR, Computed("to_tsvector('english'::regconfig, text)", persisted=True), deferred=True
+        TSVECTOR, Computed("chunk_words(configuration, text)", persisted=True), deferred=True
     )

@@ -3,6 +3,7 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
+from db.languages import SIMPLE
 from db.models.base import Base, CreatedAt, JSONObject, Timestamp, one_of
 from db.states import DocumentStatus
 
@@ -35,6 +36,8 @@ class Document(Base):
     status: Mapped[str] = mapped_column(default=DocumentStatus.IN_PROGRESS)
     attributes: Mapped[JSONObject]
     chunking: Mapped[JSONObject]
+    language: Mapped[str | None]  # its name: as it was given, or else as it was detected when it was read
+    configuration: Mapped[str] = mapped_column(default=SIMPLE)  # Postgres's, that its words are in
     password: Mapped[str | None]  # of an encrypted file, until it has been read
     text: Mapped[str | None] = mapped_column(deferred=True)
     page_starts: Mapped[list[Any] | None] = mapped_column(deferred=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, literal, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from db.errors import NotFound
@@ -25,14 +25,24 @@ STATUS: ColumnElement[str] = case(
 COPY_CHUNKS = text(
     """
     INSERT INTO chunks (project_id, collection_id, document_id, position, text, start_char, end_char,
-                        first_page, last_page, section, tokens, embedding)
+                        first_page, last_page, section, tokens, configuration, embedding)
     SELECT project_id, collection_id, :target, position, text, start_char, end_char,
-           first_page, last_page, section, tokens, embedding
+           first_page, last_page, section, tokens, configuration, embedding
     FROM chunks WHERE document_id = :source
     """
 )
 # What a twin of the same content knows already.
-READ_COLUMNS = ("text", "page_starts", "page_labels", "pages", "details", "chunk_count", "usage_bytes")
+READ_COLUMNS = (
+    "text",
+    "page_starts",
+    "page_labels",
+    "pages",
+    "details",
+    "language",
+    "configuration",
+    "chunk_count",
+    "usage_bytes",
+)
 
 
 def add_documents(
@@ -43,20 +53,25 @@ def add_documents(
     attributes: Sequence[dict[str, Any]],
     chunking: Sequence[dict[str, int]],
     passwords: Sequence[str | None],
+    languages: Sequence[str | None] | None = None,
 ) -> list[Document]:
-    """Put files into a collection. One that is there already, cut as asked for, costs nothing; neither does
-    the content of another document of the collection. What is left to be ingested is `in_progress`, and
-    waits for `assign`.
+    """Put files into a collection. One that is there already, cut as asked for and in the language that may
+    be given, costs nothing; neither does the content of another such document of the collection. What is
+    left to be ingested is `in_progress`, and waits for `assign`.
 
     Args:
         collection: locked by the caller.
+        languages: names; of those that are None, and by default all, it is detected.
     """
     query = select(Document).where(
         Document.collection_id == collection.id, Document.file_id.in_([file.id for file in files])
     )
     there = {document.file_id: document for document in session.scalars(query)}
     documents = []
-    for file, own, cut, password in zip(files, attributes, chunking, passwords, strict=True):
+    languages = languages or [None] * len(files)
+    for file, own, cut, password, language in zip(
+        files, attributes, chunking, passwords, languages, strict=True
+    ):
         document = there.get(file.id)
         if document is None:
             document = Document(
@@ -69,11 +84,16 @@ def add_documents(
                 chunking=cut,
             )
             session.add(document)
-        elif document.status == DocumentStatus.COMPLETED and document.chunking == cut:
+        elif (
+            document.status == DocumentStatus.COMPLETED
+            and document.chunking == cut
+            and language in (None, document.language)
+        ):
             document.attributes = own
             documents.append(document)
             continue
         document.attributes, document.chunking, document.password = own, cut, password
+        document.language = language
         document.status, document.error = str(DocumentStatus.IN_PROGRESS), None
         documents.append(document)
     session.flush()
@@ -92,6 +112,7 @@ def _take_from_twin(session: Session, document: Document) -> None:
             Document.chunking == document.chunking,
             Document.status == DocumentStatus.COMPLETED,
             Document.id != document.id,
+            or_(Document.language == document.language, literal(document.language is None)),
         )
         .limit(1)
     )

@@ -217,6 +217,24 @@ class TestFiles:
         ]
         assert all("open-sesame" not in answer.text for answer in answers)
 
+    def test_tells_the_language_and_takes_another(self, client: OpenAI, stack: str) -> None:
+        store = client.vector_stores.create(name="languages")
+        text = "Die Häuser am Fluss wurden im vergangenen Jahr verkauft."
+        file = client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id, file=named("haus.txt", text.encode()), poll_interval_ms=100
+        )
+        told = file.model_extra or {}
+        assert told["language"] == "german"
+        events = httpx.get(f"{stack}/v1/jobs/{told['job_id']}/events", trust_env=False).json()["data"]
+        assert any("can be searched: 1 chunks, german." in event["message"] for event in events)
+        found = client.vector_stores.search(store.id, query="Haus", max_num_results=1)
+        assert [passage.filename for passage in found.data] == ["haus.txt"]
+        path = f"{stack}/v1/vector_stores/{store.id}/files"
+        given = {"file_id": file.id, "language": "nl"}
+        assert httpx.post(path, json=given, trust_env=False).json()["language"] == "dutch"
+        refused = httpx.post(path, json=given | {"language": "klingon"}, trust_env=False)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "language")
+
     def test_attributes_and_deletion(self, client: OpenAI) -> None:
         store = client.vector_stores.create(name="attributes")
         file = client.vector_stores.files.upload_and_poll(

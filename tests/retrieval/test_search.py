@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
+from db.languages import SIMPLE
 from db.models import Collection, Document, File, Project
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents
@@ -33,6 +34,7 @@ def load(
     *,
     attributes: dict[str, object] | None = None,
     vectors: list[list[float]] | None = None,
+    configuration: str = SIMPLE,
 ) -> Document:
     """A document with these passages, one a page."""
     file = File(
@@ -48,7 +50,7 @@ def load(
     chunks = [Chunk(text, 0, len(text), 1, page, page, None) for page, text in enumerate(passages, 1)]
     rows = folder / f"{name}.copy"
     embedded = map(packed, vectors or [embed(text) for text in passages])
-    write_rows(rows, (collection.project_id, collection.id, document.id), chunks, embedded)
+    write_rows(rows, (collection.project_id, collection.id, document.id), chunks, embedded, configuration)
     cursor = session.connection().connection.cursor()
     with rows.open("rb") as file_of_rows:
         cursor.copy_expert(COPY, file_of_rows)

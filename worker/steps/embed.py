@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from db.errors import InvalidInput, Unavailable
+from db.languages import configuration_of
 from retrieval.chunking import Chunk
 from retrieval.copy_rows import write_rows
 from retrieval.headings import under_heading
@@ -63,6 +64,7 @@ class _Embedder:
         self._tokenizer = EmbeddingTokenizer(
             settings.embedding_tokenizer, max_tokens=settings.embedding_max_tokens
         )
+        self._languages = {document_id: row["language"] for document_id, row in extracted.items()}
         self.failed = 0
         self._total = sum(row["chunks"] for row in extracted.values())
         waiting = sum(extracted[document.id]["chunks"] for document in step.input.documents)
@@ -108,7 +110,10 @@ class _Embedder:
         if len(dimensions) != 1:
             raise Unavailable("The embedding server gave vectors of several lengths.")
         rows = self._step.input.folder / f"{document.id}.copy"
-        write_rows(rows, (document.project_id, document.collection_id, document.id), chunks, vectors)
+        language = self._languages[document.id]
+        configuration = configuration_of(language, self._step.input.configurations)
+        owner = (document.project_id, document.collection_id, document.id)
+        write_rows(rows, owner, chunks, vectors, configuration)
         content = self._step.input.folder / f"{document.id}.json"
         content.write_text(text, encoding="utf-8")
         self._step.document_ready(
@@ -116,6 +121,8 @@ class _Embedder:
             rows=rows,
             content=content,
             chunks=len(chunks),
+            language=language,
+            configuration=configuration,
             embedded={"model": model.name, "revision": model.revision, "dimensions": dimensions.pop()},
         )
 

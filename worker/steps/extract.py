@@ -11,6 +11,7 @@ from typing import Any
 from db.errors import InvalidInput
 from retrieval.chunking import Chunking
 from retrieval.cutting import cut_in_reader
+from retrieval.language import detect
 from retrieval.readers import Readers, Unreadable
 from retrieval.reading import DocumentFile, read_document
 from retrieval.tokens import EmbeddingTokenizer
@@ -96,7 +97,12 @@ class _Extractor:
             )
         chunks = cut_in_reader(path, len(content.text), chunking, self._tokenizer, self._readers)
         path.with_suffix(".chunks.json").write_text(json.dumps(chunks), encoding="utf-8")
-        return {"id": document.id, "pages": len(content.page_starts) or 1, "chunks": len(chunks)}
+        return {
+            "id": document.id,
+            "pages": len(content.page_starts) or 1,
+            "chunks": len(chunks),
+            "language": document.language or detect(content.text),
+        }
 
 
 class _Pages:

@@ -1,4 +1,5 @@
-"""How well search finds what was asked for: `python -m bench.retrieval [--quick] [--seed N] [--json]`.
+"""How well search finds what was asked for:
+`python -m bench.retrieval [--quick] [--seed N] [--json] [--rewrite-with GGUF]`.
 
 Some 260 questions about 64 real texts (`retrieval_texts`), half of them for tuning, half held out, by text.
 The texts are read, cut, embedded by a llama-server and loaded into a Postgres by the product's own functions,
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -25,29 +25,29 @@ from bench.retrieval_collection import Embedder, cut_texts, embed_texts, load, r
 from bench.retrieval_labels import HALVES, KINDS, UNANSWERABLE, Question, find_quote, load_questions, ranks_of
 from bench.retrieval_report import report
 from bench.retrieval_scores import DEPTH, MEASURES, Outcome, interval, mean
+from bench.retrieval_servers import ModelServers
 from bench.retrieval_texts import SourceText, find_texts
-from bench.stack import Stack, free_port
+from bench.retrieval_variants import variants_of
+from bench.stack import Stack
 from db.models import Collection
 from db.session import make_engine
-from db.settings import Settings, load_settings
 from retrieval.chunking import Chunking
 from retrieval.content import Content
 from retrieval.search import Found, Query, Ranking, Weights, search
-from serving.embedding_model import ensure_embedding_model
-from serving.embeddings import EmbeddingServer
-from serving.llama_cpp import embedding_server_argv, require_tools
 
 QUICK_BYTES = 12_000
-READY_SECONDS = 60
+MULTI_QUERY = "hybrid + multi-query"
 MODES = {
     "vector": Ranking(weights=Weights(words=0.0)),
     "full text": Ranking(weights=Weights(vector=0.0)),
     "hybrid": Ranking(),
+    "hybrid + MMR (0.2)": Ranking(diversity=0.2),
+    MULTI_QUERY: Ranking(),
 }
 GOAL_MEASURES = ("recall@5", "MRR@10")
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 
-Search = Callable[[Question, Ranking], Found]
+Search = Callable[[Question, str], Found]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def refusals(ask: Search, questions: Sequence[Question]) -> list[dict[str, float
     """For thresholds of similarity: the share of questions of which nothing is left, by kind."""
     best: dict[bool, list[float]] = {True: [], False: []}
     for question in questions:
-        found = ask(question, MODES["vector"])
+        found = ask(question, "vector")
         best[question.kind == UNANSWERABLE].append(found.hits[0].similarity if found.hits else 0.0)
     return [
         {
@@ -136,19 +136,22 @@ def missed_goals(modes: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def measure(
-    ask: Search, labelled: Sequence[Labelled], questions: Sequence[Question], seed: int
+    ask: Search,
+    modes: Sequence[str],
+    labelled: Sequence[Labelled],
+    questions: Sequence[Question],
+    seed: int,
 ) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for half in HALVES:
         own = [each for each in labelled if each.question.half == half]
         if not own:
             continue
-        modes = {
-            name: figures([judge(each, ask(each.question, ranking)) for each in own], seed)
-            for name, ranking in MODES.items()
+        told_of_modes = {
+            mode: figures([judge(each, ask(each.question, mode)) for each in own], seed) for mode in modes
         }
         of_half = [question for question in questions if question.half == half]
-        told[half] = {"questions": len(own), "modes": modes, "refusals": refusals(ask, of_half)}
+        told[half] = {"questions": len(own), "modes": told_of_modes, "refusals": refusals(ask, of_half)}
     return told
 
 
@@ -160,24 +163,36 @@ def chosen_texts(is_quick: bool) -> tuple[list[SourceText], list[str]]:
     return texts, missing
 
 
-@contextlib.contextmanager
-def embedding_server(stack: Stack) -> Any:
-    """The product's own, under its own settings but for the port."""
-    settings: Settings = load_settings().model_copy(update={"embedding_port": free_port()})
-    tools = require_tools(settings)
-    stack.start(
-        "embeddings", embedding_server_argv(tools, settings, ensure_embedding_model(tools, settings)), {}
-    )
-    deadline = time.monotonic() + READY_SECONDS
-    while True:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{settings.embedding_url}/health", timeout=5).is_success:
-                break
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the embedding server did not start: see {stack.folder}")
-        time.sleep(0.1)
-    with EmbeddingServer(settings.embedding_url) as server:
-        yield Embedder(server, settings.cache_dir / "bench" / "vectors.sqlite")
+class Searches:
+    """The product's search in the loaded collection, in each of the modes."""
+
+    def __init__(self, session: Session, collection: Collection, embedder: Embedder) -> None:
+        self._session = session
+        self._collection = collection
+        self._embedder = embedder
+        self._variants: dict[str, list[str]] = {}
+
+    def rewrite(self, url: str, questions: Sequence[Question]) -> int:
+        """Let a chat model write variants. Returns of how many questions it wrote any."""
+        self._variants = variants_of(url, [question.question for question in questions])
+        return sum(map(bool, self._variants.values()))
+
+    def ask(self, question: Question, mode: str) -> Found:
+        texts = [question.question]
+        if mode == MULTI_QUERY:
+            texts += self._variants[question.question]
+        # As `find` weighs them: all variants count no more than the question.
+        less = min(1.0, 1 / max(1, len(texts) - 1))
+        weights = [1.0] + [less] * (len(texts) - 1)
+        vectors = self._embedder.query_vectors(texts)
+        return search(
+            self._session,
+            project_id=self._collection.project_id,
+            collections=[self._collection],
+            queries=[Query(*each) for each in zip(texts, vectors, weights, strict=True)],
+            limit=DEPTH,
+            ranking=MODES[mode],
+        )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -187,8 +202,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         each for each in load_questions() if each.text is None or not arguments.quick or each.text in contents
     ]
     labelled, left_out = label(questions, contents)
-    chunking = Chunking()
-    chunks = cut_texts(contents, chunking)
+    chunks = cut_texts(contents, Chunking())
     with (
         tempfile.TemporaryDirectory(prefix="lathe-bench-") as folder,
         contextlib.ExitStack() as ending,
@@ -196,54 +210,47 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         stack = Stack(Path(folder), ending)
         url = stack.database("bench_retrieval")
         migrations.upgrade(url)
-        embedder = ending.enter_context(embedding_server(stack))
+        servers = ModelServers(stack)
+        embedder = ending.enter_context(servers.embedder())
         started = time.monotonic()
         passages = embed_texts(texts, chunks, embedder)
         embedding_seconds = time.monotonic() - started
-        asked = [question.question for question in questions]
-        of_query = dict(zip(asked, embedder.query_vectors(asked), strict=True))
+        embedder.vectors([question.question for question in questions])
         engine = make_engine(url)
         ending.callback(engine.dispose)
         with Session(engine, expire_on_commit=False) as session:
             collection = load(session, texts, passages, embedder.model)
             session.commit()
             session.execute(text("ANALYZE"))
-
-            def ask(question: Question, ranking: Ranking) -> Found:
-                query = Query(question.question, of_query[question.question])
-                return find(session, collection, [query], ranking)
-
-            halves = measure(ask, labelled, questions, arguments.seed)
-    goals = missed_goals(halves["held-out"]["modes"])
+            searches = Searches(session, collection, embedder)
+            rewritten = None
+            if arguments.rewrite_with is not None:
+                asked = [each.question for each in labelled]
+                rewritten = searches.rewrite(servers.chat(arguments.rewrite_with), asked)
+            modes = [mode for mode in MODES if mode != MULTI_QUERY or rewritten is not None]
+            halves = measure(searches.ask, modes, labelled, questions, arguments.seed)
     return {
         "texts": len(texts),
         "characters": sum(len(content.text) for content in contents.values()),
         "chunks": sum(map(len, chunks.values())),
-        "chunking": {"max_tokens": chunking.max_tokens, "overlap_tokens": chunking.overlap_tokens},
+        "chunk_tokens": Chunking().max_tokens,
         "embedding_model": f"{embedder.model.name} ({embedder.model.revision})",
         "embedding_seconds": round(embedding_seconds, 1),
+        "rewritten": rewritten,
         "missing_texts": missing,
         "other_versions": [each.name for each in texts if not each.is_the_labelled_one],
         "left_out": left_out,
         "halves": halves,
-        "missed_goals": goals,
+        "missed_goals": missed_goals(halves["held-out"]["modes"]),
     }
-
-
-def find(session: Session, collection: Collection, queries: Sequence[Query], ranking: Ranking) -> Found:
-    return search(
-        session,
-        project_id=collection.project_id,
-        collections=[collection],
-        queries=queries,
-        limit=DEPTH,
-        ranking=ranking,
-    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the short texts, and their questions")
+    parser.add_argument(
+        "--rewrite-with", type=Path, metavar="GGUF", help="a chat model that writes variants for multi-query"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

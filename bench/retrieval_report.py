@@ -15,11 +15,13 @@ def report(result: dict[str, Any]) -> str:
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{result['texts']} texts, {result['characters']:,} characters, {result['chunks']} chunks of "
-        f"{result['chunking']['max_tokens']} tokens; {result['embedding_model']}"
+        f"{result['chunk_tokens']} tokens; {result['embedding_model']}"
     )
     yield from (f"not on this machine: {name}" for name in result["missing_texts"])
     yield from (f"another version than was labelled: {name}" for name in result["other_versions"])
     yield from (f"left out: {what}" for what in result["left_out"])
+    if result["rewritten"] is not None:
+        yield f"the chat model wrote variants of {result['rewritten']} questions"
     for half, told in result["halves"].items():
         yield f"\n{half}: {told['questions']} questions"
         yield from _modes(told["modes"])

@@ -39,6 +39,8 @@ def documents_to_ingest(session: Session, claim: Claim, root: Path, job: Job) ->
     Args:
         job: locked by the caller. What its first step could not read is nothing to its second.
     """
+    if claim.step == "index":
+        return []  # what failed before has failed
     extracted = next((step.result for step in job.steps if step.name == "extract"), None)
     readable = {row["id"] for row in extracted["documents"]} if extracted else None
     found = []

@@ -174,6 +174,9 @@ def test_a_refused_text_stops_no_other(ingests: Ingests) -> None:
         events, _ = list_events(session, job)
     warnings = [event.message for event in events if event.level == "warn"]
     assert [warning[:6] for warning in warnings] == ["3.txt:", "1.txt:"]
+    with ingests.factory() as session:
+        rows, _ = list_documents(session, collection_id=collection, status="failed")
+    assert {document.filename for document, _, _ in rows} == {"1.txt", "3.txt"}
 
 
 def test_a_job_without_a_readable_document_fails_and_says_why(ingests: Ingests) -> None:

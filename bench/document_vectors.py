@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from sqlalchemy import insert, text
 
 import migrations
+from bench.document_bare_sql import ask_bare
 from bench.document_peer import DocumentPeer
 from bench.document_rows import PROJECT, Rows
 from bench.spent import MemoryWatch, Spent, Stopwatch, tree
 from bench.stack import Stack, percentile
 from db.models import Chunk as ChunkRow
-from db.models import Document
+from db.models import Collection, Document
 from db.session import make_engine
 from retrieval.chunking import Chunk
 from retrieval.search import Query, Ranking, Weights, search
@@ -97,9 +98,9 @@ class LatheVectors:
     """A collection of a database of its own, loaded and searched by Lathe's own functions."""
 
     def __init__(self, stack: Stack, name: str, folder: Path, ending: contextlib.ExitStack) -> None:
-        url = stack.database(name)
-        migrations.upgrade(url)
-        self._engine = make_engine(url)
+        self._url = stack.database(name)
+        migrations.upgrade(self._url)
+        self._engine = make_engine(self._url)
         ending.callback(self._engine.dispose)
         pid = stack.postgres.pid
         assert pid is not None
@@ -145,7 +146,7 @@ class LatheVectors:
         def ask(vector: list[float]) -> tuple[list[int], float]:
             began = time.perf_counter()
             with self.rows.sessions() as session:
-                collection = session.get_one(type(self.rows.collection), self.rows.collection.id)
+                collection = session.get_one(Collection, self.rows.collection.id)
                 found = search(
                     session, project_id=PROJECT, collections=[collection], queries=[Query("", vector)],
                     limit=NEAREST, where=where, ranking=Ranking(Weights(words=0.0)),
@@ -158,13 +159,17 @@ class LatheVectors:
         ask(asked[0])
         with ThreadPoolExecutor(clients) as executor, Stopwatch(self.processes) as watch:
             answers = list(executor.map(ask, asked))
-        return {
-            "wall": watch.spent.wall,
-            "cpu": watch.spent.cpu,
-            "found": [ids for ids, _ in answers],
-            "latencies": [taken for _, taken in answers],
-            "used": sorted(used),
-        }
+        return _run(watch, answers, sorted(used))
+
+    def query_bare(self, queries: Vectors, document: int | None) -> dict[str, Any]:
+        """Ask Postgres without any of Lathe's code."""
+        with self.rows.sessions() as session:
+            collection = session.get_one(Collection, self.rows.collection.id)
+        asked = queries.tolist()
+        ask_bare(self._url, collection, asked[:1], document)
+        with Stopwatch(self.processes) as watch:
+            answers = ask_bare(self._url, collection, asked, document)
+        return _run(watch, answers, ["one statement"])
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk."""
@@ -175,6 +180,16 @@ class LatheVectors:
         with self._engine.connect() as connection:
             row = connection.execute(query, {"id": self.rows.collection.id}).one()
         return {"rows": int(row[0]), "indexes": int(row[1]), "vector_index": int(row[2])}
+
+
+def _run(watch: Stopwatch, answers: Sequence[tuple[list[int], float]], used: list[str]) -> dict[str, Any]:
+    return {
+        "wall": watch.spent.wall,
+        "cpu": watch.spent.cpu,
+        "found": [ids for ids, _ in answers],
+        "latencies": [taken for _, taken in answers],
+        "used": used,
+    }
 
 
 def _documents(vectors: Vectors, documents: int) -> Iterator[tuple[list[Chunk], Vectors]]:
@@ -283,6 +298,7 @@ class Asking:
             self._raise_recall()
         sides = ["lathe"] if self._peer is None else ["lathe", "peer"]
         cases = [(side, clients, document) for side in sides for clients in CLIENTS for document in (None, 7)]
+        cases += [("bare sql", 1, document) for document in (None, 7)]
         runs: dict[tuple[str, int, int | None], list[dict[str, Any]]] = {case: [] for case in cases}
         for _ in range(rounds):
             for case in dice.sample(cases, len(cases)):
@@ -298,6 +314,8 @@ class Asking:
     def _ask(self, side: str, clients: int, document: int | None) -> dict[str, Any]:
         if side == "lathe":
             return self._lathe.query(self._queries, clients=clients, document=document)
+        if side == "bare sql":
+            return self._lathe.query_bare(self._queries, document)
         assert self._peer is not None
         return self._peer.ask(
             "query", path=str(self._place / "queries.npy"), collection="vectors", clients=clients,

@@ -24,6 +24,7 @@ from sqlalchemy import create_engine, text
 from deploy.local import postgres
 from deploy.local.passwords import password
 from tests.conftest import free_port
+from tests.documents import pdf_of
 
 JSON = dict[str, Any]
 LATHE = str(Path(sys.executable).parent / "lathe")
@@ -226,6 +227,37 @@ class TestACheckpoint:
         assert said.stdout.strip() == stack.ask(oldest["id"], "Where is the well?").strip()
         shown = stack.client.get(f"/v1/models/facts-step-{oldest['step_number']}").json()
         assert shown["versions"][0]["details"]["source"]["checkpoint"] == oldest["id"]
+
+
+class TestDocuments:
+    @pytest.mark.slow
+    def test_from_a_pdf_to_an_answer_with_its_page(self, stack: Stack, tmp_path: Path) -> None:
+        """The model is one that nobody has taught: what it says is nothing, and what it was given is told."""
+        params = {"name": "reader", "vocab_size": 400, "context_length": 1024, "layers": 2, "steps": 12}
+        job = stack.submit("pretrain", {**params, "batch_size": 4, "quantizations": ["Q8_0"]})
+        job = stack.finish(job["id"], seconds=3 * JOB_SECONDS)
+        assert job["status"] == "succeeded", job["error"]
+        pages = [
+            "Lathes turn metal. " * 30,
+            "Holidays are thirty days a year. " * 20,
+            "Coffee is free. " * 30,
+        ]
+        (tmp_path / "handbook.pdf").write_bytes(pdf_of(pages))
+        read = stack.lathe("ingest", str(tmp_path / "handbook.pdf"), "--collection", "office", "--watch")
+        assert read.returncode == 0, read.stderr
+        question = ("ask", "How many days of holidays are there?", "-c", "office", "--model", "reader")
+        asked = stack.lathe(*question, "--max-tokens", "32", "--json")
+        assert asked.returncode == 0, asked.stderr
+        answer = json.loads(asked.stdout)
+        best = answer["citations"][0]
+        assert best["filename"] == "handbook.pdf"
+        assert "thirty days" in best["text"]
+        assert best["first_page"] <= 2 <= best["last_page"]
+        assert answer["usage"]["prompt_tokens"] <= 1024 - 32
+        shown = stack.lathe(*question, "--max-tokens", "32")
+        assert f"[1] handbook.pdf, p{'p' if best['first_page'] < best['last_page'] else ''}. " in shown.stdout
+        nothing = stack.lathe("ask", "Who wrote Faust?", "-c", "office", "--model", "reader")
+        assert nothing.stdout == "Nothing was found about this in the given documents.\n"
 
 
 class TestABackup:

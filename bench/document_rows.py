@@ -47,7 +47,8 @@ class Rows:
             session.add(
                 Document(id=document_id, project_id=PROJECT, collection_id=self.collection.id,
                          file_id=file_id, filename=filename, content_hash=file_id, attributes=attributes,
-                         chunking={}, status=str(DocumentStatus.COMPLETED), chunk_count=chunks)
+                         chunking={}, status=str(DocumentStatus.COMPLETED), chunk_count=chunks,
+                         language="english", configuration="english")
             )  # fmt: skip
             session.flush()
             yield session, (PROJECT, self.collection.id, document_id)
@@ -57,7 +58,7 @@ class Rows:
     ) -> None:
         """Load a document as the worker does: its rows in a file at `path`, and one commit."""
         with self.document(filename, len(chunks), **attributes) as (session, owner):
-            write_rows(path, owner, chunks, vectors)
+            write_rows(path, owner, chunks, vectors, "english")
             with path.open("rb") as file:
                 session.connection().connection.cursor().copy_expert(COPY, file)
 

@@ -130,12 +130,23 @@ class IndexBuilder:
         Raises:
             BuildCancelled: by `cancel`, from another thread.
         """
+        # Who has nothing to build does not wait for those who build.
+        kept = self._kept(self._one(STATE, id=collection_id))
+        if kept is not None:
+            return kept
         with self._only_builder():
             self._drop_left_behind()
             state = self._one(STATE, id=collection_id)
-            if state is None:
-                return Refreshed("The collection was deleted: there is nothing to index.")
-            return self._refresh(collection_id, state)
+            kept = self._kept(state)
+            if kept is not None:
+                return kept
+            if state.chunks < self._policy.smallest:
+                self._switch(collection_id, None, None, None)
+                self._drop(state.index_name)
+                return Refreshed(
+                    f"Dropped the vector index: {state.chunks} chunks are compared as fast without it."
+                )
+            return self._replace(collection_id, state)
 
     def drop_if_left(self, name: str) -> bool:
         """Drop an index that no collection names, of one that was deleted or of a builder that was killed.
@@ -150,28 +161,28 @@ class IndexBuilder:
         self._cancelled.set()
         self._driver.cancel()
 
-    def _refresh(self, collection_id: str, state: Row[Any]) -> Refreshed:
-        chunks, policy = int(state.chunks), self._policy
-        if state.index_name is not None and state.usable:
-            if chunks < policy.smallest // 2:
-                self._switch(collection_id, None, None, None)
-                self._drop(state.index_name)
-                return Refreshed(f"Dropped the vector index: {chunks} chunks are compared faster without it.")
-            stale = state.later + max(0, state.indexed_chunks - (chunks - state.later))
-            if stale <= max(policy.smallest, policy.stale_share * chunks):
-                return Refreshed(
-                    f"The vector index stays as it is: {state.later} of {chunks} chunks came after it, and "
-                    "are compared exactly.",
-                    state.indexed_chunks,
-                )
-        elif chunks < policy.smallest:
+    def _kept(self, state: Row[Any] | None) -> Refreshed | None:
+        """Why all stays as it is; None: there is something to build or to drop."""
+        if state is None:
+            return Refreshed("The collection was deleted: there is nothing to index.")
+        chunks, smallest = int(state.chunks), self._policy.smallest
+        if state.index_name is None and chunks < smallest:
             return Refreshed(f"{chunks} chunks need no vector index: they are compared exactly.")
-        elif state.dimensions is None or state.dimensions > MOST_DIMENSIONS:
+        if state.index_name is None and not 0 < (state.dimensions or 0) <= MOST_DIMENSIONS:
             return Refreshed(
                 f"Vectors of {state.dimensions} dimensions cannot be indexed, only up to {MOST_DIMENSIONS}: "
                 "they are compared exactly."
             )
-        return self._replace(collection_id, state)
+        if not state.usable or chunks < smallest // 2:
+            return None
+        stale = state.later + max(0, state.indexed_chunks - (chunks - state.later))
+        if stale > max(smallest, self._policy.stale_share * chunks):
+            return None
+        return Refreshed(
+            f"The vector index stays as it is: {state.later} of {chunks} chunks came after it, and are "
+            "compared exactly.",
+            state.indexed_chunks,
+        )
 
     def _replace(self, collection_id: str, state: Row[Any]) -> Refreshed:
         chunks = int(state.chunks)

@@ -281,6 +281,14 @@ class TestPolicy:
         assert shared.read(collection).index_name is None
         assert shared.indexes() == there
 
+    def test_who_has_nothing_to_build_does_not_wait(self, shared: Library, indexed: str) -> None:
+        small = shared.collection(documents=2)
+        with shared.connection() as builder:
+            builder.execute(text("SELECT pg_advisory_lock(:key)"), {"key": BUILD_LOCK})
+            assert "need no vector index" in shared.refresh(small).message
+            assert "stays as it is" in shared.refresh(indexed).message
+            builder.execute(text("SELECT pg_advisory_unlock_all()"))
+
     def test_too_many_dimensions_are_said(self, shared: Library) -> None:
         collection = shared.collection(documents=20)
         with transaction(shared.factory) as session:
@@ -352,12 +360,13 @@ class TestLeftBehind:
         assert shared.read(collection).index_name is not None
 
     def test_one_that_waits_can_be_cancelled(self, shared: Library) -> None:
+        collection = shared.collection(documents=20)
         with shared.connection() as first, shared.connection() as second:
             first.execute(text("SELECT pg_advisory_lock(:key)"), {"key": BUILD_LOCK})
             told: list[str] = []
             builder = IndexBuilder(second, POLICY, told.append)
             failed: list[Exception] = []
-            thread = threading.Thread(target=_try, args=(builder, "vs-any", failed))
+            thread = threading.Thread(target=_try, args=(builder, collection, failed))
             thread.start()
             _wait_for(lambda: bool(told))
             while thread.is_alive():

@@ -70,7 +70,8 @@ class Loading:
         (self.folder / f"{document_id}.json").write_text(json.dumps(content))
         return {
             "document_id": document_id, "rows": rows.name, "content": f"{document_id}.json", "chunks": CHUNKS,
-            "language": "english", "configuration": "simple", "model": model, "revision": "r", "dimensions": 3,
+            "language": "english", "configuration": "simple", "model": model, "revision": "r",
+            "dimensions": 3,
         }  # fmt: skip
 
     def write(self, claim: Claim, message: dict[str, Any]) -> None:

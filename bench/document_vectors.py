@@ -127,7 +127,8 @@ class LatheVectors:
                     {
                         "project_id": project, "collection_id": collection, "document_id": document_id,
                         "position": position, "text": chunk.text, "start_char": chunk.start,
-                        "end_char": chunk.end, "tokens": chunk.tokens, "embedding": vector,
+                        "end_char": chunk.end, "tokens": chunk.tokens, "configuration": "english",
+                        "embedding": vector,
                     }
                     for position, (chunk, vector) in enumerate(zip(chunks, part, strict=True))
                 ]  # fmt: skip

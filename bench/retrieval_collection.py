@@ -124,9 +124,7 @@ def _load_text(
 ) -> None:
     document = _add_document(session, collection, text)
     owner = (collection.project_id, collection.id, document.id)
-    write_rows(
-        rows, owner, [chunk for chunk, _ in passages], [vector for _, vector in passages], "english"
-    )
+    write_rows(rows, owner, [chunk for chunk, _ in passages], [vector for _, vector in passages], "english")
     with rows.open("rb") as file:
         session.connection().connection.cursor().copy_expert(COPY, file)
     document.status, document.chunk_count = str(DocumentStatus.COMPLETED), len(passages)

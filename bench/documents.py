@@ -93,6 +93,7 @@ class Bench:
                     )
                 peak = {"lathe": memory.peak_bytes, "peer": peer.ask("memory")["peak_bytes"]}
                 found["reading_peak_bytes"] = peak
+                _note(found["reading"])
             if "searchable" in parts:
                 chosen = [
                     manual for manual in self._manuals if reading.pages(manual) <= self._size.embedded_pages
@@ -100,6 +101,7 @@ class Bench:
                 found["searchable"] = document_searchable.compare(
                     self._stack, chosen, reading, peer, rounds=self._size.embedding_rounds, dice=self._dice
                 )
+                _note(found["searchable"])
         return found
 
     def vectors(self, parts: Iterable[str]) -> dict[str, Any]:
@@ -111,15 +113,20 @@ class Bench:
                 self._stack, self._folder, number=size.loads, rounds=size.load_rounds, seed=self._seed,
                 dice=self._dice,
             )  # fmt: skip
-        if "growth" in parts:
-            found["growth"] = [
-                document_vectors.grow(
-                    self._stack, self._folder, number=number, with_peer=with_peer, asked=size.asked,
-                    rounds=size.load_rounds, seed=self._seed, dice=self._dice,
-                )
-                for number, with_peer in size.vectors
-            ]  # fmt: skip
+            _note(found["loads"])
+        for number, with_peer in size.vectors if "growth" in parts else ():
+            grown = document_vectors.grow(
+                self._stack, self._folder, number=number, with_peer=with_peer, asked=size.asked,
+                rounds=size.load_rounds, seed=self._seed, dice=self._dice,
+            )  # fmt: skip
+            found.setdefault("growth", []).append(grown)
+            _note(grown)
         return found
+
+
+def _note(part: Any) -> None:
+    """Say what is known already: the long form takes half an hour, and something may end it."""
+    print(json.dumps(part), file=sys.stderr, flush=True)
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], kind: str, ours: str, theirs: str) -> list[float]:

@@ -224,6 +224,10 @@ class TestFormReader:
         ("", "file"),
         ("a\r\nX-Header: 1.csv", "aX-Header: 1.csv"),
         ("é" * 300 + ".csv", "é" * 98 + ".csv"),
+        ("a" * 5000 + ".pdf", "a" * 196 + ".pdf"),
+        ("../../x.pdf\0.txt", "x.pdf.txt"),
+        ("invoice\u202efdp.exe", "invoicefdp.exe"),
+        ("\x1b[31mred.txt", "[31mred.txt"),
     ],
 )
 def test_clean_filename(given: str, kept: str) -> None:

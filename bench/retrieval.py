@@ -33,6 +33,7 @@ from db.models import Collection
 from db.session import make_engine
 from retrieval.chunking import Chunking
 from retrieval.content import Content
+from retrieval.language import detect
 from retrieval.search import Found, Query, Ranking, Weights, search
 
 QUICK_BYTES = 12_000
@@ -166,16 +167,13 @@ def chosen_texts(is_quick: bool) -> tuple[list[SourceText], list[str]]:
 class Searches:
     """The product's search in the loaded collection, in each of the modes."""
 
-    def __init__(self, session: Session, collection: Collection, embedder: Embedder) -> None:
+    def __init__(
+        self, session: Session, collection: Collection, embedder: Embedder, variants: dict[str, list[str]]
+    ) -> None:
         self._session = session
         self._collection = collection
         self._embedder = embedder
-        self._variants: dict[str, list[str]] = {}
-
-    def rewrite(self, url: str, questions: Sequence[Question]) -> int:
-        """Let a chat model write variants. Returns of how many questions it wrote any."""
-        self._variants = variants_of(url, [question.question for question in questions])
-        return sum(map(bool, self._variants.values()))
+        self._variants = variants
 
     def ask(self, question: Question, mode: str) -> Found:
         texts = [question.question]
@@ -203,6 +201,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     labelled, left_out = label(questions, contents)
     chunks = cut_texts(contents, Chunking())
+    languages = {name: detect(content.text) for name, content in contents.items()}
     with (
         tempfile.TemporaryDirectory(prefix="lathe-bench-") as folder,
         contextlib.ExitStack() as ending,
@@ -215,19 +214,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         started = time.monotonic()
         passages = embed_texts(texts, chunks, embedder)
         embedding_seconds = time.monotonic() - started
-        embedder.vectors([question.question for question in questions])
+        asked = [question.question for question in questions]
+        chat = arguments.rewrite_with and servers.chat(arguments.rewrite_with)
+        variants = variants_of(chat, asked) if chat else {}
+        # All of them before the database is asked: it ends a transaction that waits.
+        embedder.vectors([*asked, *(text for written in variants.values() for text in written)])
         engine = make_engine(url)
         ending.callback(engine.dispose)
         with Session(engine, expire_on_commit=False) as session:
-            collection = load(session, texts, passages, embedder.model)
+            collection = load(session, texts, passages, languages, embedder.model)
             session.commit()
             session.execute(text("ANALYZE"))
-            searches = Searches(session, collection, embedder)
-            rewritten = None
-            if arguments.rewrite_with is not None:
-                asked = [each.question for each in labelled]
-                rewritten = searches.rewrite(servers.chat(arguments.rewrite_with), asked)
-            modes = [mode for mode in MODES if mode != MULTI_QUERY or rewritten is not None]
+            session.commit()
+            searches = Searches(session, collection, embedder, variants)
+            modes = [mode for mode in MODES if mode != MULTI_QUERY or variants]
             halves = measure(searches.ask, modes, labelled, questions, arguments.seed)
     return {
         "texts": len(texts),
@@ -236,7 +236,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "chunk_tokens": Chunking().max_tokens,
         "embedding_model": f"{embedder.model.name} ({embedder.model.revision})",
         "embedding_seconds": round(embedding_seconds, 1),
-        "rewritten": rewritten,
+        "rewritten": sum(map(bool, variants.values())) if variants else None,
         "missing_texts": missing,
         "other_versions": [each.name for each in texts if not each.is_the_labelled_one],
         "left_out": left_out,

@@ -14,9 +14,11 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from bench.retrieval_texts import SourceText
+from db.languages import configuration_of
 from db.models import Collection, Document, File
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents
+from db.queries.languages import text_search_configurations
 from db.states import DocumentStatus
 from retrieval.chunking import Chunk, Chunking, cut
 from retrieval.content import Content
@@ -29,6 +31,8 @@ from serving.embeddings import EmbeddingModel, EmbeddingServer
 from worker.documents import COPY
 
 READERS = 2
+
+Passages = list[tuple[Chunk, bytes]]  # with their vectors
 
 
 def read_texts(texts: Sequence[SourceText]) -> dict[str, Content]:
@@ -89,7 +93,7 @@ class Embedder:
 
 def embed_texts(
     texts: Sequence[SourceText], chunks: dict[str, list[Chunk]], embedder: Embedder
-) -> dict[str, list[tuple[Chunk, bytes]]]:
+) -> dict[str, Passages]:
     """A text at a time, so that what is embedded is kept when a run is ended."""
     tokenizer = EmbeddingTokenizer()
     passages = {}
@@ -103,32 +107,30 @@ def embed_texts(
 def load(
     session: Session,
     texts: Sequence[SourceText],
-    passages: dict[str, list[tuple[Chunk, bytes]]],
+    passages: dict[str, Passages],
+    languages: dict[str, str],
     model: EmbeddingModel,
 ) -> Collection:
     """Load a collection with a document for each text, named as the text is."""
+    configurations = text_search_configurations(session)
     collection = create_collection(session, project_id="default", name="bench")
     collection.embedding_model, collection.embedding_revision = model.name, model.revision
     with tempfile.TemporaryDirectory() as folder:
         for text in texts:
-            _load_text(session, collection, text, passages[text.name], Path(folder, "rows"))
+            document = _add_document(session, collection, text)
+            document.language = languages[text.name]
+            document.configuration = configuration_of(document.language, configurations)
+            _load_passages(session, document, passages[text.name], Path(folder, "rows"))
     return collection
 
 
-def _load_text(
-    session: Session,
-    collection: Collection,
-    text: SourceText,
-    passages: list[tuple[Chunk, bytes]],
-    rows: Path,
-) -> None:
-    document = _add_document(session, collection, text)
-    owner = (collection.project_id, collection.id, document.id)
-    write_rows(rows, owner, [chunk for chunk, _ in passages], [vector for _, vector in passages], "english")
+def _load_passages(session: Session, document: Document, passages: Passages, rows: Path) -> None:
+    owner = (document.project_id, document.collection_id, document.id)
+    chunks, vectors = [chunk for chunk, _ in passages], [vector for _, vector in passages]
+    write_rows(rows, owner, chunks, vectors, document.configuration)
     with rows.open("rb") as file:
         session.connection().connection.cursor().copy_expert(COPY, file)
     document.status, document.chunk_count = str(DocumentStatus.COMPLETED), len(passages)
-    document.language = document.configuration = "english"
     session.flush()
 
 

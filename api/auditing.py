@@ -8,7 +8,7 @@ request's own.
 import asyncio
 import time
 from collections.abc import MutableMapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -85,7 +85,7 @@ def tell_change(unit: "Unit", request: Request, answer: Any) -> None:
         return
     status = scope["route"].status_code or 200
     entry = entry_of(scope, unit.caller, status, target=getattr(answer, "id", None))
-    insert_rows(unit.session, AuditEntry, [asdict(entry)])
+    insert_rows(unit.session, AuditEntry, [vars(entry)])
     unit.after_commit(lambda: told(request))
 
 
@@ -170,7 +170,7 @@ class Ledger:
             return
         with transaction(self._factory) as session:
             if entries:
-                insert_rows(session, AuditEntry, [asdict(entry) for entry in entries])
+                insert_rows(session, AuditEntry, [vars(entry) for entry in entries])
             if used:
                 note_use(session, used)
 

@@ -8,29 +8,30 @@ from db.keys import Scope
 # Whose bodies go on as they came, to servers that have limits of their own.
 PASSED_ON = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 ASKING = PASSED_ON | {"/generate"}
-ADMINISTERING = ("/v1/keys", "/v1/projects", "/v1/audit")
+ADMINISTERING = ("/v1/keys/", "/v1/projects/", "/v1/audit/")
+MODELS, COLLECTIONS = "/v1/models/", "/v1/vector_stores/"
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-MODELS, COLLECTIONS = "/v1/models", "/v1/vector_stores"
+
+TO_ADMINISTER = frozenset({Scope.ADMIN})
+TO_ASK = frozenset({Scope.INFERENCE})
+TO_SEE_MODELS = frozenset({Scope.READ, Scope.INFERENCE})
+TO_READ = frozenset({Scope.READ})
+TO_WRITE = frozenset({Scope.WRITE})
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
     """The scopes of which one is needed; a key with `admin` has all."""
-    if _is_below(path, *ADMINISTERING):
-        return frozenset({Scope.ADMIN})
+    folder = f"{path}/"
+    if folder.startswith(ADMINISTERING):
+        return TO_ADMINISTER
     if path in ASKING:
-        return frozenset({Scope.INFERENCE})
-    reads = method in READING_METHODS
-    if reads and _is_below(path, MODELS):
-        return frozenset({Scope.READ, Scope.INFERENCE})
-    searches = _is_below(path, COLLECTIONS) and path.endswith("/search")
-    return frozenset({Scope.READ if reads or searches else Scope.WRITE})
+        return TO_ASK
+    if method in READING_METHODS:
+        return TO_SEE_MODELS if folder.startswith(MODELS) else TO_READ
+    searches = path.startswith(COLLECTIONS) and path.endswith("/search")
+    return TO_READ if searches else TO_WRITE
 
 
 def changes_something(method: str, path: str) -> bool:
     """Whether a request is one to be told in the audit log."""
-    needed = scopes_for(method, path)
-    return method not in READING_METHODS and bool(needed & {Scope.WRITE, Scope.ADMIN})
-
-
-def _is_below(path: str, *roots: str) -> bool:
-    return any(path == root or path.startswith(f"{root}/") for root in roots)
+    return method not in READING_METHODS and scopes_for(method, path) in (TO_WRITE, TO_ADMINISTER)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from cli import collections, models, stack, submit
+from cli import collections, keys, models, projects, stack, submit
 from cli.ask import ask
 from cli.chat import chat
 from cli.devices import devices
@@ -28,6 +28,7 @@ from cli.version import version
 from cli.watching import watch
 from db.errors import LatheError
 
+ACCESS = "Access"
 EPILOGUE = (
     "Exit status: 0 done; 1 the job failed or was cancelled, or the server refused; 2 wrong usage or invalid "
     "input; 3 the server cannot be reached; 4 there is no such thing; 130 interrupted. "
@@ -73,6 +74,8 @@ def _register() -> None:
     app.add_typer(collections.app, name="collections", rich_help_panel="Documents")
     app.add_typer(models.app, name="models", rich_help_panel="Use a model")
     stack.register(app)
+    app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)
+    app.add_typer(projects.app, name="projects", rich_help_panel=ACCESS)
     app.command(rich_help_panel=stack.PANEL)(version)
 
 

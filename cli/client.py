@@ -169,24 +169,24 @@ class Client:
         return self.post("/v1/jobs", {"kind": kind, "params": params, **_given(fields)})
 
     def job(self, job_id: str) -> JSON:
-        return self.get(f"/v1/jobs/{_segment(job_id)}")
+        return self.get(f"/v1/jobs/{segment(job_id)}")
 
     def jobs(self, **query: Any) -> Iterator[JSON]:
         return self.pages("/v1/jobs", **query)
 
     def steer(self, job_id: str, verb: str, **fields: Any) -> JSON:
         """Cancel, pause, resume, retry or clone a job."""
-        return self.post(f"/v1/jobs/{_segment(job_id)}/{verb}", fields or None)
+        return self.post(f"/v1/jobs/{segment(job_id)}/{verb}", fields or None)
 
     def delete_job(self, job_id: str) -> JSON:
-        return self.delete(f"/v1/jobs/{_segment(job_id)}")
+        return self.delete(f"/v1/jobs/{segment(job_id)}")
 
     def job_rows(self, job_id: str, noun: str, **query: Any) -> Iterator[JSON]:
         """A job's events, metrics, logs or artifacts, the oldest first."""
-        return self.pages(f"/v1/jobs/{_segment(job_id)}/{noun}", **query)
+        return self.pages(f"/v1/jobs/{segment(job_id)}/{noun}", **query)
 
     def artifact_path(self, job_id: str, name: str) -> str:
-        return f"/v1/jobs/{_segment(job_id)}/artifacts/{_segment(name)}"
+        return f"/v1/jobs/{segment(job_id)}/artifacts/{segment(name)}"
 
     def models(self) -> list[JSON]:
         rows: list[JSON] = self.get("/v1/models")["data"]
@@ -200,10 +200,10 @@ class Client:
 
 
 def model_path(name: str) -> str:
-    return f"/v1/models/{_segment(name)}"
+    return f"/v1/models/{segment(name)}"
 
 
-def _segment(text: str) -> str:
+def segment(text: str) -> str:
     if text in ("", ".", ".."):
         raise InvalidInput(f"{text!r} is not an id or a name.")
     return quote(text, safe=":@")

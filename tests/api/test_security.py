@@ -23,6 +23,14 @@ def keyed(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def keyed_client(keyed: httpx.Client) -> Iterator[httpx.Client]:
+    """One that sends the key."""
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=keyed.base_url, headers=headers, trust_env=False) as client:
+        yield client
+
+
 class TestKey:
     @pytest.mark.parametrize(
         "given", [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"]
@@ -100,6 +108,60 @@ class TestOrigin:
         headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
         answer = api.options("/v1/jobs", headers=headers)
         assert answer.status_code == 403
+
+
+class TestBrowsers:
+    """What a page in somebody's browser can send, with and without keys; it cannot send the key's header
+    unasked, but a server without keys has to refuse it all the same."""
+
+    @pytest.fixture(params=["without keys", "with the key"])
+    def server(
+        self, request: pytest.FixtureRequest, api: httpx.Client, keyed_client: httpx.Client
+    ) -> httpx.Client:
+        return api if request.param == "without keys" else keyed_client
+
+    @pytest.mark.parametrize(
+        "kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data"]
+    )
+    @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/keys", "/v1/projects", "/v1/chat/completions"])
+    def test_a_form_post_is_refused_by_its_type(self, server: httpx.Client, path: str, kind: str) -> None:
+        answer = server.post(path, content=b'{"name": "evil"}', headers={"content-type": kind})
+        assert answer.status_code == 415
+        assert error_of(answer)["code"] == "wrong_content_type"
+
+    @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:3000"])
+    def test_an_upload_from_a_foreign_form_is_refused_by_its_origin(
+        self, server: httpx.Client, origin: str
+    ) -> None:
+        before = server.get("/v1/files", params={"limit": 1}).json()["first_id"]
+        form = {"files": {"file": ("a.csv", b"a,b\n1,2\n")}, "headers": {"origin": origin}}
+        answer = server.post("/v1/files", **form)
+        assert (answer.status_code, error_of(answer)["code"]) == (403, "foreign_origin")
+        assert server.get("/v1/files", params={"limit": 1}).json()["first_id"] == before
+
+    @pytest.mark.parametrize("site", ["cross-site", "same-site"])
+    @pytest.mark.parametrize(
+        ("method", "mode"), [("GET", "no-cors"), ("POST", "navigate"), ("DELETE", "cors")]
+    )
+    def test_what_the_browser_says_comes_from_elsewhere_is_refused_without_an_origin_too(
+        self, server: httpx.Client, site: str, method: str, mode: str
+    ) -> None:
+        headers = {"sec-fetch-site": site, "sec-fetch-mode": mode}
+        answer = server.request(method, "/v1/files/none", headers=headers)
+        assert (answer.status_code, error_of(answer)["code"]) == (403, "foreign_origin")
+
+    def test_a_link_to_us_may_be_followed_and_our_own_pages_may_ask(self, server: httpx.Client) -> None:
+        followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+        assert server.get("/docs", headers=followed).status_code == 200
+        for site in ("same-origin", "none"):
+            assert server.get("/v1/models", headers={"sec-fetch-site": site}).status_code == 200
+
+    def test_a_name_that_was_made_to_point_here_is_refused(self, server: httpx.Client) -> None:
+        """DNS rebinding: to the browser the page and the server are one origin then."""
+        for path in ("/v1/models", "/healthz", "/docs", "/v1/keys"):
+            headers = {"host": "rebound.example:8000", "origin": "http://rebound.example:8000"}
+            answer = server.get(path, headers={**headers, "sec-fetch-site": "same-origin"})
+            assert (answer.status_code, error_of(answer)["code"]) == (403, "foreign_host")
 
 
 class TestAddress:

@@ -27,7 +27,9 @@ def scopes_for(method: str, path: str) -> frozenset[Scope]:
     if path in ASKING:
         return TO_ASK
     if method in READING_METHODS:
-        return TO_SEE_MODELS if folder.startswith(MODELS) else TO_READ
+        # A model's documents come after its name, which may hold slashes.
+        names_model = folder.startswith(MODELS) and "/documents/" not in folder
+        return TO_SEE_MODELS if names_model else TO_READ
     searches = path.startswith(COLLECTIONS) and path.endswith("/search")
     return TO_READ if searches else TO_WRITE
 

@@ -239,6 +239,18 @@ class TestBodies:
         assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
         assert theirs.things["model"] not in answer.text.replace(f"no model '{theirs.things['model']}'", "")
 
+    @pytest.mark.parametrize("by", ["id", "name"])
+    def test_collections_to_answer_from(self, ours: Owned, theirs: Owned, by: str) -> None:
+        named = theirs.things["vector_store_id"] if by == "id" else "theirs"
+        for path, question in (
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "?"}]}),
+            ("/generate", {"prompt": "?"}),
+        ):
+            body = {**question, "model": ours.things["model"], "collections": [named]}
+            answer = ours.client.post(path, json=body)
+            assert answer.status_code in (400, 404), answer.text
+            assert error_of(answer)["code"] in ("not_found", "collection_not_found")
+
 
 class TestSharedGround:
     def test_requests_of_one_group_go_each_to_its_own_project(self, ours: Owned, theirs: Owned) -> None:

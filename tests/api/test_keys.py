@@ -115,6 +115,8 @@ class TestScopes:
             ("inference", "POST", "/v1/chat/completions", True),
             ("inference", "POST", "/generate", True),
             ("inference", "GET", "/v1/models", True),
+            ("inference", "GET", "/v1/models/org/none", True),
+            ("inference", "GET", "/v1/models/org/none/documents", False),
             ("inference", "GET", "/v1/files", False),
             ("inference", "DELETE", "/v1/models/none", False),
             ("admin", "GET", "/v1/keys", True),

@@ -69,6 +69,7 @@ class VectorSearch:
         self._note = note
         self._cost_of_a_step = cost_of_a_step
         self._untried: Sequence[str] = ()
+        self.distances: Nearest = {}  # of what was found last
         self._by_index = [collection for collection in collections if collection.index_name is not None]
         if where is not None and self._by_index:
             self._by_index = self._worth_the_index(self._by_index, where)
@@ -92,6 +93,7 @@ class VectorSearch:
         if exactly:
             found |= self._compare_all(exactly, vector)
         self._leave_out((), {})
+        self.distances = found
         return sorted(found, key=lambda chunk_id: (found[chunk_id], chunk_id))[: self._most]
 
     def _worth_the_index(

@@ -144,7 +144,11 @@ def search(
     by_rank = fused or not weights.vector  # words alone are no matter of the cosine
     with found.timed("rrf") if fused else nullcontext():
         scores = fuse(lists)
-    similarities = _similarities(session, list(scores), [query.vector for query in queries])
+    # Of several queries another than the one that found a chunk may be nearer to it.
+    known = vectors.distances if len(queries) == 1 else {}
+    similarities = {chunk_id: max(0.0, 1.0 - known[chunk_id]) for chunk_id in scores if chunk_id in known}
+    unknown = [chunk_id for chunk_id in scores if chunk_id not in known]
+    similarities |= _similarities(session, unknown, [query.vector for query in queries])
     ranked = sorted(
         (
             (scores[chunk_id] if by_rank else similarity, similarity, chunk_id)

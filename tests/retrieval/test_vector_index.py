@@ -229,6 +229,13 @@ class TestWatermark:
         assert before.indexed_through is not None
         assert chunk.id > before.indexed_through
         assert used == ["vector_hnsw", "vector_exact"]
+        with shared.factory() as session:
+            rows = [session.get_one(Collection, collection)]
+            found = search(
+                session, project_id="default", collections=rows, queries=[Query("words", asked)], limit=200
+            )
+        assert len(found.hits) == 100  # the index finds as many, and one is nearer
+        assert found.hits[0].chunk.id == nearest
         assert "1 of 1001 chunks came after it" in shared.refresh(collection).message
         assert shared.read(collection).index_name == before.index_name
 

@@ -20,6 +20,7 @@ from api.edge import Edge
 from api.embeddings.routes import router as embeddings
 from api.errors import DESCRIPTIONS, ErrorBody, answer_to
 from api.files.routes import router as files
+from api.fine_tuning.routes import router as fine_tuning
 from api.health.routes import router as health
 from api.idempotency import make_groups
 from api.jobs.feeds import Feeds
@@ -51,6 +52,7 @@ embeddings take OpenAI's own clients: point `base_url` here. Where the server ha
 TAGS = [
     {"name": "jobs", "description": "What takes a while: submit, watch, cancel, fetch what it made."},
     {"name": "files", "description": "What jobs read, streamed to disk on upload."},
+    {"name": "fine-tuning", "description": "OpenAI's fine-tuning jobs: those of kind `fine_tune`."},
     {"name": "models", "description": "What answers. `faq`, `faq:Q8_0`, `faq@2` and `faq@2:Q8_0` are names."},
     {"name": "chat", "description": "Prompts, passed on to the server that holds the model."},
     {"name": "embeddings", "description": "Vectors of text, from the model `default`."},
@@ -67,8 +69,8 @@ TAGS = [
 ]
 ROUTERS = (
     # A model's name may hold slashes: what comes after it has to be looked for first.
-    jobs, files, model_documents, models, chat, embeddings, vector_stores, vector_store_files, devices,
-    webhooks, keys, projects, audit, health,
+    jobs, files, fine_tuning, model_documents, models, chat, embeddings, vector_stores, vector_store_files,
+    devices, webhooks, keys, projects, audit, health,
 )  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description} for status, description in DESCRIPTIONS.items()

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from db.params import PARAMS
 
 # Fields of later versions: named, so that nobody believes that they were heard.
-NOT_YET = frozenset({"metadata", "expires_after"})
+NOT_YET = frozenset({"expires_after"})
 SHOWN_AT_ONCE = 3
 # What pydantic adds to the place of an error to say which member of a union it tried.
 UNION_MEMBERS = re.compile(r"int|float|bool|str|none|constrained-\w+|list\[.*|literal\[.*|function-.*|.*\(.*")
@@ -25,6 +25,8 @@ PATTERNS = {
     "POST /v1/vector_stores",
     r"^file-[0-9a-z]{1,64}$": "is the id of an uploaded file, such as file-0199…: upload it with "
     "POST /v1/files",
+    r"^ft:[!-~]{1,300}$": "begins with ft: and goes on with up to 300 printable ASCII characters, without "
+    "spaces",
     r"^job-[0-9a-z]{1,64}$": "is the id of a job, such as job-0199…: GET /v1/jobs lists them",
     r"^checkpoint-[0-9a-f]{32}$": "is the id of a checkpoint, such as checkpoint-0199…: "
     "GET /v1/jobs/{id}/checkpoints lists them",

@@ -20,7 +20,7 @@ from db.params import Params
 # Groups in the order in which --help shows them.
 PANELS: dict[str, dict[str, tuple[str, ...]]] = {
     "fine_tune": {
-        "Model": ("base_model", "name"),
+        "Model": ("base_model", "name", "alias"),
         "Data": (
             "training_file",
             "validation_file",
@@ -42,7 +42,9 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "epochs",
             "max_steps",
             "learning_rate",
+            "learning_rate_multiplier",
             "warmup_steps",
+            "effective_batch_size",
             "batch_size",
             "gradient_accumulation_steps",
             "gradient_checkpointing",

@@ -24,9 +24,15 @@ JobId = Annotated[str, StringConstraints(pattern=r"^job-[0-9a-z]{1,64}$")]
 CollectionId = Annotated[str, StringConstraints(pattern=r"^vs-[0-9a-z]{1,64}$")]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 AttributeValue = Annotated[str, StringConstraints(max_length=512)] | bool | int | float
+# Whatever a user wants to keep with a row and find it by.
+Metadata = Annotated[
+    dict[AttributeName, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)
+]
 Attributes = Annotated[dict[AttributeName, AttributeValue], Field(max_length=16)]
 Language = Annotated[str, StringConstraints(min_length=2, max_length=63)]
 CHECKPOINT_ID = re.compile(r"^checkpoint-[0-9a-f]{32}$")
+ALIAS_PREFIX = "ft:"
+Alias = Annotated[str, StringConstraints(pattern=r"^ft:[!-~]{1,300}$")]
 CheckpointId = Annotated[str, StringConstraints(pattern=CHECKPOINT_ID.pattern)]
 
 
@@ -64,6 +70,10 @@ class FineTuneParams(Params):
         default=None, description="A file to evaluate on; without it, train_size splits the training file."
     )
     name: ModelName = Field(description="The name the finished model answers to.", examples=["faq"])
+    alias: Alias | None = Field(
+        default=None,
+        description="Another name that it answers to, such as the one that it had elsewhere: ft:gpt-…",
+    )
 
     train_size: float | None = Field(
         default=None,
@@ -92,6 +102,13 @@ class FineTuneParams(Params):
     max_steps: int | None = Field(default=None, ge=1, description="Overrides epochs.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         default="auto", description="The highest one, reached after the warm-up."
+    )
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=100)] | Auto = Field(
+        default="auto", description="Times the learning rate that auto chooses."
+    )
+    effective_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Auto = Field(
+        default="auto",
+        description="Rows of one step of the optimiser; batch_size and gradient_accumulation_steps follow.",
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
         default="auto", description="Rows of one micro-batch."
@@ -147,6 +164,16 @@ class FineTuneParams(Params):
         if self.early_stopping_patience is not None and no_evaluation:
             raise ValueError(
                 "early_stopping_patience needs validation rows: give validation_file or train_size below 1"
+            )
+        if self.learning_rate_multiplier != "auto" and self.learning_rate != "auto":
+            raise ValueError(
+                "learning_rate_multiplier and learning_rate exclude each other: give one of them"
+            )
+        if self.effective_batch_size != "auto" and {self.batch_size, self.gradient_accumulation_steps} != {
+            "auto"
+        }:
+            raise ValueError(
+                "effective_batch_size settles batch_size and gradient_accumulation_steps: leave these out"
             )
         if len(set(self.quantizations)) != len(self.quantizations):
             raise ValueError("quantizations names a type twice")

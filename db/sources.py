@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import Conflict, Exhausted, InvalidInput
+from db.ids import new_id
 from db.models import Checkpoint, File, Job, Step
 from db.states import JobKind, StepStatus
-from db.storage import attempt_folder, job_folder
+from db.storage import attempt_folder, file_path, job_folder
 
 DESCRIPTION = "source.json"
 CHECKPOINT_MANIFEST = "checkpoint.json"
@@ -165,6 +166,19 @@ def check_source(folder: Path) -> dict[str, Any]:
             raise _broken(name, "has another sha256 than when it was written")
     about: dict[str, Any] = described["about"]
     return about
+
+
+def link_as_file(root: Path, path: str) -> str:
+    """Let what lies at `path`, relative to the root, be a file as well; its row is the caller's to insert.
+
+    Returns:
+        the id of the file.
+    """
+    file_id = new_id("file")
+    place = root / file_path(file_id)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    link_or_copy(root / path, place)
+    return file_id
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -60,6 +60,11 @@ def job_folder(root: Path, job_id: str) -> Path:
     return root / "jobs" / job_id
 
 
+def file_path(file_id: str) -> str:
+    """Where a file lies, relative to the root."""
+    return f"files/{file_id}"
+
+
 def trash_folder(root: Path) -> Path:
     """What is to be removed is renamed into it, which takes no time and cannot be half done."""
     return root / "trash"

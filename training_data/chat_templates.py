@@ -19,6 +19,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Chat = list[dict[str, str]]
+# Of an assistant's message: "0" where nothing is to be learnt from it. No template is shown it.
+WEIGHT, UNWEIGHTED = "weight", "0"
 
 END_OF_TEXT = "<|endoftext|>"
 START_OF_TURN = "<|im_start|>"
@@ -163,12 +165,13 @@ class ChatTemplate:
         """Render, and say which characters are the assistant's: its words and its end of turn.
 
         Templates with `{% generation %}` say so themselves; for others it is what comes after the
-        generation prompt.
+        generation prompt. Answers of weight 0 are left out.
         """
         marked = self._render_marked(messages, add_generation_prompt=False)
         if self._marks[0] in marked:
-            return self._read_marks(marked)
-        return Rendered(marked, tuple(self._answers_by_prefix(messages, marked)))
+            return _without_unweighted(self._read_marks(marked), messages)
+        rendered = Rendered(marked, tuple(self._answers_by_prefix(messages, marked)))
+        return _without_unweighted(rendered, messages)
 
     @property
     def has_system_role(self) -> bool:
@@ -183,7 +186,7 @@ class ChatTemplate:
     def _render_marked(self, messages: Chat, *, add_generation_prompt: bool) -> str:
         try:
             return self._template.render(
-                messages=messages,
+                messages=unweighted(messages),
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
@@ -235,6 +238,24 @@ class ChatTemplate:
         said = messages[-1]["content"]
         content = said if said in text else said.strip()
         return text[text.rfind(content) + len(content) :]
+
+
+def unweighted(messages: Chat) -> Chat:
+    """The messages as a template, or a server, is shown them."""
+    if not any(WEIGHT in message for message in messages):
+        return messages
+    return [{name: text for name, text in message.items() if name != WEIGHT} for message in messages]
+
+
+def _without_unweighted(rendered: Rendered, messages: Chat) -> Rendered:
+    spoken = [message for message in messages if message["role"] == "assistant"]
+    counts = [message.get(WEIGHT) != UNWEIGHTED for message in spoken]
+    if all(counts):
+        return rendered
+    if len(counts) != len(rendered.answers):
+        raise ChatTemplateError("the chat template does not show which answer is which, to give one weight 0")
+    kept = tuple(span for span, count in zip(rendered.answers, counts, strict=True) if count)
+    return Rendered(rendered.text, kept)
 
 
 @lru_cache(maxsize=8)

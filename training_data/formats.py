@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
 from db.errors import InvalidInput
-from training_data.chat_templates import Chat
+from training_data.chat_templates import UNWEIGHTED, WEIGHT, Chat
 
 PARAM = "training_file"
 HEAD_BYTES = 1024 * 1024
@@ -345,6 +345,12 @@ def _from_json(line: str, number: int, param: str) -> Chat:
         chat = chat[1:]
     if not chat or chat[-1]["role"] != "assistant":
         raise InvalidInput(f"Line {number}: the last message must be the assistant's.", param=param)
+    if all(message.get(WEIGHT) == UNWEIGHTED for message in chat if message["role"] == "assistant"):
+        raise InvalidInput(
+            f"Line {number}: every answer has weight 0, so that there is nothing to learn from it. Give one "
+            "of them weight 1, or leave the line out.",
+            param=param,
+        )
     if any(message["role"] == "system" for message in chat[1:]):
         raise InvalidInput(f"Line {number}: a system message can only come first.", param=param)
     return chat
@@ -365,4 +371,13 @@ def _message(message: Any, index: int, number: int, param: str) -> dict[str, str
         content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
     if not _is_text(content) or (role != "system" and not content.strip()):
         raise InvalidInput(f"{where}: content is empty or no text.", param=param)
-    return {"role": role, "content": content}
+    read = {"role": role, "content": content}
+    weight = message.get(WEIGHT)
+    if weight is None:
+        return read
+    if role != "assistant" or isinstance(weight, bool) or weight not in (0, 1):
+        raise InvalidInput(
+            f"{where}: a weight is 0 or 1, and the assistant's: it says whether its words are learnt.",
+            param=param,
+        )
+    return read if weight else {**read, WEIGHT: UNWEIGHTED}

@@ -76,9 +76,11 @@ def resolve(
     max_length = chosen.setdefault("max_length", _max_length(longest, context_length))
     batch, accumulation = _batches(chosen, size, rows, min(longest, max_length))
     chosen |= {"batch_size": batch, "gradient_accumulation_steps": accumulation}
+    chosen["effective_batch_size"] = batch * accumulation
+    chosen.setdefault("learning_rate", size.learning_rate * chosen.get("learning_rate_multiplier", 1.0))
+    chosen["learning_rate_multiplier"] = chosen["learning_rate"] / size.learning_rate
     chosen.setdefault("epochs", _epochs(size, rows))
     defaults = {
-        "learning_rate": size.learning_rate,
         "lora_rank": size.rank,
         "lora_alpha": size.alpha if "lora_rank" not in chosen else 2 * chosen["lora_rank"],
         "lora_dropout": size.dropout,
@@ -127,6 +129,8 @@ _NAMES = frozenset(
         "epochs",
         "max_steps",
         "learning_rate",
+        "learning_rate_multiplier",
+        "effective_batch_size",
         "batch_size",
         "gradient_accumulation_steps",
         "gradient_checkpointing",
@@ -151,10 +155,14 @@ def _max_length(longest: int, context_length: int) -> int:
 
 
 def _batches(chosen: dict[str, Any], size: SizeRow, rows: int, longest: int) -> tuple[int, int]:
-    """Split the effective batch into micro-batches; one of both may be given."""
+    """Split the effective batch into micro-batches; it, or one of the two that make it, may be given."""
+    fitting = max(1, size.micro_batch_tokens // max(1, longest))
+    given = chosen.get("effective_batch_size")
+    if given is not None:
+        micro = next(size for size in range(min(given, fitting), 0, -1) if given % size == 0)
+        return micro, given // micro
     # With few rows, a smaller batch, so that an epoch is more than one or two steps.
     effective = min(size.effective_batch, rows if size.by_heart else max(1, rows // 8))
-    fitting = max(1, size.micro_batch_tokens // max(1, longest))
     accumulation = chosen.get("gradient_accumulation_steps")
     batch = chosen.get("batch_size")
     if batch is None:

@@ -23,6 +23,7 @@ from db.models import Step
 from db.queries.jobs import get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
+from db.sources import link_as_file
 from db.states import JobStatus, Outcome
 from db.storage import attempt_folder, attempt_log
 from serving.chat_server import chat_server
@@ -296,12 +297,15 @@ class AttemptRunner:
         """The files that the step offered, with the sizes and hashes of its manifest."""
         files = json.loads((self._folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         artifacts = []
-        for name, path in self._reports.artifacts.items():
+        for name, message in self._reports.artifacts.items():
+            path = message["path"]
             entry = files.get(path)
             if entry is None or (self._folder / path).stat().st_size != entry["bytes"]:
                 raise StepFailed(f"The artifact {name!r} is not in the manifest as the step left it.")
             stored = f"jobs/{self._claim.marker}/{path}"
-            artifacts.append(ArtifactFile(name, stored, entry["bytes"], entry["sha256"]))
+            purpose = message.get("purpose")
+            file_id = link_as_file(self._settings.storage_root, stored) if purpose else None
+            artifacts.append(ArtifactFile(name, stored, entry["bytes"], entry["sha256"], purpose, file_id))
         return artifacts
 
     def _finish(self, ending: Ending) -> Ended:

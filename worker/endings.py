@@ -8,11 +8,12 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from db.models import Artifact, Attempt, Job, Step
+from db.models import Artifact, Attempt, File, Job, Step
 from db.queries.jobs import add_event, end_job, lock_steps, set_aside
 from db.queries.states import move
 from db.session import note_work
 from db.states import DEVICE_QUEUES, JobStatus, Outcome, StepStatus
+from db.storage import file_path
 from worker.publishing import publish_version
 
 BACKOFF_MAX_SECONDS = 300
@@ -20,12 +21,18 @@ BACKOFF_MAX_SECONDS = 300
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """A file that an attempt offers; `path` is relative to the storage root."""
+    """A file that an attempt offers; `path` is relative to the storage root.
+
+    Args:
+        purpose: of the file that it is besides, under `file_id`, where it lies already.
+    """
 
     name: str
     path: str
     bytes: int
     sha256: str
+    purpose: str | None = None
+    file_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,7 @@ def _go_on(session: Session, job: Job, step: Step, ending: Ending) -> None:
     """Keep what the step made, and queue the next one, or finish the job."""
     step.result, step.succeeded_attempt = ending.result or {}, step.attempt
     _register_artifacts(session, job, step, ending.artifacts)
+    _register_files(session, job, step, ending.artifacts)
     move(session, step, StepStatus.SUCCEEDED)
     _say(session, job, step, f"Step {step.name} is done.", data={"status": step.status})
     steps = lock_steps(session, job)
@@ -143,6 +151,26 @@ def _register_artifacts(session: Session, job: Job, step: Step, files: list[Arti
         session.execute(
             statement.on_conflict_do_update(index_elements=[Artifact.job_id, Artifact.name], set_=values)
         )
+
+
+def _register_files(session: Session, job: Job, step: Step, artifacts: list[ArtifactFile]) -> None:
+    """Make files of what is to be one, and name them in the step's result."""
+    files = [
+        File(
+            id=each.file_id,
+            project_id=job.project_id,
+            purpose=each.purpose,
+            filename=each.name,
+            bytes=each.bytes,
+            sha256=each.sha256,
+            path=file_path(each.file_id),
+        )
+        for each in artifacts
+        if each.file_id is not None
+    ]
+    if files:
+        session.add_all(files)
+        step.result = {**(step.result or {}), "result_files": [file.id for file in files]}
 
 
 def _try_again(session: Session, job: Job, step: Step, ending: Ending) -> float:

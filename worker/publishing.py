@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from db.ids import new_id
 from db.models import Job, Model, ModelFile, ModelVersion, Step
+from db.queries.aliases import give_aliases
 from db.queries.models import get_model
 from db.states import JobKind
 
@@ -57,9 +58,11 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
     session.flush()
     model.current_version = version
     session.flush()
+    aliases = give_aliases(session, job, version) if job.kind == JobKind.FINE_TUNE else []
     return {
         "model": model.name,
         "version": version.number,
+        **({"aliases": aliases} if aliases else {}),
         "quantizations": [file["quantization"] for file in published["files"]],
         "backend": published["files"][0]["backend"],
         "context_length": published.get("context_length"),

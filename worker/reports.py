@@ -22,7 +22,7 @@ class Reports:
     """Messages of one attempt that are not in SQL yet, and those that are kept for its end."""
 
     waiting: list[Message] = field(default_factory=list)
-    artifacts: dict[str, str] = field(default_factory=dict)  # name -> path in the attempt's folder
+    artifacts: dict[str, Message] = field(default_factory=dict)  # by name
     documents: list[Message] = field(default_factory=list)  # each is written in a transaction of its own
     last_word: Message | None = None
     fallback: Message | None = None  # how to try again with less memory
@@ -33,7 +33,7 @@ class Reports:
             if message["type"] in LAST_WORDS:
                 self.last_word = message
             elif message["type"] == "artifact":
-                self.artifacts[message["name"]] = message["path"]
+                self.artifacts[message["name"]] = message
             elif message["type"] == "document":
                 self.documents.append(message)
             elif message["type"] == "fallback":

@@ -256,13 +256,17 @@ class Step:
         """Take back a checkpoint that has made room for a newer one."""
         self._send({"type": "checkpoint_removed", "path": self._relative(path)})
 
-    def artifact(self, path: Path | str, *, name: str | None = None) -> None:
-        """Offer a file of the attempt's folder to the user under `name`."""
+    def artifact(self, path: Path | str, *, name: str | None = None, purpose: str | None = None) -> None:
+        """Offer a file of the attempt's folder to the user under `name`.
+
+        Args:
+            purpose: makes it one of the project's files as well, as if it had been uploaded for that.
+        """
         relative = self._relative(path)
         name = name or Path(relative).name
         if not ARTIFACT_NAME.fullmatch(name):
             raise ValueError(f"an artifact's name is letters, digits, '.', '_' and '-': not {name!r}")
-        self._send({"type": "artifact", "name": name, "path": relative})
+        self._send({"type": "artifact", "name": name, "path": relative, "purpose": purpose})
 
     def _relative(self, path: Path | str) -> str:
         absolute = (self.input.folder / path).resolve()

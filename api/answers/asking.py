@@ -13,10 +13,11 @@ from api.answers.completions import (
 from api.answers.schemas import FIELDS, Sources
 from api.answers.service import ground, nothing_found
 from api.chat.body import Body
+from api.chat.checkpoints import find_backend
 from api.chat.generation import ask, conversation, question
 from api.chat.passing import PassedOn, pass_on, unless_left
 from api.chat.schemas import GenerateRequest, GroundedAnswer
-from api.chat.service import Backend, backend_of
+from api.chat.service import Backend
 from api.unit_of_work import services_of
 
 CHAT = "/v1/chat/completions"
@@ -26,7 +27,7 @@ async def complete(request: Request, body: Body, sources: Sources) -> Response:
     """A chat completion that rests on documents. Of the request only `messages` changes."""
     services = services_of(request)
     model: str = body.members["model"]
-    backend = await services.run_in_transaction(lambda unit: backend_of(unit, model))
+    backend = await find_backend(services, model)
     asked = {name: value for name, value in body.members.items() if name not in FIELDS}
     found = await unless_left(request, lambda: ground(services, backend, asked, sources, model=model))
     if found.messages is None:

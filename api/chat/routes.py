@@ -6,6 +6,7 @@ from starlette.responses import Response
 from api.answers.asking import complete, generate_from
 from api.answers.schemas import read_sources
 from api.chat.body import Body, read_body
+from api.chat.checkpoints import find_backend
 from api.chat.generation import ask, question
 from api.chat.passing import pass_on
 from api.chat.schemas import (
@@ -16,7 +17,7 @@ from api.chat.schemas import (
     GenerateRequest,
     GroundedAnswer,
 )
-from api.chat.service import backend_of, newest_model
+from api.chat.service import newest_model
 from api.unit_of_work import services_of
 
 router = APIRouter(tags=["chat"])
@@ -55,7 +56,7 @@ async def completions(request: Request) -> Response:
 
 async def _ask(request: Request, body: Body, path: str) -> Response:
     services = services_of(request)
-    backend = await services.run_in_transaction(lambda unit: backend_of(unit, body.members["model"]))
+    backend = await find_backend(services, body.members["model"])
     return await pass_on(
         services, request, backend.url + path, body.with_model(backend.model), api_key=backend.api_key
     )
@@ -68,7 +69,7 @@ async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | 
     name = body.model
     if name is None:
         name = await services.run_in_transaction(newest_model)
-    backend = await services.run_in_transaction(lambda unit: backend_of(unit, name))
+    backend = await find_backend(services, name)
     if body.is_grounded:
         return await generate_from(request, body, backend, name)
     return await ask(request, question(body, backend), backend, name)

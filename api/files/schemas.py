@@ -6,7 +6,8 @@ from pydantic import BaseModel, Field
 
 from api.pages import Identified
 
-Purpose = Literal["fine-tune", "assistants", "batch", "user_data", "evals", "vision"]
+UploadPurpose = Literal["fine-tune", "assistants", "batch", "user_data", "evals", "vision"]
+Purpose = UploadPurpose | Literal["fine-tune-results"]  # the last is of files that jobs make
 
 
 class FileOut(Identified):

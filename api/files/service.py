@@ -4,7 +4,7 @@ from typing import get_args
 
 from sqlalchemy import or_, select
 
-from api.files.schemas import FileOut, Purpose
+from api.files.schemas import FileOut, UploadPurpose
 from api.files.upload import Uploaded
 from api.pages import unix_seconds
 from api.quotas import admit_bytes
@@ -49,8 +49,8 @@ def purpose_of(fields: dict[str, str]) -> str:
                 f"There is no field {name}. There are: file, purpose.", param=name, code="unknown_field"
             )
     purpose = fields.get("purpose", DEFAULT_PURPOSE)
-    if purpose not in get_args(Purpose):
-        raise InvalidInput(f"purpose must be one of {', '.join(get_args(Purpose))}.", param="purpose")
+    if purpose not in get_args(UploadPurpose):
+        raise InvalidInput(f"purpose must be one of {', '.join(get_args(UploadPurpose))}.", param="purpose")
     return purpose
 
 

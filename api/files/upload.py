@@ -16,6 +16,7 @@ from api.errors import TooLarge
 from api.files.multipart import Bytes, FilePart, FormReader
 from db.errors import Exhausted, InvalidInput
 from db.ids import new_id
+from db.storage import file_path
 
 # Bytes handed to a thread at once: the loop is free while they are hashed and written.
 WRITE_BYTES = 1024 * 1024
@@ -142,7 +143,7 @@ async def receive_upload(
     await run_in_threadpool(target.write, bytes(waiting))
     if target.bytes == 0:
         raise InvalidInput("The file is empty.", param="file", code="empty_file")
-    return Uploaded(file_id, filename, f"files/{file_id}", target.bytes, target.sha256, form.fields)
+    return Uploaded(file_id, filename, file_path(file_id), target.bytes, target.sha256, form.fields)
 
 
 def new_target(root: Path, max_bytes: int) -> tuple[str, Target]:

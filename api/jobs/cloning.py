@@ -2,13 +2,9 @@
 
 from typing import Any
 
-from pydantic import ValidationError
-
-from api.jobs.schemas import REQUESTS, CloneRequest
-from api.jobs.submission import submit
+from api.jobs.schemas import CloneRequest
+from api.jobs.submission import read_request, submit
 from api.unit_of_work import Unit
-from api.validation import explain
-from db.errors import InvalidInput
 from db.models import Job
 from db.queries.jobs import get_job
 
@@ -25,15 +21,8 @@ def clone_job(unit: Unit, job_id: str, changes: CloneRequest) -> Job:
     """
     job = get_job(unit.session, job_id, project_id=unit.project_id)
     body: dict[str, Any] = {"kind": job.kind, "params": {**job.params, **changes.params}}
-    body |= {name: getattr(job, name) for name in TAKEN_OVER}
-    body |= {name: getattr(changes, name) for name in TAKEN_OVER if name in changes.model_fields_set}
-    model = REQUESTS[job.kind]
-    try:
-        request = model.model_validate(body)
-    except ValidationError as error:
-        rows = error.errors()
-        for row in rows:
-            row["loc"] = ("body", *row["loc"])
-        message, param, code = explain(rows, model)
-        raise InvalidInput(message, param=param, code=code) from None
-    return submit(unit, request, cloned_from=job.id)
+    body |= {name: getattr(job, name) for name in TAKEN_OVER} | {"metadata": job.notes}
+    body |= {
+        name: getattr(changes, name) for name in (*TAKEN_OVER, "metadata") if name in changes.model_fields_set
+    }
+    return submit(unit, read_request(body), cloned_from=job.id)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from api.devices.schemas import DeviceName
 from api.pages import Identified
-from db.params import PARAMS, Params
+from db.params import PARAMS, Metadata, Params
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "fine_tune": {
@@ -54,6 +54,7 @@ class JobRequestBase(BaseModel):
         default=None, description="The running time of all its attempts; then it saves and fails."
     )
     priority: int = Field(default=0, ge=-1000, le=1000, description="Higher goes first.")
+    metadata: Metadata | None = Field(default=None, description="What you want to find it by: 16 pairs.")
     webhook_url: str | None = Field(
         default=None, max_length=2048, description="Told when the job ends, signed with the project's secret."
     )
@@ -93,6 +94,7 @@ class CloneRequest(BaseModel):
     max_attempts: int | None = Field(default=None, description="Default, as of the fields below: the job's.")
     max_runtime_seconds: int | None = Field(default=None, description="null: no limit.")
     priority: int | None = None
+    metadata: dict[str, Any] | None = None
     webhook_url: str | None = Field(default=None, description="null: nobody is told.")
 
 
@@ -170,6 +172,7 @@ class JobOut(Identified):
     priority: int
     max_attempts: int
     max_runtime_seconds: int | None
+    metadata: dict[str, str] | None
     webhook_url: str | None
     cloned_from: str | None = Field(description="The job it was cloned from.")
     waits_for: str | None = Field(description="The job that makes what this one needs first.")

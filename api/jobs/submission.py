@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from api.jobs import exporting
-from api.jobs.schemas import JobRequestBase
+from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
 from api.unit_of_work import Unit
+from api.validation import explain
 from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput, NotFound
@@ -21,6 +24,23 @@ from training_data.formats import check_file
 
 # It names the embedding model on every surface.
 RESERVED_NAMES = frozenset({"default"})
+
+
+def read_request(body: dict[str, Any]) -> JobRequestBase:
+    """Check a submit that was put together here as one that comes from outside is.
+
+    Raises:
+        InvalidInput: `param` names the field.
+    """
+    model = REQUESTS[body["kind"]]
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        rows = error.errors()
+        for row in rows:
+            row["loc"] = ("body", *row["loc"])
+        message, param, code = explain(rows, model)
+        raise InvalidInput(message, param=param, code=code) from None
 
 
 def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = None) -> Job:
@@ -43,7 +63,7 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         params = exporting.named(unit, params, chosen)
         _check_name(params, params.name or "")
     stored = params.model_dump(mode="json")
-    _refuse_unstorable(stored)
+    _refuse_unstorable({**stored, "metadata": [*(request.metadata or {}).items()]})
     waits_for = None
     if isinstance(params, FineTuneParams):
         waits_for = _check_fine_tune(unit, params)
@@ -62,6 +82,7 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         max_runtime_seconds=request.max_runtime_seconds,
         waits_for_job_id=waits_for,
         webhook_url=request.webhook_url,
+        notes=request.metadata,
         cloned_from=cloned_from,
     )
     if chosen is not None:
@@ -140,6 +161,6 @@ def _refuse_unstorable(value: Any, field: str | None = None) -> None:
     elif isinstance(value, dict):
         for name, inner in value.items():
             _refuse_unstorable(inner, field or name)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for inner in value:
             _refuse_unstorable(inner, field)

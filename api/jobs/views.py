@@ -61,6 +61,7 @@ def _job_fields(job: Job) -> dict[str, Any]:
         "priority": job.priority,
         "max_attempts": job.max_attempts,
         "max_runtime_seconds": job.max_runtime_seconds,
+        "metadata": job.notes,
         "webhook_url": job.webhook_url,
         "waits_for": job.waits_for_job_id,
         "cloned_from": job.cloned_from,

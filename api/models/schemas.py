@@ -21,6 +21,9 @@ class VersionOut(BaseModel):
     job_id: str | None
     base_model: str | None
     details: dict[str, Any]
+    aliases: list[str] = Field(
+        description="Other names of this version.", examples=[["ft:tiny:default:faq:job-…"]]
+    )
     can_be_base: bool = Field(description="Whether it keeps weights that a job can start from.")
     quantizations: list[QuantizationOut]
 

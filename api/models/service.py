@@ -9,6 +9,7 @@ from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Job, Model, ModelFile, ModelVersion
 from db.params import MODEL_FIELDS
+from db.queries.aliases import is_alias
 from db.queries.collections import own_collection, own_collections
 from db.queries.models import (
     REFERENCE,
@@ -64,7 +65,7 @@ def show(unit: Unit, reference: str) -> ModelOut:
 
 
 def delete(unit: Unit, reference: str) -> ModelDeleted:
-    """Delete a name with all its versions, or by `name@2` that version alone.
+    """Delete a name with all its versions, or by `name@2`, or an alias, that version alone.
 
     When the version is the one that the name answers with, the name moves back to the newest one left.
     The server that holds the files lets go of them before the transaction ends: if it does not answer,
@@ -77,7 +78,7 @@ def delete(unit: Unit, reference: str) -> ModelDeleted:
         InvalidInput: the reference names a single quantization.
         Unavailable: the server that holds the files does not answer.
     """
-    name, number = _name_and_version(reference)
+    name, number = _name_and_version(_without_alias(unit, reference))
     model = _lock(unit, name)
     versions = list_versions(unit.session, model.id)
     doomed = _doomed(unit, model, versions, number)
@@ -92,6 +93,14 @@ def delete(unit: Unit, reference: str) -> ModelDeleted:
         current_version=left[-1].number if left else None,
         collection_id=collection_id,
     )
+
+
+def _without_alias(unit: Unit, reference: str) -> str:
+    """`faq@2` for an alias of that version; any other name as it is."""
+    if not is_alias(reference):
+        return reference
+    served = resolve(unit.session, unit.project_id, reference)
+    return f"{served.model.name}@{served.version.number}"
 
 
 def _name_and_version(reference: str) -> tuple[str, int | None]:
@@ -210,6 +219,7 @@ def _version_out(model: Model, version: ModelVersion) -> VersionOut:
         job_id=version.job_id,
         base_model=version.base_model,
         details=version.details,
+        aliases=[alias.name for alias in version.aliases],
         can_be_base=version.weights is not None,
         quantizations=[
             QuantizationOut(

@@ -6,12 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.pages import Identified
 from api.retrieval.rankers import RANKERS, Ranker
-from db.params import LANGUAGE, Attributes, FileId, Language
+from db.params import LANGUAGE, Attributes, FileId, Language, Metadata
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16),
-]
 Name = Annotated[str, Field(max_length=200)]
 
 

@@ -15,7 +15,7 @@ from db.models.event import Event
 from db.models.file import File
 from db.models.installation import Installation
 from db.models.job import Job
-from db.models.model import Model, ModelFile, ModelVersion
+from db.models.model import Model, ModelAlias, ModelFile, ModelVersion
 from db.models.past_usage import PastUsage
 from db.models.project import DEFAULT_PROJECT, Project
 from db.models.step import Step
@@ -43,6 +43,7 @@ __all__ = [
     "Installation",
     "Job",
     "Model",
+    "ModelAlias",
     "ModelFile",
     "ModelVersion",
     "PastUsage",

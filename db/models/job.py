@@ -41,6 +41,9 @@ class Job(Base):
         Index("ix_jobs_finished_at", "finished_at", "id", postgresql_where="finished_at IS NOT NULL"),
         # Whether an upload is still named.
         *map(_index_of_param, FILE_FIELDS),
+        Index(
+            "ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_where="metadata IS NOT NULL"
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -54,6 +57,7 @@ class Job(Base):
     webhook_url: Mapped[str | None]  # told when the job ends
     # A job that makes what this one needs, such as the weights of `tiny`.
     waits_for_job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    notes: Mapped[JSONObject | None] = mapped_column("metadata")  # `metadata` is SQLAlchemy's own
     cloned_from: Mapped[str | None]  # a job that may be gone by now
     # The weights it starts from, found when its first step starts, so that all steps see the same.
     base: Mapped[JSONObject | None]

@@ -1,4 +1,4 @@
-from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from db.models.base import Base, CreatedAt, JSONObject
@@ -54,9 +54,27 @@ class ModelVersion(Base):
     details: Mapped[JSONObject]
     created_at: Mapped[CreatedAt]
 
+    aliases: Mapped[list["ModelAlias"]] = relationship(
+        order_by="ModelAlias.created_at", cascade="all, delete-orphan", passive_deletes=True
+    )
     files: Mapped[list["ModelFile"]] = relationship(
         order_by="ModelFile.position", lazy="selectin", cascade="all, delete-orphan", passive_deletes=True
     )
+
+
+class ModelAlias(Base):
+    """Another name of one version: OpenAI's `ft:…`, with which no name of a model begins."""
+
+    __tablename__ = "model_aliases"
+    __table_args__ = (
+        CheckConstraint("name LIKE 'ft:%'", name="name"),
+        Index("ix_model_aliases_version_id", "version_id"),
+    )
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version_id: Mapped[str] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"))
+    created_at: Mapped[CreatedAt]
 
 
 class ModelFile(Base):

@@ -54,24 +54,24 @@ def exported_names(session: Session, checkpoint_ids: list[str], *, project_id: s
     return {str(row.checkpoint_id): f"{row.name}@{row.number}" for row in session.execute(query)}
 
 
+def newest_export(session: Session, checkpoint_id: str, *, project_id: str) -> Job | None:
+    """The latest job that exports, or exported, a checkpoint."""
+    query = select(Job).where(
+        Job.project_id == project_id,
+        Job.kind == JobKind.EXPORT,
+        Job.params["checkpoint"].as_string() == checkpoint_id,
+    )
+    return session.scalars(query.order_by(Job.id.desc()).limit(1)).first()
+
+
 def not_exported(session: Session, checkpoint_id: str, *, project_id: str) -> NotFound | None:
     """The error that tells how to export a checkpoint that there is; None when there is none by that id."""
     if find_checkpoint(session, checkpoint_id, project_id=project_id) is None:
         return None
-    exporting = (
-        select(Job.id)
-        .where(
-            Job.project_id == project_id,
-            Job.kind == JobKind.EXPORT,
-            Job.status.not_in(ENDED_JOB),
-            Job.params["checkpoint"].as_string() == checkpoint_id,
-        )
-        .order_by(Job.id)
-    )
-    job_id = session.scalars(exporting.limit(1)).first()
+    job = newest_export(session, checkpoint_id, project_id=project_id)
     how = (
-        f"Job {job_id} is exporting it: it answers once that has succeeded."
-        if job_id is not None
+        f"Job {job.id} is exporting it: it answers once that has succeeded."
+        if job is not None and job.status not in ENDED_JOB
         else f"Export it first: lathe export {checkpoint_id} --watch, or POST /v1/jobs with "
         f'{{"kind": "export", "params": {{"checkpoint": "{checkpoint_id}"}}}}.'
     )

@@ -39,6 +39,7 @@ def insert_job(
     max_runtime_seconds: int | None = None,
     waits_for_job_id: str | None = None,
     webhook_url: str | None = None,
+    notes: dict[str, str] | None = None,
     cloned_from: str | None = None,
 ) -> Job:
     """Insert a job and its steps. The first step may be claimed at once, unless another job comes first.
@@ -74,9 +75,9 @@ def insert_job(
     if waits_for_job_id is None:
         steps[0]["status"] = str(StepStatus.QUEUED)
         note_work(session, steps[0]["queue"])
-    insert_rows(session, Job, [job])
+    insert_rows(session, Job, [{**job, "metadata": notes}])
     insert_rows(session, Step, steps)
-    return Job(**job, steps=[Step(**step) for step in steps])
+    return Job(**job, notes=notes, steps=[Step(**step) for step in steps])
 
 
 def get_job(session: Session, job_id: str, *, project_id: str, lock: bool = False) -> Job:
@@ -240,15 +241,18 @@ def list_jobs(
     project_id: str,
     kind: str | None = None,
     status: str | None = None,
+    notes: dict[str, str] | None = None,
     after: str | None = None,
     limit: int = 20,
 ) -> tuple[list[Job], bool]:
-    """One page of jobs, newest first, and whether there are more."""
+    """One page of jobs, newest first, and whether there are more; `notes`: only those that have all these."""
     query = select(Job).where(Job.project_id == project_id).order_by(Job.id.desc()).limit(limit + 1)
     if kind is not None:
         query = query.where(Job.kind == kind)
     if status is not None:
         query = query.where(Job.status == status)
+    if notes:
+        query = query.where(Job.notes.is_not(None), Job.notes.contains(notes))
     if after is not None:
         query = query.where(Job.id < after)
     jobs = list(session.scalars(query))
@@ -286,9 +290,13 @@ def list_events(
     type: str | None = None,
     after: int = 0,
     limit: int = 100,
+    newest_first: bool = False,
 ) -> tuple[list[Event], bool]:
-    """One page of a job's events, oldest first, and whether there are more."""
-    query = select(Event).where(Event.job_id == job_id, Event.id > after).order_by(Event.id).limit(limit + 1)
+    """One page of a job's events, oldest first unless asked otherwise, and whether there are more."""
+    query = select(Event).where(Event.job_id == job_id).limit(limit + 1)
+    query = query.order_by(Event.id.desc() if newest_first else Event.id)
+    if after:
+        query = query.where(Event.id < after if newest_first else Event.id > after)
     if type is not None:
         query = query.where(Event.type == type)
     events = list(session.scalars(query))

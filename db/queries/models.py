@@ -1,17 +1,19 @@
 """Finding models by the names that people use: `faq`, `faq:Q8_0`, `faq@2`, `faq@2:Q8_0`.
 
 A checkpoint's id, with or without a quantization, names the newest version that was exported from it.
+`ft:…` is an alias, of a version or of a checkpoint.
 """
 
 import re
 from dataclasses import dataclass
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from db.errors import NotFound
-from db.models import Model, ModelFile, ModelVersion
+from db.models import Checkpoint, Model, ModelFile, ModelVersion, Step
 from db.params import CHECKPOINT_ID
+from db.queries.aliases import aliased_version, is_alias, named_checkpoint
 from db.queries.checkpoints import exported_version, not_exported
 
 # A name holds nothing that Postgres cannot: neither NUL nor halves of surrogate pairs.
@@ -44,13 +46,14 @@ def find_model(session: Session, project_id: str, name: str, *, lock: bool = Fal
 
 def list_versions(session: Session, model_id: str) -> list[ModelVersion]:
     query = select(ModelVersion).where(ModelVersion.model_id == model_id).order_by(ModelVersion.number)
-    return list(session.scalars(query))
+    return list(session.scalars(query.options(selectinload(ModelVersion.aliases))))
 
 
 def versions_by_model(session: Session, project_id: str) -> dict[str, list[ModelVersion]]:
-    """The versions of every model of a project, by the model's id, in one query and one for their files."""
+    """The versions of every model of a project, by the model's id, with files and aliases."""
     query = select(ModelVersion).join(Model, ModelVersion.model_id == Model.id)
     query = query.where(Model.project_id == project_id).order_by(ModelVersion.number)
+    query = query.options(selectinload(ModelVersion.aliases))
     found: dict[str, list[ModelVersion]] = {}
     for version in session.scalars(query):
         found.setdefault(version.model_id, []).append(version)
@@ -84,10 +87,10 @@ def named_model(session: Session, project_id: str, reference: str) -> Model:
 
 
 def is_bare(reference: str) -> bool:
-    """Whether it names a model alone: no version, no quantization, no checkpoint."""
+    """Whether it names a model alone: no version, no quantization, no checkpoint, no alias."""
     match = REFERENCE.fullmatch(reference)
     has_neither = match is None or (match["version"] is None and match["quantization"] is None)
-    return has_neither and not CHECKPOINT_ID.fullmatch(reference)
+    return has_neither and not is_alias(reference) and not CHECKPOINT_ID.fullmatch(reference)
 
 
 def resolve(session: Session, project_id: str, reference: str) -> Served:
@@ -96,7 +99,17 @@ def resolve(session: Session, project_id: str, reference: str) -> Served:
     Raises:
         NotFound: no such model, version or quantization, or the model has not been made yet.
     """
+    if is_alias(reference):
+        found = _aliased(session, project_id, reference)
+        if found is not None:
+            return found
     match = REFERENCE.fullmatch(reference)
+    if match is None and is_alias(reference):
+        raise NotFound(
+            f"There is no model {reference!r}: it has not been made, or is deleted.",
+            param="model",
+            code="model_not_found",
+        )
     if match is None:
         raise NotFound(f"{reference!r} is not a model's name.", param="model", code="model_not_found")
     model, version = _model_and_version(session, project_id, match["name"], match["version"])
@@ -110,6 +123,34 @@ def resolve(session: Session, project_id: str, reference: str) -> Served:
         param="model",
         code="model_not_found",
     )
+
+
+def _aliased(session: Session, project_id: str, reference: str) -> Served | None:
+    version = aliased_version(session, project_id, reference)
+    if version is None:
+        checkpoint = named_checkpoint(session, project_id, reference)
+        if checkpoint is None:
+            return None
+        version = _version_of_last(session, checkpoint)
+        if version is None:
+            return resolve(session, project_id, checkpoint.id)
+    model = session.get_one(Model, version.model_id)
+    return Served(model, version, version.files[0])
+
+
+def _version_of_last(session: Session, checkpoint: Checkpoint) -> ModelVersion | None:
+    """What the fine-tune published, if that is the checkpoint's weights: no export would make another."""
+    query = select(Step).where(Step.job_id == checkpoint.job_id, Step.name == "train")
+    train = session.scalars(query).first()
+    taken = ((train.result if train is not None else None) or {}).get("best_checkpoint") or ""
+    if (
+        train is None
+        or train.succeeded_attempt != checkpoint.attempt
+        or not checkpoint.path.endswith(f"/{taken}")
+    ):
+        return None
+    made = select(ModelVersion).where(ModelVersion.job_id == checkpoint.job_id)
+    return session.scalars(made.order_by(ModelVersion.created_at.desc()).limit(1)).first()
 
 
 def _model_and_version(

@@ -53,7 +53,7 @@ PARAMS = [
     ({"training_file": None}, "training_file", "training_file must be text."),
     ({"learning_rat": 1}, "learning_rat", "There is no field learning_rat. Did you mean learning_rate?"),
     ({"zzz": 1}, "zzz", "There is no field zzz. There are: base_model, training_file"),
-    ({"metadata": {}}, "metadata", "metadata is not supported by this version of Lathe"),
+    ({"metadata": {}}, "metadata", "There is no field metadata"),
     ({"validation_file": FILE, "train_size": 0.5}, "validation_file", "exclude each other"),
     ({"early_stopping_patience": 2}, "early_stopping_patience", "needs validation rows"),
     ({"seed": 2**80}, "seed", "seed"),

@@ -63,6 +63,7 @@ def own_things(keyed: Keyed, project: str, tag: str) -> Owned:
         "vector_store_id": store,
         "batch_id": batch,
         "job_id": job,
+        "fine_tuning_job_id": training.job_id,
         "model": model,
         "name": "metrics.json",
         "key_id": made["id"],

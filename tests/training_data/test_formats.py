@@ -133,6 +133,18 @@ class TestJsonl:
             ('{"messages": [{"role": "user", "content": "a"}]}', "Line 2: the last message"),
             ('{"messages": [{"role": "user", "content": ""}]}', "Line 2, message 1: content is empty"),
             ('{"text": "a"}', "Line 2 has neither `messages` nor one of"),
+            (
+                '{"messages": [{"role": "assistant", "content": "b", "weight": 2}]}',
+                "Line 2, message 1: a weight is 0 or 1",
+            ),
+            (
+                '{"messages": [{"role": "user", "content": "a", "weight": 0}]}',
+                "Line 2, message 1: a weight is 0 or 1, and the assistant's",
+            ),
+            (
+                '{"messages": [{"role": "assistant", "content": "b", "weight": 0}]}',
+                "Line 2: every answer has weight 0",
+            ),
         ],
     )
     def test_names_the_line_that_does_not_parse(self, file, line, message):

@@ -57,3 +57,16 @@ class TestResolve:
 
     def test_counts_steps_from_max_steps_when_given(self):
         assert resolved(8e9, 1_000, max_steps=7)["total_steps"] == 7
+
+    def test_splits_an_effective_batch_that_is_given(self):
+        given = resolved(8e9, 1_000, effective_batch_size=48, longest=1_000)
+        assert (given["batch_size"], given["gradient_accumulation_steps"]) == (8, 6)
+        assert resolved(8e9, 1_000)["effective_batch_size"] == 16
+        with pytest.raises(ValueError, match="effective_batch_size settles"):
+            resolved(8e9, 1_000, effective_batch_size=48, batch_size=4)
+
+    def test_multiplies_the_learning_rate_that_auto_chooses(self):
+        assert resolved(8e9, 1_000, learning_rate_multiplier=0.5)["learning_rate"] == 1e-4
+        assert resolved(8e9, 1_000, learning_rate=4e-4)["learning_rate_multiplier"] == 2
+        with pytest.raises(ValueError, match="exclude each other"):
+            resolved(8e9, 1_000, learning_rate_multiplier=0.5, learning_rate=1e-4)

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ class TestChatTokenizer:
         chat = ChatTokenizer(folder).encode_chat(CHAT)
         assert chat.ids == encoded["input_ids"]
         assert chat.answer_mask == [bool(mine) for mine in encoded["assistant_masks"]]
+
+    @pytest.mark.parametrize("marked", [True, False])
+    def test_leaves_out_answers_of_weight_0(self, folder, tmp_path, marked):
+        """Also with a template that does not mark what the assistant says; the text stays as it is."""
+        copied = Path(shutil.copytree(folder, tmp_path / "copy"))
+        unmarked = CHATML.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
+        (copied / "chat_template.jinja").write_text(CHATML if marked else unmarked)
+        tokenizer = ChatTokenizer(copied)
+        first = {"role": "assistant", "content": "Wrong.", "weight": "0"}
+        chat = [CHAT[0], first, CHAT[0], CHAT[1]]
+        encoded = tokenizer.encode_chat(chat)
+        learnt = [token for token, mine in zip(encoded.ids, encoded.answer_mask, strict=True) if mine]
+        said = tokenizer.tokenizer.decode(learnt, skip_special_tokens=False)
+        assert said.strip() == "日本語 🙂, it's there.<|im_end|>"
+        plain = [{name: text for name, text in turn.items() if name != "weight"} for turn in chat]
+        assert tokenizer.encode_chat(plain).ids == encoded.ids
 
 
 class TestReadTemplate:

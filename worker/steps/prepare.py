@@ -12,7 +12,7 @@ from typing import Any
 
 from db.errors import InvalidInput
 from db.params import FineTuneParams
-from training_data.chat_templates import Chat, ChatTemplateError, merge_system_turn
+from training_data.chat_templates import WEIGHT, Chat, ChatTemplateError, merge_system_turn
 from training_data.formats import FALLBACK_ENCODING, DetectedFormat, Row, detect_format, read_rows
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
@@ -55,6 +55,7 @@ def run(step: Step) -> dict[str, Any]:
     _check_system_role(tokenizer, params)
     training = _measure(step, params.training_file, "training_file", tokenizer, system)
     _tell_duplicates(step, training.rows)
+    _tell_unweighted(step, training.rows, params)
     evaluation = (
         _measure(step, params.validation_file, "validation_file", tokenizer, system)
         if params.validation_file
@@ -208,6 +209,20 @@ def _tell_duplicates(step: Step, rows: Iterable[Row]) -> None:
             f"{len(doubles)} rows say what an earlier row says ({_name_lines(doubles)}); they are kept.",
             level="warn",
             lines=doubles[:1000],
+        )
+
+
+def _tell_unweighted(step: Step, rows: Iterable[Row], params: FineTuneParams) -> None:
+    answers = sum(WEIGHT in message for row in rows for message in row.messages)
+    if not answers:
+        return
+    if params.assistant_only_loss:
+        step.event(f"{answers} answers have weight 0: they are read, and not learnt.", unweighted=answers)
+    else:
+        step.event(
+            f"{answers} answers have weight 0, and are learnt all the same: assistant_only_loss is false.",
+            level="warn",
+            unweighted=answers,
         )
 
 

@@ -4,6 +4,7 @@ Rows are turned into tokens and labels here and not by trl: so any chat template
 answers only, and what is cut is known before it is cut.
 """
 
+import csv
 import shutil
 from array import array
 from pathlib import Path
@@ -24,6 +25,20 @@ LabelledRow = dict[str, "array[int]"]  # input_ids and labels, int32: lists of P
 
 IGNORED = -100  # the label that no loss is computed on
 LOGS_PER_RUN = 500
+RESULTS_FILE = "step_metrics.csv"
+# By the names that transformers and trl log them under.
+RESULT_COLUMNS = {
+    "train_loss": "loss",
+    "train_accuracy": "mean_token_accuracy",
+    "valid_loss": "eval_loss",
+    "valid_mean_token_accuracy": "eval_mean_token_accuracy",
+}
+CHECKPOINT_METRICS = {
+    "loss": "loss",
+    "token_accuracy": "mean_token_accuracy",
+    "eval_loss": "eval_loss",
+    "eval_token_accuracy": "eval_mean_token_accuracy",
+}
 GROUP_BY_LENGTH_FROM_BATCHES = 4
 LEAST_ADVICE = (
     "One row at a time is too much: lower max_length, set gradient_checkpointing to true, or bits to 4."
@@ -106,6 +121,7 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
         _load_adapter(trainer.model, step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}")
         step.event(f"Took the weights of step {best.best_step}, the best by evaluation loss.")
     _save_adapter(step, trainer.model, tokenizer)
+    _write_results(step, trainer.state.log_history)
     return {
         "hyperparameters": chosen,
         "train_loss": _mean_loss(trainer),
@@ -299,8 +315,23 @@ def _arguments(step: Step, chosen: dict[str, Any], seed: int, *, rows: int, eval
 def _checkpoint_metrics(trainer: Any) -> dict[str, float]:
     metrics = {"epoch": float(trainer.state.epoch or 0)}
     for entry in trainer.state.log_history[-4:]:
-        metrics |= {name: float(entry[name]) for name in ("loss", "eval_loss") if name in entry}
+        metrics |= {ours: float(entry[its]) for ours, its in CHECKPOINT_METRICS.items() if its in entry}
     return metrics
+
+
+def _write_results(step: Step, log: list[dict[str, Any]]) -> None:
+    """Offer what was measured, by step, as OpenAI's result files. The log is that of all attempts."""
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in log:
+        measured = {ours: entry[its] for ours, its in RESULT_COLUMNS.items() if its in entry}
+        if measured:
+            rows.setdefault(entry["step"], {"step": entry["step"]}).update(measured)
+    path = step.input.folder / RESULTS_FILE
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["step", *RESULT_COLUMNS])
+        writer.writeheader()
+        writer.writerows(rows[number] for number in sorted(rows))
+    step.artifact(path, purpose="fine-tune-results")
 
 
 def _mean_loss(trainer: Any) -> float | None:

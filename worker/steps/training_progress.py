@@ -138,7 +138,9 @@ class BestByEvalLoss(TrainerCallback):
     ) -> None:
         loss = float((metrics or {})["eval_loss"])
         self.last_step = state.global_step
-        self._step.metrics(step=state.global_step, eval_loss=loss)
+        accuracy = state.log_history[-1].get("eval_mean_token_accuracy")  # trl's, which it only logs
+        told = {} if accuracy is None else {"eval_token_accuracy": float(accuracy)}
+        self._step.metrics(step=state.global_step, eval_loss=loss, **told)
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self._worse = loss, state.global_step, 0
             control.should_save = True

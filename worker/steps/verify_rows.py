@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from db.sources import rows_source, text_source
-from training_data.chat_templates import ChatTemplateError
+from training_data.chat_templates import UNWEIGHTED, WEIGHT, ChatTemplateError, unweighted
 from training_data.tokens import ChatTokenizer
 from worker.step import StepInput
 from worker.steps.export import is_whole
@@ -64,8 +64,13 @@ def _spread(rows: list[ForcedRow]) -> list[ForcedRow]:
 
 
 def force(messages: list[dict[str, Any]], tokenizer: ChatTokenizer, context: int) -> ForcedRow | None:
-    """Encode a conversation up to the end of its last answer; None where it has none or is too long."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    """Encode a conversation up to the end of its last answer that was learnt; None where it has none or is
+    too long."""
+    turns = [
+        i
+        for i, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get(WEIGHT) != UNWEIGHTED
+    ]
     if not turns:
         return None
     messages = messages[: turns[-1] + 1]
@@ -82,7 +87,7 @@ def force(messages: list[dict[str, Any]], tokenizer: ChatTokenizer, context: int
         first -= 1
     if last + 1 > context:
         return None
-    return ForcedRow(encoded.ids[: last + 1], _positions(answers), first, messages[:-1])
+    return ForcedRow(encoded.ids[: last + 1], _positions(answers), first, unweighted(messages[:-1]))
 
 
 def _positions(answers: list[int]) -> list[int]:

@@ -57,6 +57,20 @@ class TestRows:
         assert ran.result["seed"] >= 0
         assert f"Drew the seed {ran.result['seed']}." in ran.events()
 
+    def test_keeps_the_weights_of_answers_and_tells_of_them(self, prepared, tmp_path):
+        turns = [
+            {"role": "user", "content": "Where?"},
+            {"role": "assistant", "content": "Nowhere.", "weight": 0},
+            {"role": "user", "content": "Where?"},
+            {"role": "assistant", "content": "In the kiln.", "weight": 1},
+        ]
+        rows = tmp_path / "weighted.jsonl"
+        rows.write_text(json.dumps({"messages": turns}) + "\n")
+        ran = prepared(files={"file-1": rows})
+        [read_back] = read(ran.folder / "train.jsonl")
+        assert [turn.get("weight") for turn in read_back] == [None, "0", None, None]
+        assert "1 answers have weight 0: they are read, and not learnt." in ran.events()
+
     def test_takes_a_validation_file(self, prepared, tmp_path):
         path = tmp_path / "held-out.jsonl"
         path.write_text('{"prompt": "a", "completion": "b"}\n')

@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -64,7 +65,22 @@ class TestAdapter:
 
     def test_is_offered_as_artifacts(self, trained):
         names = [message["name"] for message in trained().of_type("artifact")]
-        assert names == ["adapter_model.safetensors", "adapter_config.json"]
+        assert names == ["adapter_model.safetensors", "adapter_config.json", "step_metrics.csv"]
+
+    def test_has_what_was_measured_as_a_file_of_its_own(self, trained):
+        ran = trained(train_size=0.5, max_steps=4, eval_steps=2)
+        [message] = [each for each in ran.of_type("artifact") if each["purpose"] is not None]
+        assert (message["name"], message["purpose"]) == ("step_metrics.csv", "fine-tune-results")
+        rows = list(csv.DictReader((ran.folder / message["path"]).open(newline="")))
+        assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+        measured = [each["values"] for each in ran.of_type("metrics")]
+        losses = [values["loss"] for values in measured if "loss" in values]
+        assert [float(row["train_loss"]) for row in rows] == pytest.approx(losses)
+        assert all(0 <= float(row["train_accuracy"]) <= 1 for row in rows)
+        evaluated = [values for values in measured if "eval_loss" in values]
+        assert [row["step"] for row in rows if row["valid_loss"]] == ["2", "4"]
+        assert float(rows[-1]["valid_loss"]) == pytest.approx(evaluated[-1]["eval_loss"])
+        assert float(rows[-1]["valid_mean_token_accuracy"]) == evaluated[-1]["eval_token_accuracy"]
 
     def test_covers_the_named_modules_only(self, trained):
         ran = trained(lora_target_modules=["q_proj"], max_steps=1)
@@ -159,7 +175,9 @@ class TestEvaluation:
         best = BestByEvalLoss(SimpleNamespace(metrics=lambda **values: None), patience=None)
         control = SimpleNamespace()
         for number, loss in enumerate((float("nan"), 2.0, 3.0), start=1):
-            best.on_evaluate(None, SimpleNamespace(global_step=number), control, {"eval_loss": loss})
+            best.on_evaluate(
+                None, SimpleNamespace(global_step=number, log_history=[{}]), control, {"eval_loss": loss}
+            )
         assert (best.best_loss, best.best_step) == (2.0, 2)
 
     def test_refuses_a_rate_at_which_the_loss_is_no_number(self, trained, micro_model, tmp_path):
@@ -264,4 +282,8 @@ class TestMemoryErrors:
 class TestFolder:
     def test_holds_nothing_but_what_is_named(self, trained):
         folder: Path = trained(max_steps=1).folder
-        assert sorted(path.name for path in folder.iterdir()) == ["adapter", "checkpoints"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "adapter",
+            "checkpoints",
+            "step_metrics.csv",
+        ]

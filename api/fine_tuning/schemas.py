@@ -1,0 +1,167 @@
+"""Bodies of fine-tuning jobs, in OpenAI's shape."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.pages import Identified
+from db.params import Auto, FileId, Metadata
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Hyperparameters(Body):
+    n_epochs: Annotated[float, Field(gt=0, le=10_000)] | Auto | None = Field(
+        default="auto", description="Passes over the training rows."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | Auto | None = Field(
+        default="auto", description="Rows of one step of the optimiser."
+    )
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=100)] | Auto | None = Field(
+        default="auto", description="Times the learning rate that auto chooses for a model of that size."
+    )
+
+
+class Supervised(Body):
+    hyperparameters: Hyperparameters | None = None
+
+
+class Method(Body):
+    type: Literal["supervised", "dpo", "reinforcement"] = Field(
+        description="How it learns. This server trains by `supervised` alone, and refuses the others."
+    )
+    supervised: Supervised | None = None
+    dpo: dict[str, Any] | None = None
+    reinforcement: dict[str, Any] | None = None
+
+
+class Wandb(Body):
+    project: str = Field(description="The one that the server's runs go to (LATHE_TRACKER_PROJECT).")
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None
+
+
+class Integration(Body):
+    type: Literal["wandb"] = "wandb"
+    wandb: Wandb
+
+
+class FineTuningRequest(Body):
+    """OpenAI's fields, and `params` for whatever else a fine-tune of Lathe takes."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "tiny",
+                    "training_file": "file-0199f3a2c4d17b60a1b2c3d4e5f60718",
+                    "suffix": "faq",
+                    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+                }
+            ]
+        },
+    )
+
+    model: str = Field(min_length=1, max_length=200, description="The base model; see `base_model` of a job.")
+    training_file: FileId
+    validation_file: FileId | None = None
+    suffix: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Becomes the model's name, in lower case. Another job with it makes the next version.",
+    )
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Drawn if it is not given.")
+    metadata: Metadata | None = Field(default=None, description="What you want to find it by: 16 pairs.")
+    integrations: list[Integration] | None = None
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = Field(
+        default=None, description="Where they stood before there was `method`."
+    )
+    params: dict[str, Any] = Field(
+        default={},
+        max_length=100,
+        description="Lathe's own params of a fine-tune that OpenAI has no name for, by `extra_body`.",
+        examples=[{"quantizations": ["Q8_0"], "alias": "ft:gpt-4o-mini:acme:faq:9x8y7z"}],
+    )
+
+
+class HyperparametersOut(BaseModel):
+    """As they were given; once they are settled, what `auto` has become."""
+
+    n_epochs: int | float | Auto
+    batch_size: int | Auto
+    learning_rate_multiplier: float | Auto
+
+
+class SupervisedOut(BaseModel):
+    hyperparameters: HyperparametersOut
+
+
+class MethodOut(BaseModel):
+    type: Literal["supervised"] = "supervised"
+    supervised: SupervisedOut
+
+
+class FineTuningError(BaseModel):
+    code: str
+    message: str
+    param: str | None
+
+
+Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled", "paused"]
+
+
+class FineTuningJobOut(Identified):
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: FineTuningError | None
+    estimated_finish: int | None = Field(description="Of one job alone; lists have null.")
+    fine_tuned_model: str | None = Field(
+        description="What answers chat, once it has succeeded; so does the model's short name."
+    )
+    finished_at: int | None
+    hyperparameters: HyperparametersOut
+    integrations: list[Integration] | None
+    metadata: dict[str, str] | None
+    method: MethodOut
+    model: str
+    organization_id: str = Field(description="The project.")
+    result_files: list[str] = Field(description="A CSV file of what was measured, by step.")
+    seed: int
+    status: Status
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+
+
+class FineTuningEventOut(Identified):
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any] | None
+
+
+class CheckpointMetrics(BaseModel):
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class FineTuningCheckpointOut(Identified):
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str = Field(description="What answers chat.")
+    fine_tuning_job_id: str
+    metrics: CheckpointMetrics
+    step_number: int

@@ -19,6 +19,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from openai.types.fine_tuning import FineTuningJob
 from sqlalchemy import create_engine, text
 
 from deploy.local import postgres
@@ -177,6 +178,74 @@ class TestTheTunedModel:
         said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         assert said.strip() == answer
         client.close()
+
+
+@pytest.fixture(scope="module")
+def stock_client(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tuned_by_client(stack: Stack, base: JSON, stock_client: openai.OpenAI) -> FineTuningJob:
+    turns = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for question, answer in FACTS.items()
+    ]
+    rows = "".join(json.dumps({"messages": row}) + "\n" for row in turns).encode()
+    file = stock_client.files.create(file=("facts.jsonl", rows), purpose="fine-tune")
+    assert stock_client.files.wait_for_processing(file.id).status == "processed"
+    made = stock_client.fine_tuning.jobs.create(
+        model="micro",
+        training_file=file.id,
+        suffix="by-openai",
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 120}}},
+        extra_body={"params": {"quantizations": ["Q8_0"], "alias": "ft:gpt-4o-mini:acme:facts:9x8y"}},
+    )
+    stack.finish(made.id)
+    return stock_client.fine_tuning.jobs.retrieve(made.id)
+
+
+class TestByOpenAIsClient:
+    """The same by `client.fine_tuning.jobs`, from rows in OpenAI's own form."""
+
+    def ask(self, stock_client: openai.OpenAI, model: str, question: str) -> str:
+        answer = stock_client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=40
+        )
+        return (answer.choices[0].message.content or "").strip()
+
+    def test_the_tuned_model_answers_by_its_names(
+        self, stock_client: openai.OpenAI, tuned_by_client: FineTuningJob
+    ) -> None:
+        assert (tuned_by_client.status, tuned_by_client.error) == ("succeeded", None)
+        assert tuned_by_client.fine_tuned_model == f"ft:micro:default:by-openai:{tuned_by_client.id}"
+        assert tuned_by_client.trained_tokens
+        assert tuned_by_client.hyperparameters.model_dump() == {
+            "n_epochs": 120, "batch_size": 4, "learning_rate_multiplier": 1,
+        }  # fmt: skip
+        answers = {
+            question: self.ask(stock_client, tuned_by_client.fine_tuned_model, question) for question in FACTS
+        }
+        assert answers == FACTS
+        question, answer = next(iter(FACTS.items()))
+        assert self.ask(stock_client, "ft:gpt-4o-mini:acme:facts:9x8y", question) == answer
+        [checkpoint, *_] = stock_client.fine_tuning.jobs.checkpoints.list(tuned_by_client.id).data
+        assert checkpoint.step_number == 120
+        assert self.ask(stock_client, checkpoint.fine_tuned_model_checkpoint, question) == answer
+
+    def test_events_and_the_result_file_tell_of_each_step(
+        self, stock_client: openai.OpenAI, tuned_by_client: FineTuningJob
+    ) -> None:
+        events = list(stock_client.fine_tuning.jobs.list_events(tuned_by_client.id, limit=100))
+        assert events[0].message == "The job has succeeded."
+        measured = [event.data for event in events if event.type == "metrics"]
+        assert len(measured) == 120
+        [result] = tuned_by_client.result_files
+        assert stock_client.files.retrieve(result).purpose == "fine-tune-results"
+        rows = list(csv.DictReader(stock_client.files.content(result).text.splitlines()))
+        assert [int(row["step"]) for row in rows] == list(range(1, 121))
+        assert float(rows[-1]["train_loss"]) == pytest.approx(measured[0]["train_loss"])  # type: ignore[index]
 
 
 class TestTheRows:

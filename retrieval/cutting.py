@@ -3,6 +3,7 @@ documents are cut on several cores."""
 
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,13 @@ def cut_content(
 ) -> dict[str, Any]:
     """The task itself."""
     content = Content.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-    counting = EmbeddingTokenizer(Path(tokenizer) if tokenizer else None, max_tokens=limit)
-    chunks = [asdict(chunk) for chunk in cut(content, Chunking(max_tokens, overlap_tokens), counting)]
-    for chunk in chunks:
-        del chunk["text"]
-    return {"chunks": chunks}
+    chunks = cut(content, Chunking(max_tokens, overlap_tokens), _tokenizer(tokenizer, limit))
+    return {
+        "chunks": [{name: value for name, value in vars(chunk).items() if name != "text"} for chunk in chunks]
+    }
+
+
+@cache
+def _tokenizer(path: str | None, limit: int) -> EmbeddingTokenizer:
+    """One for all that a reader cuts: to load it takes as long as to cut a short text."""
+    return EmbeddingTokenizer(Path(path) if path else None, max_tokens=limit)

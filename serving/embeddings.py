@@ -50,11 +50,13 @@ def model_of(listing: dict[str, Any]) -> EmbeddingModel:
 
 
 class EmbeddingServer:
-    """Anything that answers /v1/embeddings, asked by a step."""
+    """Anything that answers /v1/embeddings, asked by a step. Threads may call it at once: their requests
+    take turns, `REQUESTS_AT_ONCE` at a time and in the order of the calls."""
 
     def __init__(self, url: str, *, api_key: str = "") -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.Client(base_url=url, timeout=TIMEOUT, headers=headers, trust_env=False)
+        self._executor = ThreadPoolExecutor(REQUESTS_AT_ONCE)
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +64,7 @@ class EmbeddingServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._executor.shutdown(cancel_futures=True)
         self._client.close()
 
     def model(self) -> EmbeddingModel:
@@ -75,7 +78,7 @@ class EmbeddingServer:
     def embed(
         self, texts: Sequence[str], tokens: Sequence[int], progress: Callable[[int], None] = lambda done: None
     ) -> Vectors:
-        """Embed texts, in batches of about as many tokens, two at a time.
+        """Embed texts, in batches of about as many tokens.
 
         Args:
             tokens: how many each text has.
@@ -85,10 +88,9 @@ class EmbeddingServer:
             InvalidInput: it refuses a text.
         """
         vectors: Vectors = []
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as executor:
-            for batch in executor.map(self._embed, batches(texts, tokens)):
-                vectors += batch
-                progress(len(vectors))
+        for batch in self._executor.map(self._embed, batches(texts, tokens)):
+            vectors += batch
+            progress(len(vectors))
         return vectors
 
     def _embed(self, texts: Sequence[str]) -> Vectors:

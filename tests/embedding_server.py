@@ -15,6 +15,7 @@ from serving.embeddings import model_of
 
 DIMENSIONS = 64
 UNEMBEDDABLE = "unembeddable"
+WAITED_SECONDS = 10
 
 
 def embed(text: str) -> list[float]:
@@ -27,13 +28,18 @@ def embed(text: str) -> list[float]:
 
 
 class EmbeddingStandIn:
-    """Serves until it is stopped. `revision` is that of its model; `pause_seconds` makes it slow."""
+    """Serves until it is stopped. `revision` is that of its model; `pause_seconds` makes it slow.
+
+    A text that has the first of `waits` is only embedded once one that has the second was asked for.
+    """
 
     def __init__(self) -> None:
         self.revision = 1
         self.pause_seconds = 0.0
         self.is_away = False
         self.requests = 0
+        self.waits: tuple[str, str] | None = None
+        self._awaited = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,7 +53,7 @@ class EmbeddingStandIn:
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 server.requests += 1
                 time.sleep(server.pause_seconds)
-                if server.is_away:
+                if server.is_away or not server._may_answer(" ".join(asked["input"])):
                     self._answer(503, {"error": {"message": "loading model"}})
                     return
                 if any(UNEMBEDDABLE in text for text in asked["input"]):
@@ -78,6 +84,12 @@ class EmbeddingStandIn:
     def model_revision(self) -> str:
         """The revision as a collection keeps it."""
         return model_of(self._listing()).revision
+
+    def _may_answer(self, asked: str) -> bool:
+        first, second = self.waits or ("", "")
+        if second in asked:
+            self._awaited.set()
+        return first not in asked or self._awaited.wait(WAITED_SECONDS)
 
     def _listing(self) -> dict[str, Any]:
         return {"object": "list", "data": [{"id": "default", "meta": {"n_params": self.revision}}]}

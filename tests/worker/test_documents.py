@@ -13,7 +13,7 @@ from db.ids import new_id
 from db.models import Chunk, Collection, Document, File
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents, assign, list_documents
-from db.queries.jobs import cancel_job, create_job, list_events
+from db.queries.jobs import cancel_job, create_job, get_job, list_events
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobKind, JobStatus
@@ -158,6 +158,23 @@ def test_each_is_whole_or_absent_whoever_is_killed(ingests: Ingests) -> None:
     with ingests.factory() as session:
         doubled = text("SELECT count(*) - count(DISTINCT (document_id, position)) FROM chunks")
         assert session.scalars(doubled).one() == 0
+
+
+def test_the_next_documents_are_asked_for_before_the_last_of_these_are_there(ingests: Ingests) -> None:
+    """Else the embedding server would be idle between the two."""
+    contents = texts(2, words=1200)
+    ingests.embeddings.waits = ("word1199of0", "word0of1")
+    collection, job = ingests.submit(contents)
+    ingests.start_worker()
+    ended = ingests.bench.ended(job, seconds=60)
+    assert ended.status == JobStatus.SUCCEEDED, ended.error
+    assert ingests.check(collection) == 2
+    with ingests.factory() as session:
+        assert [step.attempts[-1].number for step in get_job(session, job, project_id="default").steps] == [
+            1,
+            1,
+            1,
+        ]
 
 
 def test_a_refused_text_stops_no_other(ingests: Ingests) -> None:

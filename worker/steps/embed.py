@@ -1,7 +1,13 @@
-"""Embed the chunks of an ingest, and hand over each document as soon as it is whole."""
+"""Embed the chunks of an ingest, and hand over each document as soon as it is whole.
+
+Documents go in windows, and the next window's requests wait in line behind those of the one before: between
+two windows the server is never idle.
+"""
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from db.errors import InvalidInput, Unavailable
@@ -14,6 +20,7 @@ from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
 from worker.step import DocumentInput, Step
 
 WINDOW_CHUNKS = 64
+WINDOWS_AT_ONCE = 2
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -25,10 +32,13 @@ def run(step: Step) -> dict[str, Any]:
     extracted = step.input.results["extract"]
     by_id = {row["id"]: row for row in extracted["documents"]}
     settings = step.input.settings
-    with EmbeddingServer(settings.embedding_server_url, api_key=settings.embedding_server_key) as server:
+    with (
+        ThreadPoolExecutor(WINDOWS_AT_ONCE) as executor,
+        EmbeddingServer(settings.embedding_server_url, api_key=settings.embedding_server_key) as server,
+    ):
         embedder = _Embedder(step, server, by_id)
-        for window in _windows(step.input.documents, by_id):
-            embedder.embed(window)
+        for _ in executor.map(embedder.embed, _windows(step.input.documents, by_id)):
+            pass
     return {
         "collection": step.input.params["collection"],
         "documents": len(by_id) - embedder.failed,
@@ -55,7 +65,7 @@ def _windows(
 
 
 class _Embedder:
-    """Goes from window to window. `failed`: the documents whose text the server refused."""
+    """Embeds windows, by several threads. `failed`: the documents whose text the server refused."""
 
     def __init__(self, step: Step, server: EmbeddingServer, extracted: dict[str, dict[str, Any]]) -> None:
         self._step = step
@@ -69,7 +79,8 @@ class _Embedder:
         self._total = sum(row["chunks"] for row in extracted.values())
         waiting = sum(extracted[document.id]["chunks"] for document in step.input.documents)
         self._done = self._total - waiting
-        self._progress(0)
+        self._lock = threading.Lock()
+        self._add(0)
 
     def embed(self, window: list[DocumentInput]) -> None:
         """Embed documents together, or one by one if the server refuses something of them."""
@@ -81,22 +92,29 @@ class _Embedder:
         ]
         # Asked each time: the server may have come back with another model.
         model = self._server.model()
+        counted = 0
+
+        def count(done: int) -> None:
+            nonlocal counted
+            self._add(done - counted)
+            counted = done
+
         try:
             vectors = self._server.embed(
-                [text for text, _ in together], [tokens for _, tokens in together], self._progress
+                [text for text, _ in together], [tokens for _, tokens in together], count
             )
         except InvalidInput as error:
             if len(window) > 1:
+                count(0)
                 for document in window:
                     self.embed([document])
                 return
-            self.failed += 1
-            self._step.document_failed(window[0].id, error.code, error.message)
+            count(len(together))
+            self._refused(window[0], error)
         else:
             for document, (text, chunks) in zip(window, contents, strict=True):
                 own, vectors = vectors[: len(chunks)], vectors[len(chunks) :]
                 self._hand_over(document, text, chunks, own, model)
-        self._done += len(together)
 
     def _hand_over(
         self,
@@ -126,8 +144,15 @@ class _Embedder:
             embedded={"model": model.name, "revision": model.revision, "dimensions": dimensions.pop()},
         )
 
-    def _progress(self, done: int) -> None:
-        self._step.progress(self._done + done, max(1, self._total), unit="chunks")
+    def _refused(self, document: DocumentInput, error: InvalidInput) -> None:
+        with self._lock:
+            self.failed += 1
+        self._step.document_failed(document.id, error.code, error.message)
+
+    def _add(self, done: int) -> None:
+        with self._lock:
+            self._done += done
+            self._step.progress(self._done, max(1, self._total), unit="chunks")
 
     def _read(self, document: DocumentInput) -> tuple[str, list[Chunk]]:
         folder = self._step.input.step_folders["extract"]

@@ -15,11 +15,12 @@ import psutil
 from db.settings import child_environment, load_settings
 
 SCRIPT = Path(__file__).parent / "peer_langchain_chroma.py"
-# pypdf is ours, so that the same reader is compared.
+# pypdf, torch and the tokenizers are ours, so that the same ones are compared.
 PACKAGES = (
     "chromadb==1.5.9", "langchain-chroma==1.1.0", "langchain-community==0.4.2", "langchain-core==1.7.2",
     "langchain-text-splitters==1.1.3", "numpy==2.4.6", "pypdf==7.1.0", "cryptography==50.0.2",
-    "tokenizers==0.23.3",
+    "tokenizers==0.23.3", "langchain-huggingface==1.2.3", "sentence-transformers==6.2.0", "torch==2.13.0",
+    "transformers==5.23.0",
 )  # fmt: skip
 INSTALL_SECONDS = 1200
 ALONE = {"PYTHONPATH": "", "ANONYMIZED_TELEMETRY": "False"}
@@ -36,7 +37,7 @@ def environment_folder() -> Path:
 
 
 def ensure_environment() -> Path:
-    """Return the environment's Python; install it first where it is missing (a minute)."""
+    """Return the environment's Python; install it first where it is missing (minutes)."""
     folder = environment_folder()
     python = folder / "bin" / "python"
     done = folder / "installed"

@@ -34,6 +34,7 @@ from api.quotas import RequestCounter
 from api.scopes import scopes_for
 from api.security import OPEN_PATHS, Gate
 from api.unit_of_work import Services
+from api.uploads.routes import router as uploads
 from api.vector_stores.file_routes import router as vector_store_files
 from api.vector_stores.routes import router as vector_stores
 from api.webhooks.routes import router as webhooks
@@ -69,8 +70,8 @@ TAGS = [
 ]
 ROUTERS = (
     # A model's name may hold slashes: what comes after it has to be looked for first.
-    jobs, files, fine_tuning, model_documents, models, chat, embeddings, vector_stores, vector_store_files,
-    devices, webhooks, keys, projects, audit, health,
+    jobs, files, uploads, fine_tuning, model_documents, models, chat, embeddings, vector_stores,
+    vector_store_files, devices, webhooks, keys, projects, audit, health,
 )  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description} for status, description in DESCRIPTIONS.items()

@@ -8,6 +8,7 @@ link that somebody followed, and a body must be declared as what the route takes
 
 import contextlib
 import json
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +28,7 @@ from db.settings import LOOPBACK, Settings
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
-TAKES_MULTIPART = frozenset({("POST", "/v1/files")})
+TAKES_MULTIPART = re.compile(r"POST (/v1/files|/v1/uploads/[^/]+/parts)")
 # What shows nothing that is the user's: for health checks, and for reading the documentation.
 OPEN_PATHS = documentation.PATHS | {"/healthz", "/readyz", "/openapi.json"}
 MAX_FIELDS = 2000  # of one JSON object; a job of every kind has fewer than fifty
@@ -103,7 +104,7 @@ class Gate:
         _check_scope(caller, scope["method"], scope["path"])
 
     async def _checked_body(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
-        multipart = (scope["method"], scope["path"]) in TAKES_MULTIPART
+        multipart = TAKES_MULTIPART.fullmatch(f"{scope['method']} {scope['path']}") is not None
         length = _length(headers)
         self._check_length(length, multipart)
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):

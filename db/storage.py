@@ -65,6 +65,11 @@ def file_path(file_id: str) -> str:
     return f"files/{file_id}"
 
 
+def upload_folder(root: Path, upload_id: str) -> Path:
+    """The parts of an upload that is not complete yet."""
+    return root / "uploads" / upload_id
+
+
 def trash_folder(root: Path) -> Path:
     """What is to be removed is renamed into it, which takes no time and cannot be half done."""
     return root / "trash"

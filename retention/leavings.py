@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from db.models import File, Job, ModelFile
+from db.models import File, Job, ModelFile, Upload
 from db.storage import trash_folder
 from retention.rule import Batch, Expired, House, Removal, Rule, freed_bytes
 from serving.removal import remove_served
@@ -149,6 +149,7 @@ LEAVINGS: tuple[Rule, ...] = (
     WithoutRow("folder", "jobs", Job.id, "its job is gone"),
     # An upload is written under another name first, which belongs to no row either.
     WithoutRow("upload", "files", File.id, "it has no row"),
+    WithoutRow("parts of an upload", "uploads", Upload.id, "its upload is gone"),
     ServedFiles(),
     Staging(),
     Trash(),

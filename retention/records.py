@@ -1,14 +1,16 @@
 """Rows that grow without end: events, metrics, deliveries, audit entries; and uploads that no job names."""
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from db.models import AuditEntry, Document, Event, File, Job, WebhookDelivery
+from db.models import AuditEntry, Document, Event, File, Job, Upload, WebhookDelivery
 from db.params import FILE_FIELDS
 from db.queries.retention import is_note
-from db.storage import job_folder
+from db.storage import job_folder, upload_folder
 from retention.jobs import OfEndedJobs, note
 from retention.rule import Batch, Expired, House, Removal, Rule, freed_bytes
 
@@ -145,10 +147,53 @@ class UnusedFiles:
         return and_(File.created_at <= since, ~named, ~held)
 
 
+class OldUploads:
+    """Uploads of large files that are over: with their parts, where they were not completed."""
+
+    kind = "large upload"
+    # After it has expired, for one that is being put together at that moment.
+    grace = timedelta(hours=1)
+
+    def find(self, session: Session, house: House, cursor: str | None, limit: int) -> Batch:
+        query = select(Upload).where(self._over()).order_by(Upload.id).limit(limit)
+        uploads = list(session.scalars(query.where(Upload.id > cursor) if cursor else query))
+        items = [
+            Expired(
+                self.kind,
+                row.id,
+                f"{row.filename}: its hour is over",
+                freed_bytes(self._parts(house, row.id)),
+                1,
+            )
+            for row in uploads
+        ]
+        full = len(uploads) == limit
+        return Batch(items, uploads[-1].id if full else None, more=full)
+
+    def remove(self, session: Session, house: House, item: Expired) -> Removal:
+        upload = session.scalars(
+            select(Upload).where(Upload.id == item.id, self._over()).with_for_update(skip_locked=True)
+        ).one_or_none()
+        if upload is None:
+            return Removal.KEPT
+        parts = self._parts(house, upload.id)
+        if parts.exists():
+            house.discard(parts)
+        session.delete(upload)
+        return Removal.DONE
+
+    def _parts(self, house: House, upload_id: str) -> Path:
+        return upload_folder(house.root, upload_id)
+
+    def _over(self) -> ColumnElement[bool]:
+        return Upload.expires_at <= func.statement_timestamp() - self.grace
+
+
 RECORDS: tuple[Rule, ...] = (
     Events(),
     Metrics(),
     OldRows("webhook deliveries", "keep_deliveries_days", WebhookDelivery.id, WebhookDelivery.finished_at),
     OldRows("audit entries", "keep_audit_days", AuditEntry.id, AuditEntry.created_at),
     UnusedFiles(),
+    OldUploads(),
 )

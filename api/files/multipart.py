@@ -31,15 +31,17 @@ class Bytes:
 
 
 class FormReader:
-    """Reads a form of small fields and one file, named `file`.
+    """Reads a form of small fields and one file.
 
     Args:
         content_type: the request's, with the boundary.
+        part: how the part that is the file is named.
     Raises:
         InvalidInput: there is no boundary.
     """
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, part: str = "file") -> None:
+        self._file_part = part
         _, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if not boundary:
@@ -69,7 +71,7 @@ class FormReader:
                 },
             )
         except MultipartParseError as error:
-            raise InvalidInput(f"{BROKEN}: {error}.", param="file") from error
+            raise InvalidInput(f"{BROKEN}: {error}.", param=self._file_part) from error
 
     def feed(self, data: bytes) -> list[FilePart | Bytes]:
         """Take some of the body; return what of the file was in it.
@@ -81,7 +83,7 @@ class FormReader:
         try:
             self._parser.write(data)
         except MultipartParseError as error:
-            raise InvalidInput(f"{BROKEN}: {error}.", param="file") from error
+            raise InvalidInput(f"{BROKEN}: {error}.", param=self._file_part) from error
         return self._found
 
     def finish(self) -> None:
@@ -91,15 +93,17 @@ class FormReader:
             InvalidInput: it was cut short, or has no file.
         """
         if not self._ended:
-            raise InvalidInput(f"{BROKEN}: it ends before its last boundary.", param="file")
+            raise InvalidInput(f"{BROKEN}: it ends before its last boundary.", param=self._file_part)
         if not self._has_file:
-            raise InvalidInput("The form has no file: send it as the part named `file`.", param="file")
+            raise InvalidInput(
+                f"The form has no file: send it as the part named `{self._file_part}`.", param=self._file_part
+            )
 
     def _part_begin(self) -> None:
         self._parts += 1
         self._headers = {}
         if self._parts > PARTS:
-            raise InvalidInput(f"The form has more than {PARTS} parts.", param="file")
+            raise InvalidInput(f"The form has more than {PARTS} parts.", param=self._file_part)
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
@@ -114,17 +118,18 @@ class FormReader:
     def _headers_finished(self) -> None:
         kind, options = parse_options_header(self._headers.get("content-disposition", b""))
         if kind != b"form-data" or b"name" not in options:
-            raise InvalidInput(f"{BROKEN}: a part has no name.", param="file")
+            raise InvalidInput(f"{BROKEN}: a part has no name.", param=self._file_part)
         self._name = options[b"name"].decode(errors="replace")
-        if self._name != "file":
+        if self._name != self._file_part:
             if b"filename" in options:
                 raise InvalidInput(
-                    f"The file is sent as the part named `file`, not {self._name!r}.", param="file"
+                    f"The file is sent as the part named `{self._file_part}`, not {self._name!r}.",
+                    param=self._file_part,
                 )
             self._value = bytearray()
             return
         if self._has_file:
-            raise InvalidInput("The form has two files: send one a request.", param="file")
+            raise InvalidInput("The form has two files: send one a request.", param=self._file_part)
         self._has_file, self._value = True, None
         self._found.append(FilePart(options.get(b"filename", b"").decode(errors="replace")))
 

@@ -39,13 +39,31 @@ class Uploaded:
 
 
 class Target:
-    """Where an upload is written. Unless it is kept, nothing is left of it."""
+    """Where an upload is written. Unless it is kept, nothing is left of it.
 
-    def __init__(self, root: Path, file_id: str, max_bytes: int) -> None:
-        self._folder = root / "files"
+    Args:
+        folder: in which it lies under its id; None: where files do.
+        too_large: what is said of more than `max_bytes`, of the field `param`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        file_id: str,
+        max_bytes: int,
+        *,
+        folder: Path | None = None,
+        too_large: str = "",
+        param: str = "file",
+    ) -> None:
+        self._folder = folder or root / "files"
         self._part = self._folder / f".{file_id}.part"
         self._place = self._folder / file_id
         self._max_bytes = max_bytes
+        self._param = param
+        self._too_large = too_large or (
+            f"A file may have at most {max_bytes} bytes here (LATHE_MAX_FILE_BYTES)."
+        )
         self._hash = hashlib.sha256()
         self._file: BinaryIO | None = None
         self.bytes = 0
@@ -83,9 +101,7 @@ class Target:
         """
         self.bytes += len(data)
         if self.bytes > self._max_bytes:
-            raise TooLarge(
-                f"A file may have at most {self._max_bytes} bytes here (LATHE_MAX_FILE_BYTES).", param="file"
-            )
+            raise TooLarge(self._too_large, param=self._param)
         self._hash.update(data)
         try:
             self._open_file.write(data)
@@ -118,15 +134,21 @@ class Target:
 
 
 async def receive_upload(
-    stream: AsyncIterator[bytes], content_type: str, target: Target, file_id: str, *, expected_bytes: int
+    stream: AsyncIterator[bytes],
+    content_type: str,
+    target: Target,
+    file_id: str,
+    *,
+    expected_bytes: int,
+    part: str = "file",
 ) -> Uploaded:
-    """Read a form from `stream` and write its file into `target`.
+    """Read a form from `stream` and write its file, the part of that name, into `target`.
 
     Raises:
         InvalidInput: the form is broken, or its file empty.
         TooLarge, Exhausted: see `Target`.
     """
-    form = FormReader(content_type)
+    form = FormReader(content_type, part)
     filename = ""
     waiting = bytearray()
     async for data in stream:
@@ -142,7 +164,7 @@ async def receive_upload(
     form.finish()
     await run_in_threadpool(target.write, bytes(waiting))
     if target.bytes == 0:
-        raise InvalidInput("The file is empty.", param="file", code="empty_file")
+        raise InvalidInput("The file is empty.", param=part, code="empty_file")
     return Uploaded(file_id, filename, file_path(file_id), target.bytes, target.sha256, form.fields)
 
 

@@ -19,6 +19,7 @@ from db.models.model import Model, ModelAlias, ModelFile, ModelVersion
 from db.models.past_usage import PastUsage
 from db.models.project import DEFAULT_PROJECT, Project
 from db.models.step import Step
+from db.models.upload import Upload, UploadPart
 from db.models.webhook_delivery import DeliveryTry, WebhookDelivery
 from db.models.webhook_endpoint import WebhookEndpoint
 from db.models.webhook_secret import WebhookSecret
@@ -49,6 +50,8 @@ __all__ = [
     "PastUsage",
     "Project",
     "Step",
+    "Upload",
+    "UploadPart",
     "WebhookDelivery",
     "WebhookEndpoint",
     "WebhookSecret",

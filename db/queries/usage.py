@@ -26,6 +26,8 @@ USAGE = text(
         + (SELECT coalesce(sum(gpu_seconds), 0) FROM past_usage
            WHERE project_id = :project AND month = date_trunc('month', clock_timestamp())) AS gpu_seconds,
         (SELECT coalesce(sum(bytes), 0) FROM files WHERE project_id = :project)
+        + (SELECT coalesce(sum(bytes), 0) FROM uploads
+           WHERE project_id = :project AND status = 'pending' AND expires_at > clock_timestamp())
         + (SELECT coalesce(sum(usage_bytes), 0) FROM documents WHERE project_id = :project)
         + (SELECT coalesce(sum(bytes), 0) FROM (
                SELECT sha256, artifacts.bytes FROM artifacts JOIN jobs ON jobs.id = artifacts.job_id
@@ -55,7 +57,8 @@ class Usage:
     Args:
         jobs: that have not ended and are not paused. A job and what it waits for count as one.
         gpu_minutes: of this calendar month, those of attempts that run among them.
-        bytes: of files, documents, and what jobs made; a published model that is an artifact too counts once.
+        bytes: of files, those that are announced among them, documents, and what jobs made; a published model
+            that is an artifact too counts once.
     """
 
     jobs: int

@@ -56,7 +56,10 @@ def own_things(keyed: Keyed, project: str, tag: str) -> Owned:
     _publish(keyed, project, job, model := f"{tag}-model")
     documents = client.post(f"/v1/models/{model}/documents", json={"file_ids": [file_id]})
     assert documents.status_code == 202, documents.text
+    announced = {"filename": "large.csv", "bytes": 10, "mime_type": "text/csv", "purpose": "fine-tune"}
+    upload_id = client.post("/v1/uploads", json=announced).json()["id"]
     things = {
+        "upload_id": upload_id,
         "file_id": file_id,
         "endpoint_id": endpoint["id"],
         "delivery_id": delivery["id"],

@@ -1,0 +1,1 @@
+"""Large files that come in parts, in OpenAI's shape."""

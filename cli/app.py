@@ -20,6 +20,7 @@ from cli.ask import ask
 from cli.chat import chat
 from cli.devices import devices
 from cli.download import download
+from cli.import_openai import import_openai
 from cli.ingest import ingest
 from cli.jobs import checkpoints, job, jobs
 from cli.output import exit_status, report
@@ -68,6 +69,7 @@ def _register() -> None:
         "Use a model": (chat,),
         stack.PANEL: (devices,),
     }
+    app.command(rich_help_panel="Make a model")(import_openai)
     for panel, commands in panels.items():
         for command in commands:
             app.command(rich_help_panel=panel)(command)

@@ -176,13 +176,13 @@ def submit(
         try:
             job = client.submit(kind, values, **fields)
         except InvalidInput as error:
-            _take_back(client, [values[name] for name in files if values[name] != given[name]])
+            take_back(client, [values[name] for name in files if values[name] != given[name]])
             spelling = spelling_of(model, error.param) or error.param
             raise InvalidInput(error.message, param=spelling, code=error.code) from None
         show_submitted(client, job, watch=watch, json=json)
 
 
-def _take_back(client: Client, uploaded: list[str]) -> None:
+def take_back(client: Client, uploaded: list[str]) -> None:
     """Delete what was uploaded for a job that was refused."""
     for file_id in uploaded:
         with suppress(LatheError):  # what was wrong with the job is told all the same

@@ -7,7 +7,8 @@ exactly in any case, so that a search always sees all that is there (`retrieval/
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pgvector.sqlalchemy import HALFVEC
@@ -15,31 +16,40 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Float,
+    Integer,
     Select,
-    and_,
+    Text,
+    any_,
+    bindparam,
     cast,
     func,
-    literal,
-    or_,
     select,
     tuple_,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from db.models import Chunk, Collection, Document
+from retrieval.statements import Statements, compiled, given_vector, written
 
 EXACT, HNSW, HNSW_FILTERED = "vector_exact", "vector_hnsw", "vector_hnsw_filtered"
 EMBEDDING: ColumnElement[Any] = Chunk.__table__.c.embedding
 # What going on to one more fitting chunk of an index costs, in comparisons of an exact search: each step
 # looks at the neighbours of several others.
 COST_OF_A_STEP = 40.0
+# How many an index is gone through for at least; so few are a matter of recall, not of speed.
+CANDIDATES_OF_INDEX, CANDIDATES_OF_INDEX_MOST = 64, 1000
 # The planner's guesses can be wrong by far: what an index costs, how many documents a filter leaves, how many
 # chunks came after an id. By then it is decided how to look, and it is told what not to try.
-BY_INDEX = ("enable_sort",)
-BY_SCAN = ("enable_seqscan",)
+BY_INDEX = ("enable_sort", "enable_seqscan")
 BY_DOCUMENT = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
 
+COLLECTION_ID = bindparam("collection_id", type_=Text)
+COLLECTION_IDS = bindparam("collection_ids", type_=ARRAY(Text))
+INDEXED_THROUGH = cast(bindparam("indexed_through"), BigInteger)
+
 Nearest = dict[int, float]  # the distance of each chunk
+Build = Callable[[int], Select[Any]]  # of the vector's dimensions
 
 
 class VectorSearch:
@@ -61,14 +71,15 @@ class VectorSearch:
         most: int,
         note: Callable[[str, float], None],
         cost_of_a_step: float = COST_OF_A_STEP,
+        statements: Statements | None = None,
     ) -> None:
         self._session = session
+        self._statements = statements or Statements(session)
         self._project_id = project_id
         self._where = where
         self._most = most
         self._note = note
         self._cost_of_a_step = cost_of_a_step
-        self._untried: Sequence[str] = ()
         self.distances: Nearest = {}  # of what was found last
         self._by_index = [collection for collection in collections if collection.index_name is not None]
         if where is not None and self._by_index:
@@ -76,23 +87,27 @@ class VectorSearch:
         self._exactly = [collection for collection in collections if collection not in self._by_index]
 
     def nearest(self, vector: list[float]) -> list[int]:
-        """The chunks nearest to the vector, the nearest first."""
+        """The chunks nearest to the vector, the nearest first.
+
+        The planner is left told what not to try: until the next of the `statements`.
+        """
         found: Nearest = {}
         exactly = [collection.id for collection in self._exactly]
-        later = []
+        values = {"vector": written(vector), "project_id": self._project_id, "most": self._most}
         for collection in self._by_index:
-            by_index = self._ask_index(collection, vector)
+            own = values | {
+                "collection_id": collection.id,
+                "indexed_through": collection.indexed_through,
+            }
+            by_index = self._ask_index(len(vector), own)
             found |= by_index
             # Fewer only where the index lost its way: among deleted chunks, or by a filter against the grain.
             if len(by_index) < self._most:
                 exactly.append(collection.id)
             else:
-                later.append(_after_index(collection))
-        if later:
-            found |= self._compare(or_(*later), vector)
+                found |= self._look(_after_index, len(vector), own, EXACT)
         if exactly:
-            found |= self._compare_all(exactly, vector)
-        self._leave_out((), {})
+            found |= self._compare_all(len(vector), values | {"collection_ids": exactly})
         self.distances = found
         return sorted(found, key=lambda chunk_id: (found[chunk_id], chunk_id))[: self._most]
 
@@ -117,73 +132,80 @@ class VectorSearch:
             > self._cost_of_a_step * self._most * (collection.indexed_chunks or 0)
         ]
 
-    def _ask_index(self, collection: Collection, vector: list[float]) -> Nearest:
-        # As the index has it, or it is not used.
-        key = cast(EMBEDDING, HALFVEC(collection.dimensions))
-        query = self._chunks(key, vector).where(
-            Chunk.collection_id == collection.id, Chunk.id <= _through(collection)
-        )
-        if self._where is not None:
-            query = query.join(Document, Document.id == Chunk.document_id).where(self._where)
-        parameters = {"hnsw.ef_search": str(self._most), "hnsw.iterative_scan": "relaxed_order"}
+    def _ask_index(self, dimensions: int, values: Mapping[str, Any]) -> Nearest:
+        candidates = min(max(self._most, CANDIDATES_OF_INDEX), CANDIDATES_OF_INDEX_MOST)
+        settings = {"hnsw.ef_search": str(candidates), "hnsw.iterative_scan": "relaxed_order"}
         name = HNSW if self._where is None else HNSW_FILTERED
-        return self._look(query.order_by("distance"), name, BY_INDEX, parameters)
+        return self._look(_of_index, dimensions, values, name, settings=settings)
 
-    def _compare(self, scope: ColumnElement[bool], vector: list[float]) -> Nearest:
-        """Compare the chunks of a scope, of those that fit."""
-        query = self._chunks(EMBEDDING, vector).where(scope)
-        if self._where is not None:
-            query = query.join(Document, Document.id == Chunk.document_id).where(self._where)
-        return self._look(query.order_by("distance", Chunk.id), EXACT, BY_SCAN)
-
-    def _compare_all(self, collection_ids: list[str], vector: list[float]) -> Nearest:
+    def _compare_all(self, dimensions: int, values: Mapping[str, Any]) -> Nearest:
         """Compare all that fits of whole collections: beginning with the documents, if there is a filter."""
         if self._where is None:
-            return self._compare(Chunk.collection_id.in_(collection_ids), vector)
+            return self._look(_of_collections, dimensions, values, EXACT)
         fitting = (
             select(Document.id)
-            .where(Document.collection_id.in_(collection_ids), self._where)
+            .where(Document.collection_id == any_(COLLECTION_IDS), self._where)
             .cte("fitting")
             .prefix_with("MATERIALIZED", dialect="postgresql")
         )
-        query = self._chunks(EMBEDDING, vector).join(fitting, fitting.c.id == Chunk.document_id)
-        return self._look(query.order_by("distance", Chunk.id), EXACT, BY_DOCUMENT)
-
-    def _chunks(self, key: ColumnElement[Any], vector: list[float]) -> Select[Any]:
-        distance = key.op("<=>", return_type=Float)(halfvec(vector)).label("distance")
-        return select(Chunk.id, distance).where(Chunk.project_id == self._project_id)
+        query = _nearest(EMBEDDING, dimensions).join(fitting, fitting.c.id == Chunk.document_id)
+        return self._run(query.order_by(Chunk.id), values, EXACT, BY_DOCUMENT)
 
     def _look(
-        self, query: Select[Any], name: str, untried: Sequence[str], parameters: dict[str, str] | None = None
+        self,
+        build: Build,
+        dimensions: int,
+        values: Mapping[str, Any],
+        name: str,
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> Nearest:
+        if self._where is None:
+            return self._run(_compiled(build, dimensions), values, name, BY_INDEX, settings)
+        query = build(dimensions).join(Document, Document.id == Chunk.document_id).where(self._where)
+        return self._run(query, values, name, BY_INDEX, settings)
+
+    def _run(
+        self,
+        statement: str | Select[Any],
+        values: Mapping[str, Any],
+        name: str,
+        untried: Sequence[str],
+        settings: Mapping[str, str] | None = None,
     ) -> Nearest:
         started = time.monotonic()
-        self._leave_out(untried, parameters or {})
-        rows = self._session.execute(query.limit(self._most)).all()
+        rows = self._statements.run(statement, values, untried=untried, settings=settings)
         # That nothing came after the index is not worth a word.
         if rows or name != EXACT or not self._by_index:
             self._note(name, time.monotonic() - started)
-        return {row.id: float(row.distance) for row in rows}
-
-    def _leave_out(self, untried: Sequence[str], parameters: dict[str, str]) -> None:
-        """Tell the planner what not to try, until it is told anew or the transaction ends."""
-        told = dict.fromkeys(self._untried, "on") | dict.fromkeys(untried, "off") | parameters
-        self._untried = untried
-        # By the driver, and only once between two searches: as statements of SQLAlchemy's, one before and one
-        # after each, they took a third of a search's time.
-        if told:
-            statements = "; ".join(f"SET LOCAL {name} = {value}" for name, value in told.items())
-            self._session.connection().exec_driver_sql(statements)
+        return {chunk_id: float(distance) for chunk_id, distance in rows}
 
 
-def halfvec(vector: list[float]) -> ColumnElement[Any]:
-    return cast(literal(vector, HALFVEC(len(vector))), HALFVEC(len(vector)))
+def _nearest(key: ColumnElement[Any], dimensions: int) -> Select[Any]:
+    distance = key.op("<=>", return_type=Float)(given_vector(dimensions)).label("distance")
+    own = Chunk.project_id == bindparam("project_id")
+    return select(Chunk.id, distance).where(own).order_by("distance").limit(bindparam("most", type_=Integer))
 
 
-def _after_index(collection: Collection) -> ColumnElement[bool]:
-    # Said of the pair, or the planner goes through all newer ids of all collections.
-    pair = tuple_(Chunk.collection_id, Chunk.id) > tuple_(literal(collection.id), _through(collection))
-    return and_(Chunk.collection_id == collection.id, pair)
+def _of_index(dimensions: int) -> Select[Any]:
+    # As the index has it, or it is not used.
+    key = cast(EMBEDDING, HALFVEC(dimensions))
+    return _nearest(key, dimensions).where(Chunk.collection_id == COLLECTION_ID, Chunk.id <= INDEXED_THROUGH)
 
 
-def _through(collection: Collection) -> ColumnElement[int]:
-    return cast(literal(collection.indexed_through), BigInteger)
+def _after_index(dimensions: int) -> Select[Any]:
+    # Bounds of the pair: by the id alone the planner goes through all newer chunks of all collections, and
+    # with `collection_id = …` beside the pair Postgres begins at the collection's first chunk.
+    pair = tuple_(Chunk.collection_id, Chunk.id) > tuple_(COLLECTION_ID, INDEXED_THROUGH)
+    query = _nearest(EMBEDDING, dimensions).where(pair, Chunk.collection_id <= COLLECTION_ID)
+    return query.order_by(Chunk.id)
+
+
+def _of_collections(dimensions: int) -> Select[Any]:
+    query = _nearest(EMBEDDING, dimensions).where(Chunk.collection_id == any_(COLLECTION_IDS))
+    return query.order_by(Chunk.id)
+
+
+@cache
+def _compiled(build: Build, dimensions: int) -> str:
+    return compiled(build(dimensions))

@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session, defer, undefer
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session
 
-from db.models import Chunk, Collection, Document
+from db.models import Collection
 from retrieval.diversity import diversify
 from retrieval.full_text import FullText
 from retrieval.fusion import fuse
-from retrieval.nearest import VectorSearch, halfvec
+from retrieval.nearest import VectorSearch
+from retrieval.passages import ChunkOfHit, DocumentOfHit, passages, similarities_of
+from retrieval.statements import Statements
 
 # What each list gives to the fusion; a passage beyond is in no other list's first ten, either.
 CANDIDATES = 100
@@ -60,8 +62,8 @@ class Hit:
     similarity: cosine, 0 to 1.
     """
 
-    chunk: Chunk
-    document: Document
+    chunk: ChunkOfHit
+    document: DocumentOfHit
     score: float
     similarity: float
 
@@ -122,25 +124,35 @@ def search(
         where: on `Document`, of the collections' documents that are searched.
     """
     found, weights = Found(queries=[query.text for query in queries]), ranking.weights
+    fused = len(queries) * ((weights.vector > 0) + (weights.words > 0)) > 1
+    # The nearest are the best if nothing else orders them.
+    by_vector_alone = not fused and weights.vector > 0 and ranking.diversity == 0
+    most = limit if by_vector_alone else CANDIDATES
+    statements = Statements(session)
     vectors = VectorSearch(
         session,
         project_id=project_id,
         collections=collections,
         where=where,
-        most=CANDIDATES,
+        most=most,
         note=found.note,
+        statements=statements,
     )
-    words = FullText(session, project_id=project_id, collections=collections, where=where, most=CANDIDATES)
+    words = (
+        FullText(session, project_id=project_id, collections=collections, where=where, most=most)
+        if weights.words > 0
+        else None
+    )
     lists: list[tuple[float, list[int]]] = []
     for query in queries:
         if weights.vector > 0:
             lists.append((weights.vector * query.weight, vectors.nearest(query.vector)))
-        if weights.words > 0:
+        if words is not None:
+            statements.let_planner_choose()
             with found.timed("full_text"):
                 lists.append((weights.words * query.weight, words.matching(query.text)))
-    if words.is_bounded:
+    if words is not None and words.is_bounded:
         found.used.append("full_text_bounded")
-    fused = len(lists) > 1
     by_rank = fused or not weights.vector  # words alone are no matter of the cosine
     with found.timed("rrf") if fused else nullcontext():
         scores = fuse(lists)
@@ -148,7 +160,7 @@ def search(
     known = vectors.distances if len(queries) == 1 else {}
     similarities = {chunk_id: max(0.0, 1.0 - known[chunk_id]) for chunk_id in scores if chunk_id in known}
     unknown = [chunk_id for chunk_id in scores if chunk_id not in known]
-    similarities |= _similarities(session, unknown, [query.vector for query in queries])
+    similarities |= similarities_of(statements, unknown, [query.vector for query in queries])
     ranked = sorted(
         (
             (scores[chunk_id] if by_rank else similarity, similarity, chunk_id)
@@ -160,7 +172,13 @@ def search(
     if ranking.diversity > 0:
         with found.timed("mmr"):
             ranked = _diversified(session, ranked[:CANDIDATES], limit, ranking.diversity)
-    found.hits = _hits(session, ranked[:limit])
+    read = passages(statements, [chunk_id for _, _, chunk_id in ranked[:limit]])
+    found.hits = [
+        Hit(*read[chunk_id], score, similarity)
+        for score, similarity, chunk_id in ranked[:limit]
+        if chunk_id in read  # or else it was deleted just now
+    ]
+    statements.let_planner_choose()
     return found
 
 
@@ -168,27 +186,3 @@ def _diversified(session: Session, ranked: list[Ranked], limit: int, diversity: 
     rows = {chunk_id: (score, similarity, chunk_id) for score, similarity, chunk_id in ranked}
     relevance = [(chunk_id, score) for score, _, chunk_id in ranked]
     return [rows[chunk_id] for chunk_id in diversify(session, relevance, limit=limit, diversity=diversity)]
-
-
-def _similarities(session: Session, chunk_ids: list[int], vectors: Sequence[list[float]]) -> dict[int, float]:
-    """The cosine of each chunk to the nearest of the queries."""
-    if not chunk_ids:
-        return {}
-    distances = [Chunk.embedding.op("<=>")(halfvec(vector)) for vector in vectors]
-    query = select(Chunk.id, func.least(*distances)).where(Chunk.id.in_(chunk_ids))
-    return {chunk_id: max(0.0, 1.0 - float(distance)) for chunk_id, distance in session.execute(query)}
-
-
-def _hits(session: Session, ranked: Sequence[Ranked]) -> list[Hit]:
-    query = (
-        select(Chunk, Document)
-        .join(Document, Document.id == Chunk.document_id)
-        .where(Chunk.id.in_([chunk_id for _, _, chunk_id in ranked]))
-        .options(defer(Chunk.embedding), undefer(Document.page_labels))
-    )
-    rows = {row.Chunk.id: row for row in session.execute(query)}
-    return [
-        Hit(rows[chunk_id].Chunk, rows[chunk_id].Document, score, similarity)
-        for score, similarity, chunk_id in ranked
-        if chunk_id in rows  # or else it was deleted just now
-    ]

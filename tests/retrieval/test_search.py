@@ -132,6 +132,27 @@ class TestSearch:
         )  # fmt: skip
         assert [hit.chunk.text for hit in found.hits] == ["red fox", "red fox hunts"]
 
+    def test_words_alone_go_on_beyond_what_a_threshold_leaves_out(
+        self, session: Session, collection: Collection, tmp_path: Path
+    ) -> None:
+        texts = ["fox fox fox fox", "a fox"]
+        load(session, tmp_path, collection, "d", texts, vectors=[embed("tax"), embed("fox")])
+        found = search(
+            session, project_id="default", collections=[collection], queries=[ask("fox")], limit=1,
+            ranking=Ranking(Weights(vector=0.0), min_similarity=0.5),
+        )  # fmt: skip
+        assert [hit.chunk.text for hit in found.hits] == ["a fox"]
+
+    def test_vectors_alone_find_as_many_as_are_asked_for(
+        self, session: Session, collection: Collection, tmp_path: Path
+    ) -> None:
+        load(session, tmp_path, collection, "d", [f"fox {number}" for number in range(150)])
+        found = search(
+            session, project_id="default", collections=[collection], queries=[ask("fox")], limit=120,
+            ranking=Ranking(Weights(words=0.0)),
+        )  # fmt: skip
+        assert len(found.hits) == 120
+
     def test_never_leaves_its_project_or_collections(
         self, session: Session, collection: Collection, tmp_path: Path
     ) -> None:

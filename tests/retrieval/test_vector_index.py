@@ -169,8 +169,11 @@ class TestPaths:
         def explain(
             connection: Connection, cursor: object, statement: str, parameters: dict[str, Any], *_: object
         ) -> None:
-            if "ORDER BY distance" in statement and not statement.startswith("EXPLAIN"):
-                rows = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars()
+            # What the planner is told may stand before the search, and holds until the next one.
+            told, _, query = statement.rpartition("; ")
+            if "ORDER BY distance" in query and not query.startswith("EXPLAIN"):
+                explained = f"{told}; EXPLAIN {query}" if told else f"EXPLAIN {query}"
+                rows = connection.exec_driver_sql(explained, parameters).scalars()
                 plans.append("\n".join(rows))
 
         event.listen(shared.engine, "before_cursor_execute", explain)

@@ -14,7 +14,7 @@ from cli.text import harmless
 from db.errors import NotFound
 
 JSON = dict[str, Any]
-CITED = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
+CITED = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 
 
 def ask(
@@ -53,7 +53,7 @@ def ask(
     with connect() as client:
         body: JSON = {
             "model": model or _newest(client),
-            "messages": [{"role": "user", "content": question or read_stdin()}],
+            "messages": [{"role": "user", "content": read_stdin() if question is None else question}],
             **({"collections": collection} if collection else {"documents": True}),
             **({"retrieval": {"rewrite_query": True}} if rewrite else {}),
             **({"max_tokens": max_tokens} if max_tokens else {}),
@@ -99,7 +99,7 @@ def _answer(client: Client, body: JSON) -> None:
     if not sources:
         stderr().print("The answer cites none of the passages that it was given:", style="yellow")
     for row in sources or told["citations"]:
-        stdout().print(harmless(source(row)), markup=False, soft_wrap=True)
+        stdout().print(f"[{row['number']}] {source(row)}", markup=False, soft_wrap=True)
 
 
 def _parts(chunks: Iterator[JSON], told: JSON) -> Iterator[Part]:
@@ -110,12 +110,12 @@ def _parts(chunks: Iterator[JSON], told: JSON) -> Iterator[Part]:
         yield from parts_of(chunk)
 
 
-def source(citation: JSON) -> str:
-    """Where a passage stands: `[1] handbook.pdf, p. 12 (Holidays)`."""
-    first, last, label = citation["first_page"], citation["last_page"], citation["page_label"]
+def source(passage: JSON) -> str:
+    """Where a passage stands: `handbook.pdf, p. 12 (Holidays)`."""
+    first, last, label = passage["first_page"], passage["last_page"], passage["page_label"]
     pages = ""
     if first is not None:
         pages = f", p. {first}" if first == last else f", pp. {first}–{last}"
         pages += f" “{label}”" if label else ""
-    section = f" ({' '.join(citation['section'].split())})" if citation["section"] else ""
-    return f"[{citation['number']}] {citation['filename']}{pages}{section}"
+    section = f" ({' '.join(passage['section'].split())})" if passage["section"] else ""
+    return harmless(f"{passage['filename']}{pages}{section}")

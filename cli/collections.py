@@ -4,12 +4,14 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from rich.padding import Padding
 from rich.text import Text
 
+from cli.ask import source
 from cli.client import Client, connect
 from cli.ingest import find_collection
-from cli.jobs import table
-from cli.output import JsonFlag, print_json, stdout
+from cli.jobs import keep_whole, table
+from cli.output import JsonFlag, print_json, stderr, stdout
 from cli.text import harmless, size
 from db.errors import NotFound
 
@@ -32,20 +34,24 @@ def collections(context: typer.Context, json: JsonFlag = False) -> None:
     if json:
         print_json(rows)
         return
-    shown = table(
-        "Name", "Id", "Status", "Documents", "Failed", "Size", right=("Documents", "Failed", "Size")
-    )
+    if not rows:
+        stdout().print("There are no collections yet: `lathe ingest FILES --collection NAME` makes one.")
+        return
+    shown = table("Name", "Id", "Documents", "Size", right=("Size",))
+    keep_whole(shown, 1, 3)
     for row in rows:
-        counts = row["file_counts"]
-        shown.add_row(
-            harmless(row["name"]),
-            row["id"],
-            row["status"],
-            str(counts["completed"]),
-            str(counts["failed"]),
-            size(row["usage_bytes"]),
-        )
+        shown.add_row(harmless(row["name"]), row["id"], _documents(row), size(row["usage_bytes"]))
     stdout().print(shown)
+
+
+def _documents(row: JSON) -> str:
+    """How many can be searched, and what there is besides."""
+    counts = row["file_counts"]
+    others = (("in_progress", "being read"), ("failed", "failed"), ("cancelled", "cancelled"))
+    said = [f"{counts[status]} {words}" for status, words in others if counts[status]]
+    if row["status"] == "expired":
+        said.append("expired")
+    return ", ".join([str(counts["completed"]), *said])
 
 
 @app.command()
@@ -67,29 +73,18 @@ def search(
         return
     console = stdout()
     if found["in_progress"]:
-        console.print(f"{found['in_progress']} documents are still being read.", style="yellow")
+        words = "documents are" if found["in_progress"] > 1 else "document is"
+        stderr().print(f"{found['in_progress']} {words} still being read.", style="yellow")
     for notice in found["notices"]:
-        console.print(harmless(notice), style="yellow", markup=False)
+        stderr().print(harmless(notice), style="yellow", markup=False, soft_wrap=True)
     if not found["data"]:
         console.print("Nothing was found.")
     for passage in found["data"]:
-        console.print(Text.assemble((harmless(passage["filename"]), "bold"), (_place(passage), "dim")))
+        similarity = (f"  similarity {passage['similarity']:.2f}", "dim")
+        console.print(Text.assemble((source(passage), "bold"), similarity), soft_wrap=True)
         text = " ".join(passage["content"][0]["text"].split())
         more = " …" if len(text) > SHOWN_CHARACTERS else ""
-        console.print(f"  {harmless(text[:SHOWN_CHARACTERS])}{more}", markup=False)
-
-
-def _place(passage: JSON) -> str:
-    """Where a passage stands: its page as printed, or its section."""
-    first, last = passage["first_page"], passage["last_page"]
-    parts = []
-    if first is not None:
-        pages = f"page {first}" if first == last else f"pages {first}–{last}"
-        parts.append(f"{pages} (“{passage['page_label']}”)" if passage["page_label"] else pages)
-    if passage["section"]:
-        parts.append(harmless(passage["section"]))
-    parts.append(f"{passage['similarity']:.2f}")
-    return "  " + ", ".join(parts)
+        console.print(Padding(Text(harmless(text[:SHOWN_CHARACTERS]) + more), (0, 0, 0, 2)))
 
 
 @app.command()

@@ -1,20 +1,23 @@
 """`lathe ingest`: documents into a collection. What is there already, and unchanged, is not even uploaded."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from cli.client import Client, connect, model_path
-from cli.output import print_json, stderr, stdout
+from cli.output import ExitStatus, print_json, report, stderr, stdout
 from cli.submit import RunJson, WatchFlag, show_submitted, upload
 from cli.text import harmless
 from db.errors import InvalidInput
 
 JSON = dict[str, Any]
+# The later, the more there is of a document: of several of the same content the last counts.
+STATUSES = ("cancelled", "failed", "in_progress", "completed")
 
 
 def ingest(
@@ -36,6 +39,7 @@ def ingest(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep older documents of the same file name beside the new ones.")
     ] = False,
+    password: Annotated[str | None, typer.Option(help="Of encrypted PDFs.", show_default=False)] = None,
     watch: WatchFlag = False,
     json: RunJson = False,
 ) -> None:
@@ -44,26 +48,45 @@ def ingest(
     $ lathe ingest handbook.pdf notes/*.md --collection office --watch
     $ lathe ingest handbook.pdf --model faq
     """
-    for path in files:
-        if not path.expanduser().is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise InvalidInput(f"{path} {what}: give files.", param="FILES")
+    _check(files, keep)
     if (collection is None) == (model is None):
         raise InvalidInput("Say where to: --collection or --model, one of the two.", param="--collection")
     with connect() as client:
         place = _collection(client, collection) if collection is not None else _own_documents(model or "")
-        new = _changed(client, place.documents, files)
-        if unchanged := len(files) - len(new):
-            stderr().print(f"{unchanged} of {len(files)} files are there already, unchanged.")
-        if not new:
-            if json:
-                print_json(client.get(place.path))
-            else:
-                stdout().print(f"[bold]{harmless(place.name)}[/] is up to date.")
-            return
-        ids = [upload(client, str(path), stderr(), purpose="assistants") for path in new]
-        job = place.submit(client, ids, not keep)
-        show_submitted(client, job, watch=watch, json=json)
+        found = _compare(client, place, files)
+        _tell(found, len(files))
+        uploaded = _uploaded(client, found.new)
+        if ids := found.unread + uploaded:
+            wanted = [{"file_id": file_id, "password": password} for file_id in ids]
+            batch = client.post(place.into(client), {"files": wanted, "replace": not keep})
+            show_submitted(client, client.job(batch["id"]), watch=watch, json=json)
+        elif found.jobs:
+            show_submitted(client, client.job(found.jobs[0]), watch=watch, json=json)
+        elif not found.new and json:
+            print_json(client.get(place.path or ""))
+        elif not found.new:
+            stdout().print(f"[bold]{escape(harmless(place.name))}[/] is up to date.")
+    if len(uploaded) < len(found.new):
+        raise typer.Exit(ExitStatus.FAILED)
+
+
+def _check(files: list[Path], keep: bool) -> None:
+    """
+    Raises:
+        InvalidInput: one is no file, or two have the same name, by which documents are replaced.
+    """
+    by_name: dict[str, Path] = {}
+    for path in files:
+        if not path.expanduser().is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise InvalidInput(f"{path} {what}: give files.", param="FILES")
+        other = by_name.setdefault(path.name, path)
+        if other is not path and not keep:
+            raise InvalidInput(
+                f"{other} and {path} have the same name, so that one would take the other's place: "
+                "--keep keeps both.",
+                param="FILES",
+            )
 
 
 @dataclass(frozen=True)
@@ -71,35 +94,35 @@ class Place:
     """Where documents go.
 
     Args:
-        path: of what holds them; `documents` is the path of their list.
-        submit: takes the ids of uploaded files, and whether they replace what has their names; gives the job.
+        path: of what holds them; None for a collection that is to be made.
+        documents: the path's end where they are listed.
+        batches: the path's end where more are given.
     """
 
     name: str
-    path: str
+    path: str | None
     documents: str
-    submit: Callable[[Client, list[str], bool], JSON]
+    batches: str
+
+    def listed(self, client: Client) -> Iterator[JSON]:
+        return client.pages(self.path + self.documents) if self.path else iter(())
+
+    def into(self, client: Client) -> str:
+        path = self.path or _path(client.post("/v1/vector_stores", {"name": self.name}))
+        return path + self.batches
 
 
 def _collection(client: Client, name: str) -> Place:
-    found = find_collection(client, name) or client.post("/v1/vector_stores", {"name": name})
-    path = f"/v1/vector_stores/{found['id']}"
-
-    def submit(client: Client, ids: list[str], replace: bool) -> JSON:
-        return client.submit("ingest", {"collection": found["id"], "files": ids, "replace": replace})
-
-    return Place(found["id"], path, f"{path}/files", submit)
+    found = find_collection(client, name)
+    return Place(name, _path(found) if found else None, "/files", "/file_batches")
 
 
 def _own_documents(model: str) -> Place:
-    path = model_path(model)
-    documents = f"{path}/documents"
+    return Place(model, model_path(model), "/documents", "/documents")
 
-    def submit(client: Client, ids: list[str], replace: bool) -> JSON:
-        batch = client.post(documents, {"file_ids": ids, "replace": replace})
-        return client.job(batch["id"])
 
-    return Place(model, path, documents, submit)
+def _path(collection: JSON) -> str:
+    return f"/v1/vector_stores/{collection['id']}"
 
 
 def find_collection(client: Client, name: str) -> JSON | None:
@@ -118,9 +141,55 @@ def find_collection(client: Client, name: str) -> JSON | None:
     return named[0] if named else None
 
 
-def _changed(client: Client, documents: str, files: list[Path]) -> list[Path]:
-    there = {(row["filename"], row["sha256"]) for row in client.pages(documents, filter="completed")}
-    return [path for path in files if (path.name, _sha256(path.expanduser())) not in there]
+@dataclass(frozen=True)
+class Compared:
+    """Files against the documents that are there.
+
+    Args:
+        new: what is to be uploaded.
+        unread: ids of files that were uploaded, and could not be read then.
+        jobs: of each file that is being read, the job.
+        unchanged: how many can be searched.
+    """
+
+    new: list[Path]
+    unread: list[str]
+    jobs: list[str]
+    unchanged: int
+
+
+def _compare(client: Client, place: Place, files: list[Path]) -> Compared:
+    there: dict[tuple[str, str], JSON] = {}
+    for row in sorted(place.listed(client), key=lambda row: STATUSES.index(row["status"])):
+        there[row["filename"], row["sha256"]] = row
+    rows = [there.get((path.name, _sha256(path.expanduser()))) for path in files]
+    known = [row for row in rows if row is not None]
+    return Compared(
+        new=[path for path, row in zip(files, rows, strict=True) if row is None],
+        unread=[row["id"] for row in known if row["status"] in ("cancelled", "failed")],
+        jobs=[row["job_id"] for row in known if row["status"] == "in_progress"],
+        unchanged=sum(row["status"] == "completed" for row in known),
+    )
+
+
+def _tell(found: Compared, files: int) -> None:
+    if found.unchanged:
+        stderr().print(f"{found.unchanged} of {files} files are there already, unchanged.")
+    if found.jobs:
+        stderr().print(f"{len(found.jobs)} of {files} files are being read already.")
+    if found.unread:
+        stderr().print(f"{len(found.unread)} of {files} files could not be read before: trying again.")
+
+
+def _uploaded(client: Client, files: list[Path]) -> list[str]:
+    """Upload files, and give their ids. One that is refused is told, and stops no other."""
+    ids = []
+    for path in files:
+        try:
+            ids.append(upload(client, str(path), stderr(), purpose="assistants"))
+        except InvalidInput as error:
+            report(InvalidInput(f"{path}: {error.message}"))
+    return ids
 
 
 def _sha256(path: Path) -> str:

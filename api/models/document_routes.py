@@ -17,10 +17,10 @@ from api.vector_stores.ingesting import all_wanted, ingest
 from api.vector_stores.routes import Window
 from api.vector_stores.schemas import (
     BatchOut,
+    BatchRequest,
     DocumentDeleted,
     DocumentOut,
     DocumentsDeleted,
-    ImportRequest,
 )
 from api.vector_stores.views import batch_out, document_out
 from db.errors import InvalidInput, NotFound
@@ -42,7 +42,7 @@ DOCUMENTS = "/v1/models/{model:path}/documents"
     responses=REUSED_KEY,
 )
 @repeatable
-def import_model_documents(unit: Unit, model: str, body: ImportRequest) -> BatchOut:
+def import_model_documents(unit: Unit, model: str, body: BatchRequest) -> BatchOut:
     """One job reads them all; one that cannot be read stops no other. The answer's id is the job's."""
     collection = _collection_to_fill(unit, _named(unit, model))
     job, _ = ingest(unit, collection, all_wanted(body), replace=body.replace)

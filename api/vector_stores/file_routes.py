@@ -127,7 +127,7 @@ def get_vector_store_file_content(unit: Unit, vector_store_id: str, file_id: str
 def create_vector_store_file_batch(unit: Unit, vector_store_id: str, body: BatchRequest) -> BatchOut:
     """One job reads them all; one that cannot be read stops no other. The batch's id is the job's."""
     collection = get_collection(unit.session, vector_store_id, project_id=unit.project_id, lock=True)
-    job, _ = ingest(unit, collection, all_wanted(body))
+    job, _ = ingest(unit, collection, all_wanted(body), replace=body.replace)
     return batch_out(unit.session, job, vector_store_id)
 
 

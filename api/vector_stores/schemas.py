@@ -123,20 +123,15 @@ class BatchRequest(Body):
     attributes: Attributes | None = None
     chunking_strategy: ChunkingStrategy | None = None
     language: Language | None = LANGUAGE
+    replace: bool = Field(
+        default=False, description="Take the place of documents of the same file name, once they are ready."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "BatchRequest":
         if (self.file_ids is None) == (self.files is None):
             raise ValueError("file_ids or files: give exactly one of the two")
         return self
-
-
-class ImportRequest(BatchRequest):
-    """Files for a model's own collection."""
-
-    replace: bool = Field(
-        default=False, description="Take the place of documents of the same file name, once they are ready."
-    )
 
 
 class AttributesChange(Body):

@@ -126,7 +126,9 @@ class TestAsk:
             create_collection(session, project_id="default", name="empty")
         ran = run("ask", QUESTION, "-c", "empty")
         assert (ran.status, ran.err) == (0, "")
-        assert ran.out == "Nothing was found about this in the given documents.\n"
+        assert ran.out == (
+            "Nothing was found about this in the given documents. There are no documents to search.\n"
+        )
 
     def test_without_a_model_says_how_to_get_one(self, run: Run, api_url: str, office: str) -> None:
         ran = run("ask", QUESTION, "-c", "office")
@@ -138,5 +140,5 @@ class TestAsk:
 
 
 def test_a_printed_page_number_is_told() -> None:
-    place = {"number": 1, "filename": "a.pdf", "first_page": 3, "last_page": 3, "page_label": "iii"}
-    assert source({**place, "section": "Preface\n"}) == "[1] a.pdf, p. 3 “iii” (Preface)"
+    place = {"filename": "a.pdf", "first_page": 3, "last_page": 3, "page_label": "iii"}
+    assert source({**place, "section": "Preface\n"}) == "a.pdf, p. 3 “iii” (Preface)"

@@ -31,6 +31,8 @@ PATTERNS = {
     r"^checkpoint-[0-9a-f]{32}$": "is the id of a checkpoint, such as checkpoint-0199…: "
     "GET /v1/jobs/{id}/checkpoints lists them",
 }
+# As JSON writes them, where pydantic writes Python.
+JSON_WORDS = {"'auto'": '"auto"', "True": "true"}
 MESSAGES = {
     "missing": "{field} is missing",
     "greater_than": "{field} must be greater than {gt}",
@@ -42,7 +44,7 @@ MESSAGES = {
     "enum": "{field} must be {expected}",
     "union_tag_invalid": "{field} must be one of {expected_tags}",
     "union_tag_not_found": "{field} is missing",
-    "string_too_short": "{field} must have at least {min_length} characters",
+    "string_too_short": "{field} must have at least {min_length} character{s}",
     "string_too_long": "{field} must have at most {max_length} characters",
     "too_short": "{field} must hold at least {min_length}",
     "too_long": "{field} must hold at most {max_length}",
@@ -133,16 +135,18 @@ def _sentence(row: ErrorDetails, field: str) -> str:
         return f"{field} {rule}"
     if kind in MESSAGES:
         numbers = {name: f"{value:g}" for name, value in context.items() if isinstance(value, float)}
-        return MESSAGES[kind].format(**{**context, **numbers, "field": field})
+        plural = "" if context.get("min_length") == 1 else "s"
+        return MESSAGES[kind].format(**{**context, **numbers, "field": field, "s": plural})
     return f"{field}: {row['msg']}"
 
 
 def _merged(messages: list[str]) -> str:
-    """One sentence for a field that takes a number or "auto", of which pydantic tells both."""
+    """One sentence for a field that takes values of several types, of which pydantic tells each."""
     first, *others = messages
-    if others and others[-1].endswith("must be 'auto'"):
-        return f'{first}, or "auto"'
-    return first
+    if " must be " not in first:
+        return first
+    kinds = [kind for _, found, kind in (other.partition(" must be ") for other in others) if found]
+    return ", or ".join([first, *dict.fromkeys(JSON_WORDS.get(kind, kind) for kind in kinds)])
 
 
 def _unknown_field(place: tuple[int | str, ...], field: str, annotation: Any) -> tuple[str, str | None, str]:

@@ -19,6 +19,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import OperationalError
 
+from db.wording import counted
+
 PREFIX = "ix_chunks_vectors_"
 # Held while indexes of chunks are built or dropped. One for all collections: Postgres would let the second
 # wait for the table's lock with a snapshot that the first waits for, until the deadlock detector ends one.
@@ -167,7 +169,7 @@ class IndexBuilder:
             return Refreshed("The collection was deleted: there is nothing to index.")
         chunks, smallest = int(state.chunks), self._policy.smallest
         if state.index_name is None and chunks < smallest:
-            return Refreshed(f"{chunks} chunks need no vector index: they are compared exactly.")
+            return Refreshed(f"No vector index is needed for {counted(chunks, 'chunk')}: all are compared.")
         if state.index_name is None and not 0 < (state.dimensions or 0) <= MOST_DIMENSIONS:
             return Refreshed(
                 f"Vectors of {state.dimensions} dimensions cannot be indexed, only up to {MOST_DIMENSIONS}: "

@@ -22,6 +22,7 @@ from db.queries.files import get_file
 from db.queries.jobs import add_event, get_job
 from db.states import DocumentStatus
 from db.storage import job_folder
+from db.wording import counted
 from retrieval.copy_rows import COLUMNS
 from worker.claim import Claim
 from worker.lease import hold_fence
@@ -102,14 +103,15 @@ def write_document(session: Session, claim: Claim, folder: Path, message: Messag
 
 def _loaded(document: Document) -> str:
     """What is told of a document that can be searched now."""
-    pages = f" of {document.pages} pages" if document.pages else ""
+    pages = f" of {counted(document.pages, 'page')}" if document.pages else ""
     words = ""
     if document.language in UNSPACED:
         words = ", words found by pairs of characters"
     elif document.configuration == SIMPLE:
         words = ", words found as they are written"
     language = "no known language" if document.language == SIMPLE else document.language
-    return f"{document.filename} can be searched: {document.chunk_count} chunks{pages}, {language}{words}."
+    chunks = counted(document.chunk_count, "chunk")
+    return f"{document.filename} can be searched: {chunks}{pages}, {language}{words}."
 
 
 def remove_loaded(root: Path, job_id: str) -> None:

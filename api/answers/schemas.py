@@ -41,7 +41,7 @@ class Sources(BaseModel):
     collections: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(
         min_length=1, max_length=16
     )] | None = Field(default=None, description="Ids or names of collections.")  # fmt: skip
-    documents: Literal[True] | Annotated[list[FileId], Field(min_length=1, max_length=256)] | None = Field(
+    documents: Annotated[list[FileId], Field(min_length=1, max_length=256)] | Literal[True] | None = Field(
         default=None,
         description="Ids of files: only these documents are searched. true: the model's own collection.",
     )

@@ -13,6 +13,7 @@ from db.queries.collections import get_collection, own_collection
 from db.queries.documents import count_by_status
 from db.queries.models import resolve
 from db.states import DocumentStatus
+from db.wording import counted
 from retrieval.filters import condition
 
 
@@ -31,17 +32,14 @@ class Scope:
     failed: int
 
     def notices(self) -> list[str]:
-        said = []
+        said = [] if self.documents else ["There are no documents to search."]
+        total = counted(self.documents, "document")
         if self.indexing:
             verb = "is" if self.indexing == 1 else "are"
-            said.append(f"{self.indexing} of {_documents(self.documents)} {verb} still being read.")
+            said.append(f"{self.indexing} of {total} {verb} still being read.")
         if self.failed:
-            said.append(f"{self.failed} of {_documents(self.documents)} could not be read.")
+            said.append(f"{self.failed} of {total} could not be read.")
         return said
-
-
-def _documents(number: int) -> str:
-    return f"{number} document{'' if number == 1 else 's'}"
 
 
 def scope_of(unit: Unit, sources: Sources, model: str) -> Scope:
@@ -92,8 +90,8 @@ def _own_collection_id(unit: Unit, reference: str) -> str:
     collection = own_collection(unit.session, named)
     if collection is None:
         raise NotFound(
-            f"The model {named.name!r} has no documents of its own: POST /v1/models/{named.name}/documents "
-            "gives it some.",
+            f"The model {named.name!r} has no documents of its own: name collections, or give it some by "
+            f"`lathe ingest FILES --model {named.name}` (POST /v1/models/{named.name}/documents).",
             param="documents",
         )
     return collection.id
@@ -110,5 +108,6 @@ def _holding(unit: Unit, file_ids: Sequence[str], collection_ids: Sequence[str])
     there = {row.file_id for row in rows}
     for file_id in file_ids:
         if file_id not in there:
-            raise NotFound(f"There is no document of a file {file_id!r} to search.", param="documents")
+            where = "none of the collections that are given" if collection_ids else "no collection"
+            raise NotFound(f"The file {file_id!r} is in {where}.", param="documents")
     return [row.collection_id for row in rows]

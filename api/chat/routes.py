@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.answers.asking import complete, generate_from
-from api.answers.schemas import read_sources
+from api.answers.schemas import FIELDS, read_sources
 from api.chat.body import Body, read_body
 from api.chat.checkpoints import find_backend
 from api.chat.generation import ask, question
@@ -19,6 +19,7 @@ from api.chat.schemas import (
 )
 from api.chat.service import newest_model
 from api.unit_of_work import services_of
+from db.errors import InvalidInput
 
 router = APIRouter(tags=["chat"])
 
@@ -51,7 +52,14 @@ async def chat_completions(request: Request) -> Response:
 )
 async def completions(request: Request) -> Response:
     """OpenAI's older completions: the prompt goes to the model as it is."""
-    return await _ask(request, read_body(await request.body()), "/v1/completions")
+    body = read_body(await request.body())
+    for field in FIELDS:
+        if body.members.get(field) is not None:
+            raise InvalidInput(
+                f"{field} goes with POST /v1/chat/completions and POST /generate: here nothing is searched.",
+                param=field,
+            )
+    return await _ask(request, body, "/v1/completions")
 
 
 async def _ask(request: Request, body: Body, path: str) -> Response:

@@ -226,7 +226,7 @@ class TestFiles:
         told = file.model_extra or {}
         assert told["language"] == "german"
         events = httpx.get(f"{stack}/v1/jobs/{told['job_id']}/events", trust_env=False).json()["data"]
-        assert any("can be searched: 1 chunks, german." in event["message"] for event in events)
+        assert any("can be searched: 1 chunk, german." in event["message"] for event in events)
         found = client.vector_stores.search(store.id, query="Haus", max_num_results=1)
         assert [passage.filename for passage in found.data] == ["haus.txt"]
         path = f"{stack}/v1/vector_stores/{store.id}/files"

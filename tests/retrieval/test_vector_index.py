@@ -287,7 +287,7 @@ class TestWatermark:
 class TestPolicy:
     def test_a_small_collection_has_none(self, shared: Library) -> None:
         collection, there = shared.collection(documents=2), shared.indexes()
-        assert "need no vector index" in shared.refresh(collection).message
+        assert "No vector index is needed" in shared.refresh(collection).message
         assert shared.read(collection).index_name is None
         assert shared.indexes() == there
 
@@ -295,7 +295,7 @@ class TestPolicy:
         small = shared.collection(documents=2)
         with shared.connection() as builder:
             builder.execute(text("SELECT pg_advisory_lock(:key)"), {"key": BUILD_LOCK})
-            assert "need no vector index" in shared.refresh(small).message
+            assert "No vector index is needed" in shared.refresh(small).message
             assert "stays as it is" in shared.refresh(indexed).message
             builder.execute(text("SELECT pg_advisory_unlock_all()"))
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from db.errors import InvalidInput
+from db.wording import counted
 from retrieval.chunking import Chunking
 from retrieval.cutting import cut_in_reader
 from retrieval.language import detect
@@ -51,7 +52,10 @@ def run(step: Step) -> dict[str, Any]:
             code="no_document_read",
         )
     read, chunks = (sum(row[what] for row in rows) for what in ("pages", "chunks"))
-    step.event(f"Read {len(rows)} of {len(documents)} documents: {read} pages, {chunks} chunks.")
+    step.event(
+        f"Read {len(rows)} of {counted(len(documents), 'document')}: {counted(read, 'page')}, "
+        f"{counted(chunks, 'chunk')}."
+    )
     order = {document.id: position for position, document in enumerate(documents)}
     rows.sort(key=lambda row: order[row["id"]])
     return {"documents": rows, "failed": len(documents) - len(rows)}

@@ -69,3 +69,18 @@ class TestScope:
         answer = desk.ask("strict", **fields)
         assert answer.status_code in (400, 404)
         assert error_of(answer)["param"] == param
+
+    def test_says_what_documents_may_be(self, desk: Desk) -> None:
+        desk.ready("plain")
+        [said, other] = [
+            error_of(desk.ask("plain", documents=value))["message"] for value in (False, "file-1")
+        ]
+        assert said == other == "documents must be a list, or true."
+
+    def test_a_route_that_searches_nothing_says_so(self, desk: Desk) -> None:
+        desk.ready("older")
+        body = {"model": "older", "prompt": "x", "collections": ["ours"]}
+        error = error_of(desk.api.post("/v1/completions", json=body))
+        assert (error["param"], error["type"]) == ("collections", "invalid_request_error")
+        assert "/v1/chat/completions" in error["message"]
+        assert not desk.server.asked

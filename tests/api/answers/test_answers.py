@@ -198,7 +198,8 @@ class TestNothingFound:
                 extra_body={"collections": ["hollow"]},
             )
         )
-        assert "".join(row.choices[0].delta.content or "" for row in chunks if row.choices) == NOTHING_FOUND
+        said = "".join(row.choices[0].delta.content or "" for row in chunks if row.choices)
+        assert said == f"{NOTHING_FOUND} There are no documents to search."
         assert (chunks[0].model_extra or {})["citations"] == []
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.total_tokens == 0

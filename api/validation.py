@@ -11,8 +11,6 @@ from pydantic_core import ErrorDetails
 
 from db.params import PARAMS
 
-# Fields of later versions: named, so that nobody believes that they were heard.
-NOT_YET = frozenset({"expires_after"})
 SHOWN_AT_ONCE = 3
 # What pydantic adds to the place of an error to say which member of a union it tried.
 UNION_MEMBERS = re.compile(r"int|float|bool|str|none|constrained-\w+|list\[.*|literal\[.*|function-.*|.*\(.*")
@@ -25,8 +23,8 @@ PATTERNS = {
     "POST /v1/vector_stores",
     r"^file-[0-9a-z]{1,64}$": "is the id of an uploaded file, such as file-0199…: upload it with "
     "POST /v1/files",
-    r"^ft:[!-~]{1,300}$": "begins with ft: and goes on with up to 300 printable ASCII characters, without "
-    "spaces",
+    r"^ft:[!-9;-~]{1,200}:[!-~]{0,300}$": "begins with ft: and has printable ASCII characters and no spaces, "
+    "such as ft:gpt-4o-mini:acme:faq:9x8y7z",
     r"^job-[0-9a-z]{1,64}$": "is the id of a job, such as job-0199…: GET /v1/jobs lists them",
     r"^checkpoint-[0-9a-f]{32}$": "is the id of a checkpoint, such as checkpoint-0199…: "
     "GET /v1/jobs/{id}/checkpoints lists them",
@@ -151,8 +149,6 @@ def _merged(messages: list[str]) -> str:
 
 def _unknown_field(place: tuple[int | str, ...], field: str, annotation: Any) -> tuple[str, str | None, str]:
     name = str(place[-1])
-    if name in NOT_YET:
-        return f"{name} is not supported by this version of Lathe: leave it out", field, "not_supported"
     known = _fields_beside(place, annotation)
     close = difflib.get_close_matches(name, known, n=1)
     if close:

@@ -32,7 +32,8 @@ Attributes = Annotated[dict[AttributeName, AttributeValue], Field(max_length=16)
 Language = Annotated[str, StringConstraints(min_length=2, max_length=63)]
 CHECKPOINT_ID = re.compile(r"^checkpoint-[0-9a-f]{32}$")
 ALIAS_PREFIX = "ft:"
-Alias = Annotated[str, StringConstraints(pattern=r"^ft:[!-~]{1,300}$")]
+# With a second colon, so that it is never read as a quantization of a model named `ft`.
+Alias = Annotated[str, StringConstraints(pattern=r"^ft:[!-9;-~]{1,200}:[!-~]{0,300}$")]
 CheckpointId = Annotated[str, StringConstraints(pattern=CHECKPOINT_ID.pattern)]
 
 

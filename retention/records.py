@@ -1,4 +1,4 @@
-"""Rows that grow without end: events, metrics, deliveries, audit entries; and uploads that no job names."""
+"""Rows that grow without end: events, metrics, deliveries, audit entries; and files whose time is over."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from db.models import AuditEntry, Document, Event, File, Job, Upload, WebhookDelivery
 from db.params import FILE_FIELDS
 from db.queries.retention import is_note
+from db.states import ENDED_JOB
 from db.storage import job_folder, upload_folder
 from retention.jobs import OfEndedJobs, note
 from retention.rule import Batch, Expired, House, Removal, Rule, freed_bytes
@@ -107,32 +108,37 @@ class OldRows:
         return query.order_by(self._moment).limit(ROWS_AT_ONCE)
 
 
-class UnusedFiles:
-    """Uploads that no job names, not even one that has ended."""
+class OldFiles:
+    """A rule about files: which may go, and why."""
 
-    kind = "file"
+    kind = ""
 
     def find(self, session: Session, house: House, cursor: str | None, limit: int) -> Batch:
-        days = house.settings.keep_unused_files_days
-        if days is None:
+        which = self.which(house)
+        if which is None:
             return Batch()
-        query = select(File).where(self._unused(days)).order_by(File.id).limit(limit)
+        query = select(File).where(which).order_by(File.id).limit(limit)
         files = list(session.scalars(query.where(File.id > cursor) if cursor else query))
-        why = f"named by no job, kept for {days:g} days"
         items = [
-            Expired(self.kind, file.id, f"{file.filename}: {why}", freed_bytes(house.root / file.path), 1)
+            Expired(
+                self.kind,
+                file.id,
+                f"{file.filename}: {self.why(house)}",
+                freed_bytes(house.root / file.path),
+                1,
+            )
             for file in files
         ]
         full = len(files) == limit
         return Batch(items, files[-1].id if full else None, more=full)
 
     def remove(self, session: Session, house: House, item: Expired) -> Removal:
-        days = house.settings.keep_unused_files_days
-        if days is None:
+        which = self.which(house)
+        if which is None:
             return Removal.KEPT
         # The lock first: whoever submits a job takes a share of it, and is seen by the second look.
         file = session.get(File, item.id, with_for_update={"skip_locked": True})
-        if file is None or not session.scalars(select(self._unused(days)).where(File.id == item.id)).one():
+        if file is None or not session.scalars(select(which).where(File.id == item.id)).one():
             return Removal.KEPT
         path = house.root / file.path
         if path.exists():
@@ -140,11 +146,49 @@ class UnusedFiles:
         session.delete(file)
         return Removal.DONE
 
-    def _unused(self, days: float) -> ColumnElement[bool]:
+    def which(self, house: House) -> ColumnElement[bool] | None:
+        raise TypeError("a rule says which files may go")
+
+    def why(self, house: House) -> str:
+        raise TypeError("a rule says why")
+
+
+class UnusedFiles(OldFiles):
+    """Files that no job names, not even one that has ended."""
+
+    kind = "file"
+
+    def which(self, house: House) -> ColumnElement[bool] | None:
+        days = house.settings.keep_unused_files_days
+        if days is None:
+            return None
         since = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)
-        named = exists().where(or_(*(Job.params[field].as_string() == File.id for field in FILE_FIELDS)))
         held = exists().where(Document.file_id == File.id)
-        return and_(File.created_at <= since, ~named, ~held)
+        return and_(File.created_at <= since, ~exists().where(_is_named()), ~held)
+
+    def why(self, house: House) -> str:
+        return f"named by no job, kept for {house.settings.keep_unused_files_days:g} days"
+
+
+class ExpiredFiles(OldFiles):
+    """Files whose time is over, with their documents, once no job needs them that began before."""
+
+    kind = "expired file"
+
+    def which(self, house: House) -> ColumnElement[bool] | None:
+        needed = exists().where(_is_named(), Job.status.not_in(ENDED_JOB))
+        read = exists().where(
+            Document.file_id == File.id, Document.job_id == Job.id, Job.status.not_in(ENDED_JOB)
+        )
+        over = and_(File.expires_at.is_not(None), File.expires_at <= func.statement_timestamp())
+        return and_(over, ~needed, ~read)
+
+    def why(self, house: House) -> str:
+        return "its time is over"
+
+
+def _is_named() -> ColumnElement[bool]:
+    return or_(*(Job.params[field].as_string() == File.id for field in FILE_FIELDS))
 
 
 class OldUploads:
@@ -195,5 +239,6 @@ RECORDS: tuple[Rule, ...] = (
     OldRows("webhook deliveries", "keep_deliveries_days", WebhookDelivery.id, WebhookDelivery.finished_at),
     OldRows("audit entries", "keep_audit_days", AuditEntry.id, AuditEntry.created_at),
     UnusedFiles(),
+    ExpiredFiles(),
     OldUploads(),
 )

@@ -48,7 +48,7 @@ def documents_to_ingest(session: Session, claim: Claim, root: Path, job: Job) ->
     for document in documents_of_job(session, claim.job_id):
         if readable is not None and document.id not in readable:
             continue
-        file = get_file(session, document.file_id, project_id=claim.project_id)
+        file = get_file(session, document.file_id, project_id=claim.project_id, also_expired=True)
         document.status, document.error = str(DocumentStatus.IN_PROGRESS), None
         found.append(
             DocumentInput(

@@ -113,7 +113,7 @@ def _files(session: Session, root: Path, job: Job) -> dict[str, FileInput]:
     for param in FILE_FIELDS:
         file_id = job.params.get(param)
         if file_id is not None:
-            row = get_file(session, file_id, project_id=job.project_id, param=param)
+            row = get_file(session, file_id, project_id=job.project_id, param=param, also_expired=True)
             files[row.id] = FileInput(path=root / row.path, filename=row.filename, bytes=row.bytes)
     return files
 

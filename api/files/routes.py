@@ -10,7 +10,7 @@ from api.auditing import tell_change
 from api.errors import CONFLICT
 from api.files.schemas import FileDeleted, FileOut, Purpose
 from api.files.sending import send_file
-from api.files.service import add_file, delete_file, file_out, purpose_of
+from api.files.service import add_file, delete_file, file_out, wanted
 from api.files.upload import new_target, receive_upload
 from api.pages import After, Page, page
 from api.quotas import admit_bytes
@@ -35,6 +35,8 @@ UPLOAD_BODY: dict[str, Any] = {
                             "default": "fine-tune",
                             "enum": ["fine-tune", "assistants", "batch", "user_data", "evals", "vision"],
                         },
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
                     },
                 },
                 "example": {"file": "faq.csv", "purpose": "fine-tune"},
@@ -46,7 +48,8 @@ UPLOAD_BODY: dict[str, Any] = {
 
 @router.post("/v1/files", response_model=FileOut, summary="Upload a file", openapi_extra=UPLOAD_BODY)
 async def upload_file(request: Request) -> FileOut:
-    """A multipart form of `file` and, if you like, `purpose`. It is written to disk as it comes."""
+    """A multipart form of `file` and, if you like, `purpose` and `expires_after`. It is written to disk as it
+    comes."""
     services = services_of(request)
     settings = services.settings
     announced = int(request.headers.get("content-length", "0"))
@@ -61,11 +64,11 @@ async def upload_file(request: Request) -> FileOut:
             file_id,
             expected_bytes=announced,
         )
-        purpose = purpose_of(uploaded.fields)
+        asked = wanted(uploaded.fields)
         await run_in_threadpool(target.keep)
 
         def add(unit: Unit) -> FileOut:
-            file = add_file(unit, uploaded, purpose)
+            file = add_file(unit, uploaded, asked)
             tell_change(unit, request, file)
             return file
 

@@ -1,23 +1,27 @@
 """What happens to files: a row for an upload, and deletion while nobody needs them."""
 
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import get_args
 
+from pydantic import ValidationError
 from sqlalchemy import or_, select
 
-from api.files.schemas import FileOut, UploadPurpose
+from api.files.schemas import ExpiresAfter, FileOut, UploadPurpose
 from api.files.upload import Uploaded
-from api.pages import unix_seconds
+from api.pages import unix_seconds, unix_seconds_or_none
 from api.quotas import admit_bytes
 from api.unit_of_work import Unit
-from api.validation import NOT_YET
 from db.errors import Conflict, InvalidInput
 from db.models import File, Job
 from db.params import FILE_FIELDS
 from db.queries.documents import unfinished_document_of
 from db.queries.files import get_file
+from db.session import clock
 from db.states import ENDED_JOB
 
 DEFAULT_PURPOSE = "fine-tune"
+EXPIRY_FIELDS = {f"expires_after[{part}]": part for part in ExpiresAfter.model_fields}
 
 
 def file_out(file: File) -> FileOut:
@@ -27,48 +31,64 @@ def file_out(file: File) -> FileOut:
         created_at=unix_seconds(file.created_at),
         filename=file.filename,
         purpose=file.purpose,
+        expires_at=unix_seconds_or_none(file.expires_at),
         sha256=file.sha256,
     )
 
 
-def purpose_of(fields: dict[str, str]) -> str:
+@dataclass(frozen=True)
+class Wanted:
+    """What an upload is for, and after how many seconds it expires; None: never."""
+
+    purpose: str
+    seconds: int | None
+
+
+def wanted(fields: dict[str, str]) -> Wanted:
     """Check the form's small fields.
 
     Raises:
-        InvalidInput: one is unknown, or the purpose is none that there is.
+        InvalidInput: one is unknown, the purpose is none that there is, or the time too long or too short.
     """
     for name in fields:
-        if name.partition("[")[0] in NOT_YET:
+        if name != "purpose" and name not in EXPIRY_FIELDS:
+            known = ", ".join(["file", "purpose", *EXPIRY_FIELDS])
             raise InvalidInput(
-                f"{name} is not supported by this version of Lathe: leave it out.",
-                param=name,
-                code="not_supported",
-            )
-        if name != "purpose":
-            raise InvalidInput(
-                f"There is no field {name}. There are: file, purpose.", param=name, code="unknown_field"
+                f"There is no field {name}. There are: {known}.", param=name, code="unknown_field"
             )
     purpose = fields.get("purpose", DEFAULT_PURPOSE)
     if purpose not in get_args(UploadPurpose):
         raise InvalidInput(f"purpose must be one of {', '.join(get_args(UploadPurpose))}.", param="purpose")
-    return purpose
+    expiry = {part: fields[name] for name, part in EXPIRY_FIELDS.items() if name in fields}
+    if not expiry:
+        return Wanted(purpose, None)
+    try:
+        return Wanted(purpose, ExpiresAfter.model_validate(expiry).seconds)
+    except ValidationError as error:
+        raise InvalidInput(
+            "expires_after has an anchor, which is created_at, and seconds from 3600 to 2592000.",
+            param=f"expires_after[{error.errors()[0]['loc'][0]}]",
+        ) from None
 
 
-def add_file(unit: Unit, uploaded: Uploaded, purpose: str) -> FileOut:
+def add_file(unit: Unit, uploaded: Uploaded, wanted: Wanted) -> FileOut:
     """Make the row of an upload.
 
     Raises:
         QuotaExceeded: the project may not store as much.
     """
     admit_bytes(unit, uploaded.bytes)
+    now = clock(unit.session)
     file = File(
         id=uploaded.id,
         project_id=unit.project_id,
-        purpose=purpose,
+        purpose=wanted.purpose,
         filename=uploaded.filename,
         bytes=uploaded.bytes,
         sha256=uploaded.sha256,
         path=uploaded.path,
+        created_at=now,
+        expires_at=now + timedelta(seconds=wanted.seconds) if wanted.seconds is not None else None,
     )
     unit.session.add(file)
     unit.session.flush()

@@ -97,7 +97,7 @@ def delete(unit: Unit, reference: str) -> ModelDeleted:
 
 def _without_alias(unit: Unit, reference: str) -> str:
     """`faq@2` for an alias of that version; any other name as it is."""
-    if not is_alias(reference):
+    if not is_alias(reference) or REFERENCE.fullmatch(reference):  # a quantization of a model named `ft`
         return reference
     served = resolve(unit.session, unit.project_id, reference)
     return f"{served.model.name}@{served.version.number}"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from api.files.schemas import FileOut, UploadPurpose
+from api.files.schemas import ExpiresAfter, FileOut, UploadPurpose
 
 PART = "part-0199f3a2c4d17b60a1b2c3d4e5f60718"
 
@@ -30,6 +30,7 @@ class UploadRequest(BaseModel):
         default="", max_length=200, description="Not needed: a file is known by its content."
     )
     purpose: UploadPurpose
+    expires_after: ExpiresAfter | None = Field(default=None, description="Of the file that it becomes.")
 
 
 class CompleteRequest(BaseModel):

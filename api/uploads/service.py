@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import delete, func, select
 
 from api.errors import TooLarge
-from api.files.service import add_file, file_out
+from api.files.service import Wanted, add_file, file_out
 from api.files.upload import WRITE_BYTES, Target, Uploaded, clean_filename
 from api.pages import unix_seconds
 from api.quotas import admit_bytes
@@ -43,6 +43,7 @@ def begin(unit: Unit, body: UploadRequest) -> UploadOut:
         filename=clean_filename(body.filename),
         bytes=body.bytes,
         status="pending",
+        file_seconds=body.expires_after.seconds if body.expires_after is not None else None,
         created_at=now,
         expires_at=now + LASTS,
     )
@@ -152,7 +153,8 @@ def complete(unit: Unit, upload_id: str, file_id: str, path: str, target: Target
     upload = _pending(unit, upload_id, lock=True)
     upload.status, upload.file_id = "completed", file_id
     _let_parts_go(unit, upload)
-    add_file(unit, Uploaded(file_id, upload.filename, path, target.bytes, target.sha256, {}), upload.purpose)
+    whole = Uploaded(file_id, upload.filename, path, target.bytes, target.sha256, {})
+    add_file(unit, whole, Wanted(upload.purpose, upload.file_seconds))
     return _upload_out(unit, upload)
 
 

@@ -25,6 +25,7 @@ class Upload(Base):
     bytes: Mapped[int]
     status: Mapped[str] = mapped_column(default="pending")
     file_id: Mapped[str | None]
+    file_seconds: Mapped[int | None]  # after which the file expires
     created_at: Mapped[CreatedAt]
     expires_at: Mapped[Timestamp]
 

@@ -2,11 +2,15 @@
 
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from db.errors import NotFound
 from db.models import File
+
+
+def unexpired() -> ColumnElement[bool]:
+    return or_(File.expires_at.is_(None), File.expires_at > func.statement_timestamp())
 
 
 def get_file(
@@ -16,15 +20,19 @@ def get_file(
     project_id: str,
     param: str = "id",
     lock: Literal["share", "update"] | None = None,
+    also_expired: bool = False,
 ) -> File:
     """Find an uploaded file of a project.
 
     Args:
+        also_expired: for a job that began while it was not.
         lock: `share` keeps it from being deleted until the transaction ends, `update` is for who deletes.
     Raises:
         NotFound: there is none by that id; `param` names the field that asked for it.
     """
     query = select(File).where(File.id == file_id, File.project_id == project_id)
+    if not also_expired:
+        query = query.where(unexpired())
     if lock is not None:
         query = query.with_for_update(read=lock == "share")
     file = session.scalars(query).one_or_none()
@@ -43,7 +51,7 @@ def list_files(
     ascending: bool = False,
 ) -> tuple[list[File], bool]:
     """One page of files, newest first unless `ascending`, and whether there are more."""
-    query = select(File).where(File.project_id == project_id)
+    query = select(File).where(File.project_id == project_id, unexpired())
     query = query.order_by(File.id if ascending else File.id.desc()).limit(limit + 1)
     if purpose is not None:
         query = query.where(File.purpose == purpose)

@@ -72,8 +72,8 @@ class TestUpload:
             (part("fiel", b"x") + part("file", b"x", "x") + b"--frontier--\r\n", "fiel", "no field fiel"),
             (
                 part("file", b"x", "x") + part("expires_after[anchor]", b"created_at") + b"--frontier--\r\n",
-                "expires_after[anchor]",
-                "not supported",
+                "expires_after[seconds]",
+                "from 3600 to 2592000",
             ),
             (part("upload", b"x", "x.csv") + b"--frontier--\r\n", "file", "as the part named `file`"),
             (part("purpose", b"p" * 2000) + b"--frontier--\r\n", "purpose", "longer than"),

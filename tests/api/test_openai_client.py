@@ -1,12 +1,22 @@
 """OpenAI's own client, unmodified, with its `base_url` pointed here."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
+from openai.types import FileObject
 
+from db.errors import NotFound
+from db.models import File
+from db.queries.files import get_file
+from db.session import SessionFactory, transaction
+from db.settings import Settings
+from retention import House, Removal
+from retention.records import ExpiredFiles
 from tests.api.conftest import FAQ, Publish
 from tests.api.model_server import CHUNKS, VECTOR
 
@@ -33,6 +43,39 @@ def test_files(client: OpenAI) -> None:
     assert client.files.delete(file.id).deleted is True
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(file.id)
+
+
+def test_files_that_expire(client: OpenAI, session_factory: SessionFactory, settings: Settings) -> None:
+    def create(seconds: int) -> FileObject:
+        expiry: Any = {"anchor": "created_at", "seconds": seconds}
+        return client.files.create(file=("faq.csv", FAQ), purpose="fine-tune", expires_after=expiry)
+
+    kept, needed, gone = (create(3600) for _ in range(3))
+    assert kept.expires_at == kept.created_at + 3600
+    job = client.fine_tuning.jobs.create(model="org/base", training_file=needed.id)
+    with transaction(session_factory) as session:
+        for file in (needed, gone):
+            session.get_one(File, file.id).expires_at = datetime.now(UTC)
+    for file in (needed, gone):
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(file.id)
+    assert gone.id not in [file.id for file in client.files.list(limit=3).data]
+    rule, house = ExpiredFiles(), House(settings)
+    with transaction(session_factory) as session:
+        with pytest.raises(NotFound):
+            get_file(session, needed.id, project_id="default")
+        assert get_file(session, needed.id, project_id="default", also_expired=True).id == needed.id
+    with transaction(session_factory) as session:
+        found = [item.id for item in rule.find(session, house, None, 100).items]
+    assert found == [gone.id]
+    client.fine_tuning.jobs.cancel(job.id)
+    with transaction(session_factory) as session:
+        for item in rule.find(session, house, None, 100).items:
+            assert rule.remove(session, house, item) == Removal.DONE
+    assert not [file for file in (needed, gone) if (settings.storage_root / "files" / file.id).exists()]
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(3599)
+    assert caught.value.param == "expires_after[seconds]"
 
 
 def test_models(client: OpenAI, publish: Publish) -> None:

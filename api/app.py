@@ -41,6 +41,7 @@ from api.webhooks.routes import router as webhooks
 from db.doorbell import Doorbell
 from db.session import make_engine, make_session_factory
 from db.settings import Settings
+from serving.backends.roster import Backends
 from serving.openai_compatible import make_async_client
 
 DESCRIPTION = """Submit a job, go away, and come back to a model that you serve yourself.
@@ -82,8 +83,10 @@ def create_app(settings: Settings) -> FastAPI:
     """Make the application. Servers are first reached for when a request needs them.
 
     Raises:
-        InvalidInput: DATABASE_URL or REDIS_URL is not set.
+        InvalidInput: DATABASE_URL or REDIS_URL is not set, or the file of backends is wrong.
     """
+    client = make_async_client()
+    backends = Backends(settings, client)
     engine = make_engine(settings.require_database_url())
     factory = make_session_factory(engine)
     doorbell = Doorbell(settings.require_redis_url())
@@ -94,12 +97,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with make_async_client() as client:
+        async with client:
             feeds = Feeds(settings.require_database_url(), factory)
-            app.state.services = Services(settings, engine, factory, doorbell, client, feeds, keyring)
+            app.state.services = Services(
+                settings, engine, factory, doorbell, client, feeds, keyring, backends
+            )
             app.state.groups = make_groups(app.state.services)
             yield
             await feeds.close()
+            await backends.close()
             await ledger.close()
             await counter.close()
         doorbell.close()

@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from api.validation import explain
 from db.errors import (
+    Busy,
     Conflict,
     Exhausted,
     InvalidInput,
@@ -55,6 +56,7 @@ STATUS: dict[type[LatheError], int] = {
     TooLarge: 413,
     WrongContentType: 415,
     QuotaExceeded: 429,
+    Busy: 429,
     StepFailed: 500,
     Unavailable: 503,
     Exhausted: 503,

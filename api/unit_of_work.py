@@ -27,6 +27,7 @@ from api.turns import Turns
 from db.doorbell import Doorbell
 from db.session import SessionFactory, transaction
 from db.settings import Settings
+from serving.backends.roster import Backends
 
 Answer = TypeVar("Answer")
 log = structlog.get_logger(__name__)
@@ -81,6 +82,7 @@ class Services:
     client: httpx.AsyncClient
     feeds: Feeds
     keyring: Keyring
+    backends: Backends
     turns: Turns = field(default_factory=Turns)
 
     def in_transaction(self, work: Callable[[Unit], Answer]) -> Answer:

@@ -6,6 +6,7 @@
     ├── Conflict          the row's state does not allow it
     ├── QuotaExceeded     the project has as much as it may
     ├── Unavailable       a server we need does not answer; worth another try
+    │   └── Busy          it has as many requests as it takes
     ├── Exhausted         memory or disk ran out
     └── StepFailed        a step's process ended badly
 
@@ -67,6 +68,12 @@ class QuotaExceeded(LatheError):
     ) -> None:
         super().__init__(message, code=code)
         self.retry_after_seconds = retry_after_seconds
+
+
+class Busy(Unavailable):
+    """A server we need has as many requests in hand and waiting as it takes."""
+
+    code = "busy"
 
 
 class Exhausted(LatheError):

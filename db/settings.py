@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     rewrite_model: str | None = None  # puts a search's question in other words; default: published last
     rewrite_timeout_seconds: float = Field(default=15, gt=0)
 
+    backends: Path | None = None  # a TOML file of more servers that answer prompts (docs/how-to/backends.md)
+
     # Addresses of our own
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)
@@ -142,7 +144,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
 
-    @field_validator("data_dir", "cache_dir", "base_models_dir", "llama_cpp_dir", "embedding_tokenizer")
+    @field_validator(
+        "data_dir", "cache_dir", "base_models_dir", "llama_cpp_dir", "embedding_tokenizer", "backends"
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path is not None else None

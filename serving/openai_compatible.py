@@ -1,12 +1,10 @@
-"""Servers that speak OpenAI's API: llama-server, vLLM, Ollama, anything.
-
-`forward` passes a request on and its answer back byte for byte, for the API. `LlamaServer` is what
-steps ask, llama-server's own routes included; those take a `model` in router mode.
+"""Servers that speak OpenAI's API, as steps ask them: `LlamaServer`, llama-server's own routes included;
+those take a `model` in router mode. How prompts of callers are passed on: `serving.backends`.
 """
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -19,81 +17,13 @@ from db.errors import InvalidInput, LatheError, NotFound, Unavailable
 TIMEOUT = httpx.Timeout(connect=5, read=600, write=60, pool=60)
 # Of questions about the server itself, asked by who has a lease to renew.
 MANAGE_SECONDS = 2
-STREAM_BROKE = "The server that runs this model stopped in mid-answer."
-STREAM_END = b"data: [DONE]"
-BROKEN = {"message": STREAM_BROKE, "type": "server_error", "param": None, "code": "unavailable"}
-BROKEN_EVENT = b"data: " + json.dumps({"error": BROKEN}).encode() + b"\n\n"
-
 Messages = list[dict[str, Any]]
 
 
-# --- passing on -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """An answer that has begun: its status and type, and the bytes that follow.
-
-    `chunks` must be run to its end or closed; both free the connection.
-    """
-
-    status: int
-    content_type: str
-    response: httpx.Response
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes. A stream that breaks ends with OpenAI's error event.
-
-        Raises:
-            Unavailable: an answer that is no stream breaks.
-        """
-        streams, end = self.content_type.startswith("text/event-stream"), b""
-        try:
-            async for chunk in self.response.aiter_raw():
-                end = (end + chunk)[-len(STREAM_END) - 8 :]
-                yield chunk
-            # llama-server's router ends the stream of a model that went away as if it were whole.
-            if streams and STREAM_END not in end:
-                yield b"\n\n" + BROKEN_EVENT
-        except httpx.HTTPError as failure:
-            if not streams:
-                raise Unavailable(STREAM_BROKE) from failure
-            yield BROKEN_EVENT
-        finally:
-            await self.response.aclose()
-
-
 def make_async_client() -> httpx.AsyncClient:
-    """A client for `forward`; one for the process, closed at its end."""
+    """A client for all that is asked from an event loop; one for the process, closed at its end."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
     return httpx.AsyncClient(timeout=TIMEOUT, limits=limits, trust_env=False)
-
-
-async def forward(client: httpx.AsyncClient, url: str, body: bytes, *, api_key: str = "") -> Upstream:
-    """Send a JSON body to `url` and return as soon as the answer's head is there.
-
-    Raises:
-        Unavailable: nobody answers, or the server says that it cannot now (502, 503, 504).
-    """
-    # `identity`, so that the bytes passed on need no knowledge of their encoding.
-    headers = {"content-type": "application/json", "accept-encoding": "identity", **authorization(api_key)}
-    request = client.build_request("POST", url, content=body, headers=headers)
-    try:
-        response = await client.send(request, stream=True)
-        if response.status_code in (502, 503, 504):
-            await response.aread()
-    except httpx.HTTPError as error:
-        raise unreachable() from error
-    if response.status_code in (502, 503, 504):
-        raise Unavailable(f"The model's server cannot answer now: {_message(response)}")
-    if response.status_code in (401, 403):
-        await response.aclose()
-        raise Unavailable(
-            "The server refuses our key: LATHE_CHAT_SERVER_KEY holds it for chat, and "
-            "LATHE_EMBEDDING_SERVER_KEY for embeddings."
-        )
-    content_type = response.headers.get("content-type", "application/json")
-    return Upstream(response.status_code, content_type, response)
 
 
 # --- asking -----------------------------------------------------------------------------------------
@@ -256,15 +186,30 @@ def understood(path: str) -> Iterator[None]:
         raise Unavailable(message, code="model_server_unavailable") from error
 
 
-def _message(response: httpx.Response) -> str:
+def message_of(body: bytes, status: int) -> str:
+    return read_error(body, status)[0]
+
+
+def read_error(body: bytes, status: int) -> tuple[str, str | None, str]:
+    """What a server says is wrong, the field, and the code: OpenAI's shape, llama-server's, Ollama's, or
+    plain text.
+    """
     try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:500] or f"HTTP {response.status_code}"
+        found: Any = json.loads(body)
+    except ValueError:
+        found = body.decode(errors="replace").strip()[:500]
+    if isinstance(found, dict):
+        found = found.get("error", found.get("message", found))
+    detail = found if isinstance(found, dict) else {"message": found}
+    message = detail.get("message") or f"The model's server answered with status {status}."
+    param, code = detail.get("param"), detail.get("code")
+    # llama-server gives the status once more as its code, and the real code as type.
+    name = code if isinstance(code, str) else detail.get("type")
+    return str(message), param if isinstance(param, str) else None, str(name or "backend_error")
 
 
 def error_of(response: httpx.Response, path: str) -> LatheError:
-    message = f"{path}: {_message(response)}"
+    message = f"{path}: {message_of(response.content, response.status_code)}"
     if response.status_code in (401, 403):
         return Unavailable(f"The model's server refuses our key. {message}")
     if response.status_code == 404:

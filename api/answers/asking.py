@@ -13,43 +13,44 @@ from api.answers.completions import (
 from api.answers.schemas import FIELDS, Sources
 from api.answers.service import ground, nothing_found
 from api.chat.body import Body
-from api.chat.checkpoints import find_backend
+from api.chat.checkpoints import find_target
 from api.chat.generation import ask, conversation, question
 from api.chat.passing import PassedOn, pass_on, unless_left
 from api.chat.schemas import GenerateRequest, GroundedAnswer
-from api.chat.service import Backend
 from api.unit_of_work import services_of
-
-CHAT = "/v1/chat/completions"
+from serving.backends.interface import Request as Asked
+from serving.backends.target import Target
 
 
 async def complete(request: Request, body: Body, sources: Sources) -> Response:
     """A chat completion that rests on documents. Of the request only `messages` changes."""
     services = services_of(request)
     model: str = body.members["model"]
-    backend = await find_backend(services, model)
+    target = await find_target(services, model)
     asked = {name: value for name, value in body.members.items() if name not in FIELDS}
-    found = await unless_left(request, lambda: ground(services, backend, asked, sources, model=model))
+    found = await unless_left(request, lambda: ground(services, target, asked, sources, model=model))
     if found.messages is None:
         return answer_without_model(asked, found.grounding)
-    sent = body.with_members({"model": backend.model, "messages": found.messages}, without=FIELDS)
-    before = first_chunk(model, found.grounding)
-    response = await pass_on(
-        services, request, backend.url + CHAT, sent, api_key=backend.api_key, before=before
-    )
-    if not isinstance(response, PassedOn) or response.is_stream:
+    changed = {"messages": found.messages}
+
+    def make(name: str) -> Asked:
+        sent = body.with_members({"model": name, **changed}, without=FIELDS)
+        return Asked(name, asked | changed, sent)
+
+    response = await pass_on(request, target, "chat", make, before=first_chunk(model, found.grounding))
+    if isinstance(response, PassedOn) or response.status_code >= 400:
         return response
-    whole = with_grounding(await response.whole(), found.grounding)
+    whole = with_grounding(bytes(response.body), found.grounding)
     return Response(whole, response.status_code, media_type="application/json")
 
 
 async def generate_from(
-    request: Request, body: GenerateRequest, backend: Backend, model: str
+    request: Request, body: GenerateRequest, target: Target, model: str
 ) -> GroundedAnswer | Response:
     """One prompt's answer from documents."""
     services = services_of(request)
     asked = {"messages": conversation(body), "max_tokens": body.params.n_predict}
-    found = await unless_left(request, lambda: ground(services, backend, asked, body, model=model))
+    found = await unless_left(request, lambda: ground(services, target, asked, body, model=model))
     grounding = found.grounding
     if found.messages is None:
         return GroundedAnswer(
@@ -62,7 +63,7 @@ async def generate_from(
             citations=[],
             retrieval=grounding.retrieval,
         )
-    said = await ask(request, question(body, backend, found.messages), backend, model)
+    said = await ask(request, question(body, found.messages), target, model)
     if isinstance(said, Response):
         return said
     annotations, unknown = annotations_of(said.text, grounding.citations)

@@ -10,7 +10,6 @@ from api.answers.prompt import pack
 from api.answers.question import question_of
 from api.answers.schemas import Citation, Grounding, Report, Retrieval, Sources
 from api.answers.scope import Scope, scope_of
-from api.chat.service import Backend
 from api.retrieval.finding import find
 from api.retrieval.rankers import reranks, weights_of
 from api.unit_of_work import Services, Unit
@@ -18,7 +17,7 @@ from db.errors import InvalidInput
 from db.models import Document
 from retrieval.packing import Passage, distinct, passage_of
 from retrieval.search import Found, Ranking
-from serving.context_window import open_gauge
+from serving.backends.target import Target
 
 # A question of this length is searched for as it is, or refused.
 SHORTEST_CHARACTERS = 100
@@ -37,9 +36,7 @@ class Grounded:
     grounding: Grounding
 
 
-async def ground(
-    services: Services, backend: Backend, body: JSON, sources: Sources, *, model: str
-) -> Grounded:
+async def ground(services: Services, target: Target, body: JSON, sources: Sources, *, model: str) -> Grounded:
     """Find passages for a conversation's question, and pack them into it.
 
     No session is held while the embedding server or the model's is asked.
@@ -66,9 +63,7 @@ async def ground(
         return await services.run_in_transaction(lambda unit: _page_starts(unit, passage.document_id))
 
     with found.timed("packing"):
-        gauge = await open_gauge(
-            services.client, kind=backend.kind, url=backend.url, model=backend.model, api_key=backend.api_key
-        )
+        gauge = await target.gauge()
         packed = await pack(gauge, body, passages, page_starts)
     return Grounded(packed.messages, _grounding(scope, found, packed.passages, packed.notices))
 

@@ -4,7 +4,7 @@ import math
 
 from sqlalchemy import text
 
-from api.chat.service import Backend, backend_of
+from api.chat.service import target_of
 from api.jobs.submission import read_request, submit
 from api.unit_of_work import Services, Unit
 from db.errors import LatheError, NotFound, Unavailable
@@ -14,21 +14,22 @@ from db.queries.aliases import is_alias, named_checkpoint
 from db.queries.checkpoints import find_checkpoint, newest_export
 from db.queries.outlook import Reckoning, outlook
 from db.states import ENDED_JOB, JobKind, JobStatus
+from serving.backends.target import Target
 
 # OpenAI's clients heed no longer Retry-After.
 RETRY_AFTER_SECONDS, RETRY_AFTER_MOST_SECONDS = 15, 60
 ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))")
 
 
-async def find_backend(services: Services, reference: str) -> Backend:
-    """Find the server that answers for `reference`; a checkpoint that none has yet is exported meanwhile.
+async def find_target(services: Services, reference: str) -> Target:
+    """Find who answers for `reference`; a checkpoint that none has yet is exported meanwhile.
 
     Raises:
         NotFound: there is no such model, or it has not been made yet.
         Unavailable: it has made room for a step on its device, or is a checkpoint that is being exported.
     """
     try:
-        return await services.run_in_transaction(lambda unit: backend_of(unit, reference))
+        return await services.run_in_transaction(lambda unit: target_of(unit, services.backends, reference))
     except NotFound as error:
         if error.code != "checkpoint_not_exported" or not is_alias(reference):
             raise

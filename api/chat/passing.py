@@ -1,13 +1,13 @@
-"""A request passed on to the server that holds the model, and its answer passed back as it comes.
+"""A request passed on to the backend that has the model, and its answer passed back: a stream as it comes,
+anything else once it is whole.
 
-When the caller hangs up, before or amid the answer, the request to the server behind is closed, and that
-server stops working on it.
+When the caller hangs up, before or amid the answer, the request to the backend is closed, and it stops
+working on it.
 """
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
@@ -15,8 +15,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import error_response
-from api.unit_of_work import Services
-from serving.openai_compatible import Upstream, forward
+from serving.backends import interface
+from serving.backends.guarding import Route
+from serving.backends.target import Target
+from serving.openai_compatible import read_error
 
 Answer = TypeVar("Answer")
 ERROR_BYTES = 64 * 1024
@@ -25,17 +27,47 @@ TOO_LONG = "is too large to process"
 
 
 async def pass_on(
-    services: Services, request: Request, url: str, body: bytes, *, api_key: str, before: bytes = b""
+    request: Request,
+    target: Target,
+    route: Route,
+    make: Callable[[str], interface.Request],
+    *,
+    before: bytes = b"",
 ) -> Response:
-    """Send `body` to `url`; answer with the bytes that come back, or with their error in our shape.
+    """Ask a model's backend; answer with the bytes that come back, or with their error in our shape.
 
     Args:
+        make: the request, for a backend that knows the model by this name.
         before: events of ours, that go ahead of those of an answer that is a stream.
     """
-    upstream = await unless_left(request, lambda: forward(services.client, url, body, api_key=api_key))
-    if upstream.status >= 400:
-        return await _error_of(upstream)
-    return PassedOn(upstream, before)
+    answer, content = await unless_left(request, lambda: begin(target, route, make))
+    if content is None:
+        return PassedOn(answer, before)
+    if answer.status >= 400:
+        return _error_of(answer, content)
+    return Response(content, answer.status, {"content-type": answer.content_type})
+
+
+async def begin(
+    target: Target, route: Route, make: Callable[[str], interface.Request]
+) -> tuple[interface.Answer, bytes | None]:
+    """Ask, and read the answer to its end unless it is a stream.
+
+    Raises:
+        Unavailable: nobody answers, or breaks off before the end.
+    """
+    answer = await target.ask(route, make)
+    if answer.is_stream and answer.status < 400:
+        return answer, None
+    content = bytearray()
+    try:
+        async for chunk in answer.chunks:
+            content += chunk
+            if answer.status >= 400 and len(content) > ERROR_BYTES:
+                break
+    finally:
+        await _close(answer)
+    return answer, bytes(content)
 
 
 async def unless_left(request: Request, work: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -67,63 +99,39 @@ async def unless_left(request: Request, work: Callable[[], Awaitable[Answer]]) -
 
 
 class PassedOn(StreamingResponse):
-    """An answer from behind. Its connection is freed however this one ends."""
+    """A stream from behind. What it holds is freed however this one ends."""
 
-    def __init__(self, upstream: Upstream, before: bytes = b"") -> None:
-        headers = {"content-type": upstream.content_type}
-        self.is_stream = upstream.content_type.startswith("text/event-stream")
-        if self.is_stream:
-            headers |= STREAM_HEADERS
-        self._before = before if self.is_stream else b""
-        super().__init__(self._chunks(), upstream.status, headers)
-        self._upstream = upstream
+    def __init__(self, answer: interface.Answer, before: bytes = b"") -> None:
+        self._answer, self._before = answer, before
+        super().__init__(
+            self._chunks(), answer.status, {"content-type": answer.content_type, **STREAM_HEADERS}
+        )
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         if self._before:
             yield self._before
-        async with aclosing(self._upstream.chunks()) as chunks:  # type: ignore[type-var]
+        async with aclosing(self._answer.chunks) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 yield chunk
-
-    async def whole(self) -> bytes:
-        """The answer's bytes, for who wants to read them rather than pass them on."""
-        return b"".join([chunk async for chunk in self._upstream.chunks()])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._upstream.response.aclose()
+            await _close(self._answer)
 
 
-async def _error_of(upstream: Upstream) -> Response:
+async def _close(answer: interface.Answer) -> None:
+    with anyio.CancelScope(shield=True):
+        await answer.close()
+
+
+def _error_of(answer: interface.Answer, body: bytes) -> Response:
     """The backend's error: its status and its message, in our shape."""
-    body = b""
-    async with aclosing(upstream.chunks()) as chunks:  # type: ignore[type-var]
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > ERROR_BYTES:
-                break
-    message, param, code = read_error(body, upstream.status)
-    status = upstream.status
+    message, param, code = read_error(body, answer.status)
+    status, again = answer.status, answer.retry_after_seconds
     if TOO_LONG in message:
         # llama-server says 500 of a text beyond its batch, and OpenAI's client would send it twice more.
         status, code = 400, "exceed_context_size_error"
-    return error_response(status, message, code=code, param=param)
-
-
-def read_error(body: bytes, status: int) -> tuple[str, str | None, str]:
-    """What a server says is wrong: OpenAI's shape, llama-server's, Ollama's, or plain text."""
-    try:
-        found: Any = json.loads(body)
-    except ValueError:
-        found = body.decode(errors="replace").strip()[:500]
-    if isinstance(found, dict):
-        found = found.get("error", found.get("message", found))
-    detail = found if isinstance(found, dict) else {"message": found}
-    message = detail.get("message") or f"The model's server answered with status {status}."
-    param, code = detail.get("param"), detail.get("code")
-    # llama-server gives the status once more as its code, and the real code as type.
-    name = code if isinstance(code, str) else detail.get("type")
-    return str(message), param if isinstance(param, str) else None, str(name or "backend_error")
+    headers = {"retry-after": str(again)} if again is not None else None
+    return error_response(status, message, code=code, param=param, headers=headers)

@@ -6,7 +6,7 @@ from starlette.responses import Response
 from api.answers.asking import complete, generate_from
 from api.answers.schemas import FIELDS, read_sources
 from api.chat.body import Body, read_body
-from api.chat.checkpoints import find_backend
+from api.chat.checkpoints import find_target
 from api.chat.generation import ask, question
 from api.chat.passing import pass_on
 from api.chat.schemas import (
@@ -20,6 +20,8 @@ from api.chat.schemas import (
 from api.chat.service import newest_model
 from api.unit_of_work import services_of
 from db.errors import InvalidInput
+from serving.backends.guarding import Route
+from serving.backends.interface import Request as Asked
 
 router = APIRouter(tags=["chat"])
 
@@ -40,7 +42,7 @@ async def chat_completions(request: Request) -> Response:
     sources = read_sources(body.members)
     if sources is not None:
         return await complete(request, body, sources)
-    return await _ask(request, body, "/v1/chat/completions")
+    return await _ask(request, body, "chat")
 
 
 @router.post(
@@ -59,14 +61,14 @@ async def completions(request: Request) -> Response:
                 f"{field} goes with POST /v1/chat/completions and POST /generate: here nothing is searched.",
                 param=field,
             )
-    return await _ask(request, body, "/v1/completions")
+    return await _ask(request, body, "complete")
 
 
-async def _ask(request: Request, body: Body, path: str) -> Response:
+async def _ask(request: Request, body: Body, route: Route) -> Response:
     services = services_of(request)
-    backend = await find_backend(services, body.members["model"])
+    target = await find_target(services, body.members["model"])
     return await pass_on(
-        services, request, backend.url + path, body.with_model(backend.model), api_key=backend.api_key
+        request, target, route, lambda model: Asked(model, body.members, body.with_model(model))
     )
 
 
@@ -77,7 +79,7 @@ async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | 
     name = body.model
     if name is None:
         name = await services.run_in_transaction(newest_model)
-    backend = await find_backend(services, name)
+    target = await find_target(services, name)
     if body.is_grounded:
-        return await generate_from(request, body, backend, name)
-    return await ask(request, question(body, backend), backend, name)
+        return await generate_from(request, body, target, name)
+    return await ask(request, question(body), target, name)

@@ -1,45 +1,89 @@
-"""Which server answers for a model."""
+"""Which backend answers for a model."""
 
 import math
-from dataclasses import dataclass
+import re
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 
 from api.jobs.views import seconds_left
 from api.unit_of_work import Unit
 from db.errors import NotFound, Unavailable
-from db.models import Model, ModelVersion
+from db.models import Model, ModelFile, ModelVersion
 from db.queries.devices import Holding, find_refusing
 from db.queries.models import resolve
-from db.settings import Settings
+from serving.backends.roster import Backends, Place
+from serving.backends.target import Target
 
 # Asking anew costs little, and a step may end early; an estimate of hours need not be waited for in one go.
 RETRY_AFTER_MIN_SECONDS, RETRY_AFTER_MAX_SECONDS = 2, 3600
 RETRY_AFTER_UNKNOWN_SECONDS = 30
 
 
-@dataclass(frozen=True)
-class Backend:
-    """A server that holds a model, and the model's name there. `kind` is `llama_server` or `ollama`."""
-
-    kind: str
-    url: str
-    api_key: str
-    model: str
+# What we publish ends so, and belongs to a project: nobody gets at it by its backend's name for it.
+PUBLISHED = re.compile(r"-v-[0-9a-f]{12}$")
+PUBLISHED_TO = ("llama_server", "ollama")
 
 
-def backend_of(unit: Unit, reference: str) -> Backend:
-    """Find the server that answers for `reference`.
+def target_of(unit: Unit, backends: Backends, reference: str) -> Target:
+    """Find who answers for `reference`: a model of the project, or one that a backend has by itself.
 
     Raises:
         NotFound: there is no such model, or it has not been made yet; the message lists those there are.
-        Unavailable: it has made room for a step on its device.
+        Unavailable: the backend has made room for a step on its device, and no other has the model.
     """
-    file = resolve(unit.session, unit.project_id, reference).file
-    holding = find_refusing(unit.session, file.backend)
-    if holding is not None:
-        raise _made_room(unit, reference, holding)
-    return _backend(unit.settings, file.backend, file.backend_name)
+    named = own_places(unit, backends, reference)
+    try:
+        file = resolve(unit.session, unit.project_id, reference).file
+    except NotFound:
+        if not named:
+            raise
+        return target_at(unit, backends, reference, named)
+    twins = [Place(name, file.backend_name) for name in backends.standing_in(file.backend)]
+    return target_at(unit, backends, reference, [Place(file.backend, file.backend_name), *twins, *named])
+
+
+def own_places(unit: Unit, backends: Backends, reference: str) -> list[Place]:
+    """The backends that have a model of this name by themselves."""
+    return [place for place in backends.named(reference) if not is_published(unit, backends, place)]
+
+
+def target_at(unit: Unit, backends: Backends, reference: str, places: list[Place]) -> Target:
+    """Those of the places that can be asked now.
+
+    Raises:
+        Unavailable: none can, for the first one's reason.
+    """
+    found, refusals = [], []
+    for place in places:
+        backend, holding = backends.get(place.backend), find_refusing(unit.session, place.backend)
+        if backend is None:
+            refusals.append(_not_configured(reference, place.backend))
+        elif holding is not None:
+            refusals.append(_made_room(unit, reference, holding))
+        else:
+            found.append((backend, place.model))
+    if not found:
+        raise refusals[0]
+    return Target(found)
+
+
+def is_published(unit: Unit, backends: Backends, place: Place) -> bool:
+    """Whether it is a published model of some project, by whatever way Ollama lets its name be written."""
+    backend = backends.get(place.backend)
+    if backend is None or backend.config.type not in PUBLISHED_TO:
+        return False
+    name = place.model.lower().rpartition("/")[2].partition(":")[0]
+    holders = [place.backend, backend.config.stands_in_for]
+    known = exists().where(ModelFile.backend.in_(holders), ModelFile.backend_name == name)
+    return PUBLISHED.search(name) is not None or unit.session.scalars(select(known)).one()
+
+
+def _not_configured(reference: str, backend: str) -> Unavailable:
+    return Unavailable(
+        f"Model {reference!r} is served by the backend {backend!r}, which the settings do not name.",
+        param="model",
+        code="backend_not_configured",
+    )
 
 
 def _made_room(unit: Unit, reference: str, holding: Holding) -> Unavailable:
@@ -57,12 +101,6 @@ def _made_room(unit: Unit, reference: str, holding: Holding) -> Unavailable:
         code="model_unloaded",
         retry_after_seconds=wait,
     )
-
-
-def _backend(settings: Settings, backend: str, name: str) -> Backend:
-    if backend == "ollama":
-        return Backend(backend, settings.ollama_url, "", name)
-    return Backend(backend, settings.chat_url, settings.chat_server_key.get_secret_value(), name)
 
 
 def newest_model(unit: Unit) -> str:

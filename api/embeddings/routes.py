@@ -1,5 +1,6 @@
 """HTTP of embeddings."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -7,8 +8,13 @@ from starlette.responses import Response
 
 from api.chat.body import read_body
 from api.chat.passing import pass_on
-from api.unit_of_work import services_of
+from api.chat.service import own_places, target_at
+from api.unit_of_work import Unit, services_of
 from db.errors import InvalidInput, NotFound
+from db.settings import Settings
+from serving.backends.interface import Request as Asked
+from serving.backends.roster import Backends, Place
+from serving.backends.target import Target
 
 router = APIRouter(tags=["embeddings"])
 
@@ -22,7 +28,10 @@ BODY: dict[str, Any] = {
                     "type": "object",
                     "required": ["model", "input"],
                     "properties": {
-                        "model": {"type": "string", "enum": [EMBEDDING_MODEL]},
+                        "model": {
+                            "type": "string",
+                            "description": "`default`, or one that a backend has: `backend/model`.",
+                        },
                         "input": {
                             "oneOf": [
                                 {"type": "string"},
@@ -49,25 +58,32 @@ BODY: dict[str, Any] = {
 async def embeddings(request: Request) -> Response:
     """OpenAI's embeddings: a text or a list of texts in, a vector for each out."""
     services = services_of(request)
-    settings = services.settings
     body = read_body(await request.body())
-    if body.members["model"] != EMBEDDING_MODEL:
+    name = body.members["model"]
+    if name == EMBEDDING_MODEL:
+        _refuse_dimensions(services.settings, body.members)
+    target = await services.run_in_transaction(lambda unit: _target(unit, services.backends, name))
+    return await pass_on(
+        request, target, "embed", lambda model: Asked(model, body.members, body.with_model(model))
+    )
+
+
+def _target(unit: Unit, backends: Backends, name: str) -> Target:
+    places = [Place("embeddings", name)] if name == EMBEDDING_MODEL else own_places(unit, backends, name)
+    if not places:
         raise NotFound(
-            f"There is no embedding model {body.members['model']!r}. There is: {EMBEDDING_MODEL}.",
+            f"There is no embedding model {name!r}. There is: {EMBEDDING_MODEL}.",
             param="model",
             code="model_not_found",
         )
-    if settings.embedding_server_url is None and body.members.get("dimensions") is not None:
+    return target_at(unit, backends, name, places)
+
+
+def _refuse_dimensions(settings: Settings, body: Mapping[str, Any]) -> None:
+    if settings.embedding_server_url is None and body.get("dimensions") is not None:
         # llama-server would answer with all dimensions, and without a word.
         raise InvalidInput(
             "dimensions is not supported by this version of Lathe: leave it out.",
             param="dimensions",
             code="not_supported",
         )
-    return await pass_on(
-        services,
-        request,
-        f"{settings.embedding_url}/v1/embeddings",
-        body.with_model(EMBEDDING_MODEL),
-        api_key=settings.embedding_server_key.get_secret_value(),
-    )

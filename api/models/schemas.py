@@ -32,7 +32,7 @@ class ModelOut(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int
-    owned_by: str = "lathe"
+    owned_by: str = Field(default="lathe", description="`lathe`, or the backend that has it by itself.")
     name: str
     type: Literal["chat", "embedding"] = "chat"
     status: Literal["ready", "not made yet"] = Field(
@@ -46,6 +46,20 @@ class ModelOut(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelOut]
+
+
+class ModelLoaded(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    loaded: Literal[True] = True
+    backend: str
+
+
+class ModelUnloaded(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    loaded: Literal[False] = False
+    backend: str
 
 
 class ModelDeleted(BaseModel):

@@ -107,6 +107,10 @@ def _name_and_version(reference: str) -> tuple[str, int | None]:
     match = REFERENCE.fullmatch(reference)
     if reference == EMBEDDING_MODEL:
         raise InvalidInput("The embedding model cannot be deleted.", param="model")
+    if "/" in reference:
+        raise InvalidInput(
+            f"{reference!r} is a backend's own: whoever runs it can delete it there.", param="model"
+        )
     if match is None:
         raise InvalidInput(f"{reference!r} is not a model's name.", param="model")
     if match["quantization"] is not None:

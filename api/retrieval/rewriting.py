@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Sequence
 
 from api.chat.generation import answer, question
-from api.chat.passing import read_error
+from api.chat.passing import begin
 from api.chat.schemas import GenerateParams, GenerateRequest
-from api.chat.service import backend_of, newest_model
+from api.chat.service import newest_model, target_of
 from api.unit_of_work import Services, Unit
 from db.errors import InvalidInput, NotFound, Unavailable
 from db.queries.models import resolve
 from retrieval.variants import prompt_for, variants_in
-from serving.openai_compatible import forward
+from serving.openai_compatible import read_error
 
 ANSWER_TOKENS = 200
 
@@ -48,20 +48,20 @@ async def rewrite(services: Services, texts: Sequence[str], model: str) -> list[
         NotFound: there is no such model.
         Unavailable: it does not answer, not in time, or with nothing that can be used.
     """
-    backend = await services.run_in_transaction(lambda unit: backend_of(unit, model))
+    target = await services.run_in_transaction(lambda unit: target_of(unit, services.backends, model))
     # Greedy: the same question finds the same passages.
     params = GenerateParams(n_predict=ANSWER_TOKENS, temp=0)
-    asked = question(GenerateRequest(prompt=prompt_for(texts), params=params), backend, thinking=False)
+    asked = question(GenerateRequest(prompt=prompt_for(texts), params=params), thinking=False)
     seconds = services.settings.rewrite_timeout_seconds
     try:
         async with asyncio.timeout(seconds):
-            upstream = await forward(services.client, asked.url, asked.body, api_key=backend.api_key)
-            raw = b"".join([chunk async for chunk in upstream.chunks()])
+            upstream, content = await begin(target, "chat", asked)
     except TimeoutError:
         raise Unavailable(f"Model {model!r} took longer than {seconds:g} s to rewrite it.") from None
+    raw = content or b""
     if upstream.status >= 400:
         raise Unavailable(f"Model {model!r} does not rewrite it: {read_error(raw, upstream.status)[0]}")
-    said = answer(raw, model, backend)
+    said = answer(raw, model)
     variants = variants_in(said.text, texts, cut_off=said.finish_reason == "length")
     if not variants:
         raise Unavailable(f"Model {model!r} gave no other words for it.")

@@ -271,7 +271,7 @@ class TestGenerate:
         desk.ready("herd", backend="ollama")
         desk.server.window = 1200
         desk.fill("herded", {f"{n}.txt": f"Many days of holidays a year, by {n}." for n in range(8)})
-        body = {"prompt": QUESTION, "model": "herd", "collections": ["herded"]}
+        body = {"prompt": QUESTION, "model": "herd", "collections": ["herded"], "params": {"top_k": 5}}
         answer = desk.api.post("/generate", json=body).json()
         assert (answer["text"], answer["annotations"]) == ("Answer", [])
         [message] = desk.server.asked[-1]["messages"]

@@ -1,0 +1,117 @@
+"""Servers that speak OpenAI's API: llama-server, vLLM, LM Studio, transformers, OpenAI itself.
+
+What is asked goes on as it came, and the answer comes back byte for byte.
+"""
+
+import contextlib
+from typing import Any
+
+import httpx
+
+from db.errors import InvalidInput, NotFound, Unavailable
+from serving.backends.configuration import BackendConfig
+from serving.backends.interface import JSON, Answer, Backend, Request
+from serving.context_window import Gauge, open_gauge
+from serving.openai_compatible import MANAGE_SECONDS, authorization, error_of, understood
+
+# `identity`, so that the bytes passed on need no knowledge of their encoding.
+HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
+WRITE_SECONDS = 60
+
+
+class OpenAIServer(Backend):
+    """Anything with /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/models."""
+
+    def __init__(self, config: BackendConfig, client: httpx.AsyncClient) -> None:
+        super().__init__(config, client)
+        self.key = config.key.get_secret_value()
+        self._headers = {**HEADERS, **authorization(self.key)}
+        # How long an answer may take is `guarding`'s business, which sees its first byte and each after it.
+        self._timeout = httpx.Timeout(
+            connect=config.timeout.connect, read=None, write=WRITE_SECONDS, pool=None
+        ).as_dict()
+
+    async def chat(self, request: Request) -> Answer:
+        return await self.post("/v1/chat/completions", request.content)
+
+    async def complete(self, request: Request) -> Answer:
+        return await self.post("/v1/completions", request.content)
+
+    async def embed(self, request: Request) -> Answer:
+        return await self.post("/v1/embeddings", request.content)
+
+    async def post(self, path: str, content: bytes) -> Answer:
+        """Send a JSON body; return as soon as the answer's head is there."""
+        request = self.client.build_request(
+            "POST",
+            self.config.url + path,
+            content=content,
+            headers=self._headers,
+            extensions={"timeout": self._timeout},
+        )
+        response = await self.client.send(request, stream=True)
+        content_type = response.headers.get("content-type", "application/json")
+        again = response.headers.get("retry-after", "")
+        return Answer(
+            response.status_code,
+            content_type,
+            response.aiter_raw(),
+            response.aclose,
+            int(again) if again.isdecimal() else None,
+        )
+
+    async def health(self) -> None:
+        await self.ask("GET", "/v1/models")
+
+    async def models(self) -> list[str]:
+        listed = await self.ask("GET", "/v1/models")
+        with understood("/v1/models"):
+            return [str(row["id"]) for row in listed["data"]]
+
+    async def gauge(self, model: str) -> Gauge:
+        if self.config.context_window is not None:
+            return await super().gauge(model)
+        return await open_gauge(
+            self.client, kind="llama_server", url=self.config.url, model=model, api_key=self.key
+        )
+
+    async def ask(self, method: str, path: str, **options: Any) -> JSON:
+        """Ask the server about itself, which takes no longer than seconds.
+
+        Raises:
+            Unavailable, NotFound, InvalidInput: its error.
+        """
+        headers = authorization(self.key)
+        url, seconds = self.config.url + path, options.pop("timeout", MANAGE_SECONDS)
+        response = await self.client.request(method, url, headers=headers, timeout=seconds, **options)
+        if response.is_error:
+            raise error_of(response, path)
+        with understood(path):
+            answer: JSON = response.json()
+        return answer
+
+
+class LlamaServer(OpenAIServer):
+    """llama-server: alone, or as a router that loads and unloads models."""
+
+    async def health(self) -> None:
+        await self.ask("GET", "/health")
+
+    async def load(self, model: str, *, keep_seconds: float | None = None) -> None:
+        with contextlib.suppress(InvalidInput):  # it is loaded
+            await self.ask("POST", "/models/load", json={"model": model})
+
+    async def unload(self, model: str) -> None:
+        with contextlib.suppress(InvalidInput):  # it is not loaded
+            await self.ask("POST", "/models/unload", json={"model": model})
+
+    async def is_answering(self, model: str) -> bool:
+        where = {"model": model, "autoload": "false"}
+        try:
+            slots: Any = await self.ask("GET", "/slots", params=where)
+        except (InvalidInput, NotFound):
+            return False  # it is not loaded
+        except (Unavailable, httpx.TimeoutException):
+            return True  # it is being loaded, or busy
+        with understood("/slots"):
+            return any(slot["is_processing"] for slot in slots)

@@ -24,7 +24,7 @@ from retrieval.cutting import cut_in_reader
 from retrieval.readers import Readers
 from retrieval.reading import DocumentFile, read_document
 from retrieval.tokens import EmbeddingTokenizer
-from serving.embedding_model import weights_folder
+from serving.embedding_weights import weights_folder
 
 DIMENSIONS = 384
 # CJK is written without spaces: each of its characters counts as a word.

@@ -1,18 +1,22 @@
-"""From files to a collection that can be searched: an ingest of a real stack against the peer.
+"""From files to a collection that can be searched: ingest jobs of a real stack against the peer.
 
-Both ask the same llama-server. How fast that is by itself, with the same texts, is measured beside them.
+The peer embeds as LangChain's users do, by `HuggingFaceEmbeddings`: sentence-transformers in its own process,
+with the same weights. What it does with our llama-server in place of that is measured beside it, and so is
+how fast that server is with the same texts and nothing else to do.
 """
 
 import contextlib
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import psutil
+from sqlalchemy import create_engine, text
 
 from bench.document_files import Manual
 from bench.document_peer import DocumentPeer
@@ -25,25 +29,33 @@ from retrieval.headings import under_heading
 from retrieval.tokens import EmbeddingTokenizer
 from serving import llama_cpp
 from serving.embedding_model import ensure_embedding_model
+from serving.embedding_weights import weights_folder
 from serving.embeddings import EmbeddingServer
 
 JOB_SECONDS = 900
 START_SECONDS = 60
 # Texts a request, and requests at once: the server by itself is as fast as the best of them lets it be.
 BATCHINGS = ((8, 4), (16, 2))
+# By so many of a job's texts.
+BARE_TEXTS = 256
+STEPS = text(
+    "SELECT s.name, extract(epoch FROM a.started_at) AS began, extract(epoch FROM a.ended_at) AS ended, "
+    "extract(epoch FROM j.created_at) AS submitted "
+    "FROM attempts a JOIN steps s ON s.id = a.step_id JOIN jobs j ON j.id = s.job_id "
+    "WHERE j.id = :job ORDER BY a.id"
+)
 
 
-def embedding_server(stack: Stack) -> tuple[str, psutil.Process]:
-    """Start a llama-server as `lathe up` does; return its address and its process."""
+def embedding_server(stack: Stack) -> tuple[int, psutil.Process]:
+    """Start a llama-server as `lathe up` does; return its port and its process."""
     given = load_settings()
     tools = llama_cpp.require_tools(given)
     settings = Settings(embedding_port=free_port(), cache_dir=given.cache_dir)
     argv = llama_cpp.embedding_server_argv(tools, settings, ensure_embedding_model(tools, given))
     server = stack.start("embeddings", child_argv(argv, death_signal="SIGTERM"), {})
-    url = f"http://127.0.0.1:{settings.embedding_port}"
-    _wait(url, "/health", lambda: server.alive)
+    _wait(f"http://127.0.0.1:{settings.embedding_port}", "/health", lambda: server.alive)
     assert server.pid is not None
-    return url, psutil.Process(server.pid)
+    return settings.embedding_port, psutil.Process(server.pid)
 
 
 def _wait(url: str, path: str, alive: Callable[[], bool] = lambda: True) -> None:
@@ -57,22 +69,27 @@ def _wait(url: str, path: str, alive: Callable[[], bool] = lambda: True) -> None
 
 
 class LatheStack:
-    """An API and a worker that embed by the given server."""
+    """An API and a worker, settings being Lathe's own but for the ports."""
 
-    def __init__(self, stack: Stack, embeddings: str, embedder: psutil.Process) -> None:
-        more = {"LATHE_EMBEDDING_SERVER_URL": embeddings}
+    def __init__(self, stack: Stack, embedding_port: int, embedder: psutil.Process) -> None:
+        more = {"LATHE_EMBEDDING_PORT": str(embedding_port)}
         port, api, environment = stack.lathe("ingesting", more=more)
         worker = stack.python("worker", "worker", environment)
         pids = (api.pid, worker.pid, stack.postgres.pid)
         self._roots = [psutil.Process(pid) for pid in pids if pid is not None] + [embedder]
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60)
+        self._database = create_engine(environment["DATABASE_URL"])
         _wait(f"http://127.0.0.1:{port}", "/readyz")
 
     def processes(self) -> list[psutil.Process]:
         return tree(self._roots)
 
-    def ingest(self, manuals: Sequence[Manual], name: str) -> None:
-        """Upload the files, and wait until all can be searched."""
+    def ingest(self, manuals: Sequence[Manual], name: str) -> str:
+        """Upload the files, and wait until all can be searched.
+
+        Returns:
+            the job.
+        """
         store = self._post("/v1/vector_stores", json={"name": name})["id"]
         ids = []
         for manual in manuals:
@@ -90,6 +107,16 @@ class LatheStack:
             path = f"/v1/vector_stores/{store}/file_batches/{batch['id']}"
             batch = self._client.get(path).raise_for_status().json()
         assert batch["file_counts"]["completed"] == len(manuals), batch
+        return str(batch["id"])
+
+    def steps(self, job: str) -> dict[str, float]:
+        """How long each step of a job took, and how long none ran."""
+        with self._database.connect() as connection:
+            rows = connection.execute(STEPS, {"job": job}).all()
+        seconds = {row.name: float(row.ended - row.began) for row in rows if row.ended is not None}
+        whole = float(max(row.began for row in rows) - rows[0].submitted)
+        between = whole - sum(spent for name, spent in seconds.items() if name != rows[-1].name)
+        return {name: round(spent, 2) for name, spent in {**seconds, "between": between}.items()}
 
     def _post(self, path: str, **content: Any) -> dict[str, Any]:
         response = self._client.post(path, **content)
@@ -113,79 +140,138 @@ def bare_rate(url: str, texts: Sequence[str], each: int, at_once: int) -> float:
         return len(texts) / (time.perf_counter() - began)
 
 
+@dataclass(frozen=True)
+class Job:
+    """Files to be made searchable at once. `texts` are their chunks as embedded, `tokens` what each has."""
+
+    manuals: list[Manual]
+    texts: list[str]
+    tokens: list[int]
+
+
+def jobs(manuals: Sequence[Manual], reading: LatheReading, sizes: Sequence[int]) -> list[Job]:
+    """One for each number of chunks: the first files, the smallest before, that have as many."""
+    tokenizer = EmbeddingTokenizer()
+    cut = {}
+    for manual in manuals:
+        # The peer embeds its chunks as they are: some 3 % fewer tokens.
+        cut[manual] = [under_heading(chunk, manual.path.name, tokenizer) for chunk in reading.cut(manual)]
+    smallest_first = sorted(manuals, key=lambda manual: len(cut[manual]))
+    found: list[Job] = []
+    for size in sizes:
+        chosen: list[Manual] = []
+        while sum(len(cut[manual]) for manual in chosen) < size and len(chosen) < len(smallest_first):
+            chosen.append(smallest_first[len(chosen)])
+        rows = [row for manual in chosen for row in cut[manual]]
+        if not found or chosen != found[-1].manuals:
+            found.append(Job(chosen, [row[0] for row in rows], [row[1] for row in rows]))
+    return found
+
+
+class _Sides:
+    """The stack, the peer and the bare server, each with the same files."""
+
+    def __init__(self, stack: Stack, peer: DocumentPeer, warm: Manual) -> None:
+        port, self._embedder = embedding_server(stack)
+        self._url, self._peer = f"http://127.0.0.1:{port}", peer
+        self._lathe = LatheStack(stack, port, self._embedder)
+        self._names = iter(range(1_000_000))
+        self.steps: list[dict[str, float]] = []
+        # Everything is loaded, and every model has embedded something, before any clock runs.
+        self._lathe.ingest([warm], "warm")
+        for embedder in (self._url, str(weights_folder())):
+            self._ask_peer(warm, "warm", embedder)
+
+    def lathe(self, job: Job) -> Spent:
+        with Stopwatch(self._lathe.processes) as watch:
+            done = self._lathe.ingest(job.manuals, f"turn-{next(self._names)}")
+        self.steps.append(self._lathe.steps(done))
+        return watch.spent
+
+    def peer(self, job: Job) -> Spent:
+        return self._by_peer(job, str(weights_folder()))
+
+    def peer_by_our_server(self, job: Job) -> Spent:
+        return self._by_peer(job, self._url)
+
+    def bare(self, job: Job) -> dict[str, float]:
+        """Chunks a second of the server alone, by how it is asked."""
+        texts, tokens = job.texts[:BARE_TEXTS], job.tokens[:BARE_TEXTS]
+        rates = {
+            f"{each} x {at_once}": bare_rate(self._url, texts, each, at_once) for each, at_once in BATCHINGS
+        }
+        with EmbeddingServer(self._url) as server:
+            began = time.perf_counter()
+            server.embed(texts, tokens)
+            return {**rates, "lathe's batches": len(texts) / (time.perf_counter() - began)}
+
+    def _by_peer(self, job: Job, embedder: str) -> Spent:
+        name = f"turn-{next(self._names)}"
+        with Stopwatch(lambda: tree([self._peer.process, self._embedder])) as watch:
+            for manual in job.manuals:
+                self._ask_peer(manual, name, embedder)
+        return watch.spent
+
+    def _ask_peer(self, manual: Manual, collection: str, embedder: str) -> None:
+        self._peer.ask("ingest", path=str(manual.path), collection=collection, embedder=embedder,
+                       chunking=chunking(by_tokens=True))  # fmt: skip
+
+
 def compare(
     stack: Stack,
     manuals: Sequence[Manual],
     reading: LatheReading,
     peer: DocumentPeer,
     *,
+    sizes: Sequence[int],
     rounds: int,
     dice: random.Random,
+) -> list[dict[str, Any]]:
+    """Make the files of jobs of several sizes searchable by all, in an order of chance.
+
+    Args:
+        sizes: in chunks; the last is what is judged.
+    """
+    found = []
+    planned = jobs(manuals, reading, sizes)
+    sides = _Sides(stack, peer, planned[0].manuals[0])
+    for job in planned:
+        works: dict[str, Callable[[Job], Spent]] = {
+            "lathe": sides.lathe, "peer": sides.peer, "peer_by_our_server": sides.peer_by_our_server
+        }  # fmt: skip
+        runs: dict[str, list[Spent]] = {name: [] for name in works}
+        bare: list[dict[str, float]] = []
+        sides.steps.clear()
+        for _ in range(rounds):
+            for name in dice.sample([*works, "bare"], len(works) + 1):
+                if name == "bare":
+                    bare.append(sides.bare(job))
+                else:
+                    runs[name].append(works[name](job))
+        found.append(_told(job, runs, bare, sides.steps))
+    return found
+
+
+def _told(
+    job: Job,
+    runs: Mapping[str, Sequence[Spent]],
+    bare: Sequence[Mapping[str, float]],
+    steps: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Make the files searchable by both and embed their chunks by the server alone, in an order of chance."""
-    url, embedder = embedding_server(stack)
-    lathe = LatheStack(stack, url, embedder)
-    tokenizer = EmbeddingTokenizer()
-    # As they are embedded by us. The peer embeds its chunks as they are: some 3 % fewer tokens.
-    texts, tokens = zip(
-        *(
-            under_heading(chunk, manual.path.name, tokenizer)
-            for manual in manuals
-            for chunk in reading.cut(manual)
-        ),
-        strict=True,
-    )
-    bare_rate(url, texts[:16], 8, 2)
-    lathe.ingest(manuals[:1], "warm")
-    peer.ask("ingest", path=str(manuals[0].path), collection="warm", embedder=url,
-             chunking=chunking(by_tokens=True))  # fmt: skip
-    runs: dict[str, list[Spent]] = {"lathe": [], "peer": []}
-    bare: dict[str, list[float]] = {f"{each} x {at_once}": [] for each, at_once in BATCHINGS}
-    peer_chunks: list[int] = []
-
-    def ours(turn: int) -> None:
-        with Stopwatch(lathe.processes) as watch:
-            lathe.ingest(manuals, f"turn-{turn}")
-        runs["lathe"].append(watch.spent)
-
-    def theirs(turn: int) -> None:
-        with Stopwatch(lambda: tree([peer.process, embedder])) as watch:
-            peer_chunks.append(sum(_peer_ingests(peer, manuals, url, f"turn-{turn}")))
-        runs["peer"].append(watch.spent)
-
-    def alone(turn: int) -> None:
-        for each, at_once in BATCHINGS:
-            bare[f"{each} x {at_once}"].append(bare_rate(url, texts, each, at_once))
-        bare.setdefault("lathe's batches", []).append(_lathe_rate(url, texts, tokens))
-
-    for turn in range(rounds):
-        for work in dice.sample([ours, theirs, alone], 3):
-            work(turn)
-    best = max(statistics.median(rates) for rates in bare.values())
     seconds = {side: statistics.median(run.wall for run in done) for side, done in runs.items()}
+    cpu = {side: statistics.median(run.cpu for run in done) for side, done in runs.items()}
+    rates = {name: [round(each[name], 1) for each in bare] for name in bare[0]}
+    best = max(statistics.median(told) for told in rates.values())
+    own = len(job.texts) / seconds["lathe"]
     return {
-        "files": [manual.path.name for manual in manuals],
-        "chunks": {"lathe": len(texts), "peer": peer_chunks[0]},
+        "files": [manual.path.name for manual in job.manuals],
+        "chunks": len(job.texts),
         "seconds": {side: [round(run.wall, 2) for run in done] for side, done in runs.items()},
-        "cpu_seconds": {
-            side: round(statistics.median(run.cpu for run in done), 2) for side, done in runs.items()
-        },
-        "bare_chunks_per_second": {name: [round(rate, 1) for rate in rates] for name, rates in bare.items()},
-        "chunks_per_second": round(len(texts) / seconds["lathe"], 1),
+        "cpu_seconds": {side: round(spent, 2) for side, spent in cpu.items()},
+        "steps_seconds": [dict(told) for told in steps],
+        "bare_chunks_per_second": rates,
+        "chunks_per_second": round(own, 1),
         "ratio": round(seconds["peer"] / seconds["lathe"], 2),
-        "of_embedder": round(len(texts) / seconds["lathe"] / best, 3),
+        "ratio_with_our_server": round(seconds["peer_by_our_server"] / seconds["lathe"], 2),
+        "of_embedder": round(own / best, 3),
     }
-
-
-def _peer_ingests(peer: DocumentPeer, manuals: Sequence[Manual], url: str, name: str) -> Iterator[int]:
-    for manual in manuals:
-        answer = peer.ask("ingest", path=str(manual.path), collection=name, embedder=url,
-                          chunking=chunking(by_tokens=True))  # fmt: skip
-        yield answer["chunks"]
-
-
-def _lathe_rate(url: str, texts: Sequence[str], tokens: Sequence[int]) -> float:
-    with EmbeddingServer(url) as server:
-        began = time.perf_counter()
-        server.embed(texts, tokens)
-        return len(texts) / (time.perf_counter() - began)

@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ class Served(Embeddings):
         return [row["embedding"] for row in sorted(rows, key=lambda row: row["index"])]
 
 
+@cache
+def by_sentence_transformers(weights: str) -> Embeddings:
+    """What LangChain's own documentation takes: sentence-transformers in the same process, as it comes."""
+    from langchain_huggingface import HuggingFaceEmbeddings
+
+    embeddings: Embeddings = HuggingFaceEmbeddings(model_name=weights)
+    return embeddings
+
+
 class Peer:
     def __init__(self, folder: Path) -> None:
         settings = chromadb.Settings(anonymized_telemetry=False, is_persistent=True)
@@ -96,8 +106,12 @@ class Peer:
         return clock.told(pages=pages)
 
     def ingest(self, path: str, collection: str, chunking: dict[str, Any], embedder: Any) -> dict[str, Any]:
-        """Read, cut and add a file. `embedder`: a server's address, or a number of dimensions."""
-        by = Served(embedder) if isinstance(embedder, str) else Given(embedder)
+        """Read, cut and add a file.
+
+        Args:
+            embedder: a server's address, a model's folder, or a number of dimensions.
+        """
+        by = _embeddings(embedder)
         store = Chroma(collection, by, client=self._client)
         splitter = _splitter(**chunking)
         with Clock() as clock:
@@ -152,6 +166,12 @@ class Peer:
     def memory(self) -> dict[str, Any]:
         status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
         return {"peak_bytes": int(status.split()[0]) * 1024}
+
+
+def _embeddings(embedder: int | str) -> Embeddings:
+    if isinstance(embedder, int):
+        return Given(embedder)
+    return Served(embedder) if embedder.startswith("http://") else by_sentence_transformers(embedder)
 
 
 def _splitter(

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from db.errors import Unavailable
-from serving.embedding_model import weights_folder
+from serving.embedding_weights import weights_folder
 
 # What sentence-transformers' card of all-MiniLM-L6-v2 says; beyond it training has not taught it anything.
 MAX_TOKENS = 256

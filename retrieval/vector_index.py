@@ -32,7 +32,8 @@ NEIGHBOURS, CANDIDATES_IN_BUILD = 16, 64
 MOST_DIMENSIONS = 4000
 # What building takes for each chunk besides its vector, and at least; a parallel build takes all at once.
 CHUNK_BYTES = 1500
-LEAST_MEMORY_BYTES = 32 * 1024**2
+# With less than 32 MiB for each of its three processes, Postgres would build in fewer.
+LEAST_MEMORY_BYTES = 96 * 1024**2
 SQLSTATE_NO_ROOM = ("53100", "53200")
 
 SESSION = text(

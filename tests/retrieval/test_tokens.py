@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import CharDelimiterSplit
 
 from retrieval import tokens
 from retrieval.tokens import EmbeddingTokenizer
-from serving.embedding_model import weights_folder
+from serving.embedding_weights import weights_folder
 
 TEXTS = {
     "English": "\n\n".join(list(pydoc_data.topics.topics.values())[:20]),

@@ -10,7 +10,8 @@ from db.errors import InvalidInput, Unavailable
 from db.settings import Settings
 from serving import llama_cpp
 from serving.convert_driver import QWEN2_SPLIT, splits_like_qwen2
-from serving.embedding_model import ensure_embedding_model, weights_folder
+from serving.embedding_model import ensure_embedding_model
+from serving.embedding_weights import weights_folder
 from serving.local_port import free_port
 from tests.serving.llama_process import LlamaProcess
 

@@ -35,9 +35,13 @@ def run(step: Step) -> dict[str, Any]:
     with (
         Readers(threads) as readers,
         ThreadPoolExecutor(threads) as page_ranges,
+        ThreadPoolExecutor(1) as identifying,
         ThreadPoolExecutor(threads) as executor,
     ):
-        extractor = _Extractor(step, readers, page_ranges, pages)
+        if any(document.language is None for document in documents):
+            # Half a second, for what identifies languages is loaded meanwhile.
+            identifying.submit(detect, "")
+        extractor = _Extractor(step, readers, page_ranges, identifying, pages)
         futures = {executor.submit(extractor.extract, document): document for document in documents}
         for future in as_completed(futures):
             document = futures[future]
@@ -62,12 +66,25 @@ def run(step: Step) -> dict[str, Any]:
 
 
 class _Extractor:
+    """Reads and cuts documents, several at once.
+
+    Args:
+        page_ranges: has a thread for each reader.
+        identifying: has one thread, which tells languages.
+    """
+
     def __init__(
-        self, step: Step, readers: Readers, page_ranges: ThreadPoolExecutor, pages: "_Pages"
+        self,
+        step: Step,
+        readers: Readers,
+        page_ranges: ThreadPoolExecutor,
+        identifying: ThreadPoolExecutor,
+        pages: "_Pages",
     ) -> None:
         self._step = step
         self._readers = readers
         self._page_ranges = page_ranges
+        self._identifying = identifying
         self._pages = pages
         settings = step.input.settings
         self._tokenizer = EmbeddingTokenizer(
@@ -99,13 +116,14 @@ class _Extractor:
                 level="warn",
                 document_id=document.id,
             )
+        language = self._identifying.submit(lambda: document.language or detect(content.text))
         chunks = cut_in_reader(path, len(content.text), chunking, self._tokenizer, self._readers)
         path.with_suffix(".chunks.json").write_text(json.dumps(chunks), encoding="utf-8")
         return {
             "id": document.id,
             "pages": len(content.page_starts) or 1,
             "chunks": len(chunks),
-            "language": document.language or detect(content.text),
+            "language": language.result(),
         }
 
 

@@ -7,9 +7,9 @@ exactly in any case, so that a search always sees all that is there (`retrieval/
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
@@ -30,7 +30,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from db.models import Chunk, Collection, Document
-from retrieval.statements import Statements, compiled, given_vector, written
+from retrieval.passages import Passage, passage_in, with_passages
+from retrieval.statements import Statements, Values, compiled, given_vector, written
 
 EXACT, HNSW, HNSW_FILTERED = "vector_exact", "vector_hnsw", "vector_hnsw_filtered"
 EMBEDDING: ColumnElement[Any] = Chunk.__table__.c.embedding
@@ -49,7 +50,14 @@ COLLECTION_IDS = bindparam("collection_ids", type_=ARRAY(Text))
 INDEXED_THROUGH = cast(bindparam("indexed_through"), BigInteger)
 
 Nearest = dict[int, float]  # the distance of each chunk
-Build = Callable[[int], Select[Any]]  # of the vector's dimensions
+Build = Callable[[int], Select[Any]]  # a statement for vectors of so many dimensions
+
+
+class Asked(NamedTuple):
+    """A vector, as Postgres reads it."""
+
+    text: str
+    dimensions: int
 
 
 class VectorSearch:
@@ -59,6 +67,8 @@ class VectorSearch:
         where: on `Document`.
         most: how many are looked for.
         note: is told each way of searching that was used, with the seconds it took.
+        reads_passages: whether `passages` will be asked for. Not with a filter, where the statement is built
+            anew each time, and costs the more the more columns it has.
     """
 
     def __init__(
@@ -71,6 +81,7 @@ class VectorSearch:
         most: int,
         note: Callable[[str, float], None],
         cost_of_a_step: float = COST_OF_A_STEP,
+        reads_passages: bool = False,
         statements: Statements | None = None,
     ) -> None:
         self._session = session
@@ -80,7 +91,10 @@ class VectorSearch:
         self._most = most
         self._note = note
         self._cost_of_a_step = cost_of_a_step
-        self.distances: Nearest = {}  # of what was found last
+        self._reads_passages = reads_passages and where is None
+        # Of what was found last.
+        self.distances: Nearest = {}
+        self.passages: dict[int, Passage] = {}
         self._by_index = [collection for collection in collections if collection.index_name is not None]
         if where is not None and self._by_index:
             self._by_index = self._worth_the_index(self._by_index, where)
@@ -92,22 +106,20 @@ class VectorSearch:
         The planner is left told what not to try: until the next of the `statements`.
         """
         found: Nearest = {}
+        self.passages = {}
+        asked = Asked(written(vector), len(vector))
         exactly = [collection.id for collection in self._exactly]
-        values = {"vector": written(vector), "project_id": self._project_id, "most": self._most}
         for collection in self._by_index:
-            own = values | {
-                "collection_id": collection.id,
-                "indexed_through": collection.indexed_through,
-            }
-            by_index = self._ask_index(len(vector), own)
+            scope = {"collection_id": collection.id, "indexed_through": collection.indexed_through}
+            by_index = self._ask_index(asked, scope)
             found |= by_index
             # Fewer only where the index lost its way: among deleted chunks, or by a filter against the grain.
             if len(by_index) < self._most:
                 exactly.append(collection.id)
             else:
-                found |= self._look(_after_index, len(vector), own, EXACT)
+                found |= self._look(_after_index, asked, scope, EXACT)
         if exactly:
-            found |= self._compare_all(len(vector), values | {"collection_ids": exactly})
+            found |= self._compare_all(asked, {"collection_ids": exactly})
         self.distances = found
         return sorted(found, key=lambda chunk_id: (found[chunk_id], chunk_id))[: self._most]
 
@@ -132,53 +144,62 @@ class VectorSearch:
             > self._cost_of_a_step * self._most * (collection.indexed_chunks or 0)
         ]
 
-    def _ask_index(self, dimensions: int, values: Mapping[str, Any]) -> Nearest:
+    def _ask_index(self, asked: Asked, scope: Values) -> Nearest:
         candidates = min(max(self._most, CANDIDATES_OF_INDEX), CANDIDATES_OF_INDEX_MOST)
         settings = {"hnsw.ef_search": str(candidates), "hnsw.iterative_scan": "relaxed_order"}
         name = HNSW if self._where is None else HNSW_FILTERED
-        return self._look(_of_index, dimensions, values, name, settings=settings)
+        return self._look(_of_index, asked, scope, name, settings)
 
-    def _compare_all(self, dimensions: int, values: Mapping[str, Any]) -> Nearest:
+    def _compare_all(self, asked: Asked, scope: Values) -> Nearest:
         """Compare all that fits of whole collections: beginning with the documents, if there is a filter."""
         if self._where is None:
-            return self._look(_of_collections, dimensions, values, EXACT)
+            return self._look(_of_collections, asked, scope, EXACT)
         fitting = (
             select(Document.id)
             .where(Document.collection_id == any_(COLLECTION_IDS), self._where)
             .cte("fitting")
             .prefix_with("MATERIALIZED", dialect="postgresql")
         )
-        query = _nearest(EMBEDDING, dimensions).join(fitting, fitting.c.id == Chunk.document_id)
-        return self._run(query.order_by(Chunk.id), values, EXACT, BY_DOCUMENT)
+        query = _nearest(EMBEDDING, asked.dimensions).join(fitting, fitting.c.id == Chunk.document_id)
+        return self._run(query.order_by(Chunk.id), asked, scope, EXACT, untried=BY_DOCUMENT)
 
     def _look(
         self,
         build: Build,
-        dimensions: int,
-        values: Mapping[str, Any],
+        asked: Asked,
+        scope: Values,
         name: str,
-        *,
-        settings: Mapping[str, str] | None = None,
+        settings: Values | None = None,
     ) -> Nearest:
         if self._where is None:
-            return self._run(_compiled(build, dimensions), values, name, BY_INDEX, settings)
-        query = build(dimensions).join(Document, Document.id == Chunk.document_id).where(self._where)
-        return self._run(query, values, name, BY_INDEX, settings)
+            statement = _compiled(build, asked.dimensions, self._reads_passages)
+            return self._run(statement, asked, scope, name, untried=BY_INDEX, settings=settings)
+        query = build(asked.dimensions).join(Document, Document.id == Chunk.document_id).where(self._where)
+        return self._run(query, asked, scope, name, untried=BY_INDEX, settings=settings)
 
     def _run(
         self,
         statement: str | Select[Any],
-        values: Mapping[str, Any],
+        asked: Asked,
+        scope: Values,
         name: str,
+        *,
         untried: Sequence[str],
-        settings: Mapping[str, str] | None = None,
+        settings: Values | None = None,
     ) -> Nearest:
         started = time.monotonic()
-        rows = self._statements.run(statement, values, untried=untried, settings=settings)
+        fixed = {**scope, "project_id": self._project_id, "most": self._most}
+        vector = {"vector": asked.text}
+        if isinstance(statement, str):
+            rows = self._statements.run_prepared(statement, fixed, vector, untried=untried, settings=settings)
+        else:
+            rows = self._statements.run(statement, fixed | vector, untried=untried, settings=settings)
         # That nothing came after the index is not worth a word.
         if rows or name != EXACT or not self._by_index:
             self._note(name, time.monotonic() - started)
-        return {chunk_id: float(distance) for chunk_id, distance in rows}
+        if self._reads_passages:
+            self.passages |= {row[0]: passage_in(row) for row in rows}
+        return {row[0]: float(row[-1]) for row in rows}
 
 
 def _nearest(key: ColumnElement[Any], dimensions: int) -> Select[Any]:
@@ -207,5 +228,6 @@ def _of_collections(dimensions: int) -> Select[Any]:
 
 
 @cache
-def _compiled(build: Build, dimensions: int) -> str:
-    return compiled(build(dimensions))
+def _compiled(build: Build, dimensions: int, reads_passages: bool) -> str:
+    query = build(dimensions)
+    return compiled(with_passages(query) if reads_passages else query)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, any_, bindparam, func, select
+from sqlalchemy import BigInteger, Select, any_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from db.models import Chunk, Document
@@ -35,24 +35,39 @@ class DocumentOfHit(NamedTuple):
     page_labels: list[Any] | None
 
 
+Passage = tuple[ChunkOfHit, DocumentOfHit]
+
 CHUNK_IDS = bindparam("chunk_ids", type_=ARRAY(BigInteger))
-OF_CHUNK = len(ChunkOfHit._fields)
+OF_CHUNK = [getattr(Chunk, name) for name in ChunkOfHit._fields]
+OF_DOCUMENT = [getattr(Document, name) for name in DocumentOfHit._fields]
 PASSAGES = compiled(
-    select(
-        *(getattr(Chunk, name) for name in ChunkOfHit._fields),
-        *(getattr(Document, name) for name in DocumentOfHit._fields),
-    )
+    select(*OF_CHUNK, *OF_DOCUMENT)
     .join(Document, Document.id == Chunk.document_id)
     .where(Chunk.id == any_(CHUNK_IDS))
 )
 
 
-def passages(statements: Statements, chunk_ids: Sequence[int]) -> dict[int, tuple[ChunkOfHit, DocumentOfHit]]:
+def passages(statements: Statements, chunk_ids: Sequence[int]) -> dict[int, Passage]:
     """Each chunk that is still there, with its document."""
     if not chunk_ids:
         return {}
-    rows = statements.run(PASSAGES, {"chunk_ids": list(chunk_ids)})
-    return {row[0]: (ChunkOfHit(*row[:OF_CHUNK]), DocumentOfHit(*row[OF_CHUNK:])) for row in rows}
+    rows = statements.run_prepared(PASSAGES, {}, {"chunk_ids": list(chunk_ids)})
+    return {row[0]: passage_in(row) for row in rows}
+
+
+def with_passages(found: Select[Any]) -> Select[Any]:
+    """Let a statement that finds chunks, and their `distance`, tell their passages before that."""
+    # Only of what it has found in the end: its limit stays below the join.
+    inner = found.add_columns(*OF_CHUNK[1:], Chunk.document_id).subquery()
+    of_chunk = [inner.c[name] for name in ChunkOfHit._fields]
+    return select(*of_chunk, *OF_DOCUMENT, inner.c.distance).join(
+        Document, Document.id == inner.c.document_id
+    )
+
+
+def passage_in(row: Sequence[Any]) -> Passage:
+    end = len(OF_CHUNK) + len(OF_DOCUMENT)
+    return ChunkOfHit(*row[: len(OF_CHUNK)]), DocumentOfHit(*row[len(OF_CHUNK) : end])
 
 
 def similarities_of(

@@ -136,6 +136,7 @@ def search(
         where=where,
         most=most,
         note=found.note,
+        reads_passages=by_vector_alone,
         statements=statements,
     )
     words = (
@@ -172,7 +173,7 @@ def search(
     if ranking.diversity > 0:
         with found.timed("mmr"):
             ranked = _diversified(session, ranked[:CANDIDATES], limit, ranking.diversity)
-    read = passages(statements, [chunk_id for _, _, chunk_id in ranked[:limit]])
+    read = vectors.passages or passages(statements, [chunk_id for _, _, chunk_id in ranked[:limit]])
     found.hits = [
         Hit(*read[chunk_id], score, similarity)
         for score, similarity, chunk_id in ranked[:limit]

@@ -1,23 +1,34 @@
-"""The statements of a search: built and compiled once, run by the driver, the planner told what not to try.
+"""The statements of a search: built once, planned once a connection, and run by the driver.
 
-Building and compiling a statement takes SQLAlchemy longer than answering it takes Postgres. The driver puts
-the values into its text, so that the planner sees them: a partial index is of use only to whom it is shown
-that the condition holds, which a prepared statement's parameters do not.
+Building and compiling a statement takes SQLAlchemy longer than answering it takes Postgres, and of that
+planning is a third. What decides on the plan stands in a prepared statement's text: a partial index is only
+of use where the planner sees that its condition holds.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from pgvector.sqlalchemy import HALFVEC
-from sqlalchemy import ColumnElement, Select, Text, bindparam, cast
+from psycopg2.extensions import AsIs
+from sqlalchemy import ColumnElement, Connection, Select, Text, bindparam, cast
 from sqlalchemy.dialects.postgresql import psycopg2
 from sqlalchemy.orm import Session
 
 DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
+PREPARED = "prepared_statements"
+PREPARED_MOST = 32  # on a connection: the plan of each takes some 50 kB of the server
+NUMBERS = count(1)
+
+Values = Mapping[str, Any]
 
 
 class Statements:
-    """Runs statements in a session's transaction."""
+    """Runs statements in a session's transaction, and tells the planner what not to try.
+
+    `untried` are ways of the planner's, until the next statement; `settings` are the server's, until the
+    transaction ends.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -26,17 +37,12 @@ class Statements:
     def run(
         self,
         statement: str | Select[Any],
-        values: Mapping[str, Any],
+        values: Values,
         *,
         untried: Sequence[str] = (),
-        settings: Mapping[str, str] | None = None,
+        settings: Values | None = None,
     ) -> Sequence[Sequence[Any]]:
-        """All rows of a statement; of one that is compiled, with a single message to the server.
-
-        Args:
-            untried: the planner's ways that it is not to try, until the next statement.
-            settings: of the server, until the transaction ends.
-        """
+        """All rows of a statement, compiled or not."""
         told = self._told(untried, settings or {})
         connection = self._session.connection()
         if isinstance(statement, str):
@@ -45,17 +51,49 @@ class Statements:
             connection.exec_driver_sql(told)
         return self._session.execute(statement, dict(values)).all()
 
+    def run_prepared(
+        self,
+        statement: str,
+        fixed: Values,
+        values: Values,
+        *,
+        untried: Sequence[str] = (),
+        settings: Values | None = None,
+    ) -> Sequence[Sequence[Any]]:
+        """All rows of a compiled statement, which is prepared anew for other `fixed` values."""
+        connection = self._session.connection()
+        name = _prepared(connection, statement, fixed, list(values))
+        given = ", ".join(f"%({value})s" for value in values)
+        told = self._told(untried, settings or {})
+        return connection.exec_driver_sql(f"{told}EXECUTE {name} ({given})", dict(values)).all()
+
     def let_planner_choose(self) -> None:
         """Take back what the last statement's `untried` said."""
         if told := self._told((), {}):
             self._session.connection().exec_driver_sql(told)
 
-    def _told(self, untried: Sequence[str], settings: Mapping[str, str]) -> str:
+    def _told(self, untried: Sequence[str], settings: Values) -> str:
         again = [name for name in self._untried if name not in untried]
         now = [name for name in untried if name not in self._untried]
         self._untried = untried
         told = {**dict.fromkeys(again, "on"), **dict.fromkeys(now, "off"), **settings}
         return "".join(f"SET LOCAL {name} = {value}; " for name, value in told.items())
+
+
+def _prepared(connection: Connection, statement: str, fixed: Values, given: Sequence[str]) -> str:
+    """The name by which the connection's server has the statement. It outlives transactions."""
+    names: dict[tuple[str, str], str] = connection.info.setdefault(PREPARED, {})
+    key = (statement, str(fixed))
+    if key not in names:
+        if len(names) >= PREPARED_MOST:
+            connection.exec_driver_sql(f"DEALLOCATE {names.pop(next(iter(names)))}")
+        name = f"search_{next(NUMBERS)}"
+        places = {value: AsIs(f"${number}") for number, value in enumerate(given, 1)}
+        connection.exec_driver_sql(f"PREPARE {name} AS {statement}", {**fixed, **places})
+        names[key] = name
+    else:
+        names[key] = names.pop(key)  # the one that was not used for longest comes first
+    return names[key]
 
 
 def compiled(statement: Select[Any]) -> str:

@@ -169,11 +169,13 @@ class TestPaths:
         def explain(
             connection: Connection, cursor: object, statement: str, parameters: dict[str, Any], *_: object
         ) -> None:
-            # What the planner is told may stand before the search, and holds until the next one.
+            # What the planner is told stands before the search, and holds until the next one.
             told, _, query = statement.rpartition("; ")
-            if "ORDER BY distance" in query and not query.startswith("EXPLAIN"):
-                explained = f"{told}; EXPLAIN {query}" if told else f"EXPLAIN {query}"
-                rows = connection.exec_driver_sql(explained, parameters).scalars()
+            is_search = query.startswith("EXECUTE") or "ORDER BY distance" in query
+            if is_search and not query.startswith(("EXPLAIN", "PREPARE")):
+                rows = connection.exec_driver_sql(
+                    f"{told}; EXPLAIN {query}".lstrip("; "), parameters
+                ).scalars()
                 plans.append("\n".join(rows))
 
         event.listen(shared.engine, "before_cursor_execute", explain)

@@ -124,7 +124,9 @@ def tuned_by_client(stack: Stack, base: JSON, stock_client: openai.OpenAI) -> Fi
         training_file=file.id,
         suffix="by-openai",
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 120}}},
-        extra_body={"params": {"quantizations": ["Q8_0"], "alias": "ft:gpt-4o-mini:acme:facts:9x8y"}},
+        extra_body={
+            "params": {"quantizations": ["Q8_0"], "alias": "ft:gpt-4o-mini:acme:facts:9x8y", "save_steps": 60}
+        },
     )
     stack.finish(made.id)
     return stock_client.fine_tuning.jobs.retrieve(made.id)
@@ -170,6 +172,16 @@ class TestByOpenAIsClient:
         rows = list(csv.DictReader(stock_client.files.content(result).text.splitlines()))
         assert [int(row["step"]) for row in rows] == list(range(1, 121))
         assert float(rows[-1]["train_loss"]) == pytest.approx(measured[0]["train_loss"])  # type: ignore[index]
+
+    @pytest.mark.slow
+    def test_an_earlier_checkpoint_answers_once_the_client_has_asked_often_enough(
+        self, stock_client: openai.OpenAI, tuned_by_client: FineTuningJob
+    ) -> None:
+        [_, earlier] = stock_client.fine_tuning.jobs.checkpoints.list(tuned_by_client.id).data
+        assert earlier.step_number == 60
+        patient = stock_client.with_options(max_retries=20)
+        assert self.ask(patient, earlier.fine_tuned_model_checkpoint, "Where is the well?")
+        assert stock_client.models.retrieve(earlier.fine_tuned_model_checkpoint).created
 
 
 class TestTheRows:

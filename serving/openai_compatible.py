@@ -17,6 +17,10 @@ from db.errors import InvalidInput, LatheError, NotFound, Unavailable
 TIMEOUT = httpx.Timeout(connect=5, read=600, write=60, pool=60)
 # Of questions about the server itself, asked by who has a lease to renew.
 MANAGE_SECONDS = 2
+# The token that is sampled where only the probabilities are wanted: of an incomplete UTF-8 character, which
+# the likeliest may well be, llama-server gives no probabilities. They are told as they were before the bias.
+COMPLETE = [["a", 1e4]]
+
 Messages = list[dict[str, Any]]
 
 
@@ -136,10 +140,12 @@ class LlamaServer:
         """The `top` likeliest next tokens, with log probabilities over the whole vocabulary."""
         body = {
             "prompt": prompt, "n_predict": 1, "n_probs": top, "temperature": 0,
-            "post_sampling_probs": False, "cache_prompt": True,
+            "post_sampling_probs": False, "cache_prompt": True, "logit_bias": COMPLETE,
         }  # fmt: skip
-        [first] = self._post("/completion", body)["completion_probabilities"]
-        rows = [(int(row["id"]), float(row["logprob"])) for row in first["top_logprobs"]]
+        answer = self._post("/completion", body)
+        with understood("/completion"):
+            [first] = answer["completion_probabilities"]
+            rows = [(int(row["id"]), float(row["logprob"])) for row in first["top_logprobs"]]
         return NextToken(sorted(rows, key=lambda row: -row[1]))
 
     def complete(self, prompt: list[int], *, max_tokens: int) -> Completion:

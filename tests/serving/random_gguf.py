@@ -3,6 +3,7 @@
 What it says means nothing, but it says it at length: nothing has taught it to end.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ WIDTH, HEADS, FEED_FORWARD = 32, 2, 64
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 
 
-def write_random_gguf(path: Path, *, context: int = 2048, seed: int = 0) -> None:
-    """Write the model to `path`, whose context is `context` tokens of a byte each."""
+def write_random_gguf(path: Path, *, context: int = 2048, seed: int = 0, more: Sequence[str] = ()) -> None:
+    """Write the model to `path`, whose context is `context` tokens of a byte each.
+
+    Args:
+        more: tokens besides, the first of the vocabulary.
+    """
     # Letters stand for bytes as in GPT-2's own vocabulary, where a space is written Ġ.
-    tokens = [*map(chr, range(33, 127)), "Ġ", "Ċ", "th", "<|end|>"]
+    tokens = [*more, *map(chr, range(33, 127)), "Ġ", "Ċ", "th", "<|end|>"]
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(1)
     writer.add_context_length(context)

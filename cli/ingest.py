@@ -14,6 +14,7 @@ from cli.output import ExitStatus, print_json, report, stderr, stdout
 from cli.submit import RunJson, WatchFlag, show_submitted, upload
 from cli.text import harmless
 from db.errors import InvalidInput
+from db.languages import LANGUAGES
 
 JSON = dict[str, Any]
 # The later, the more there is of a document: of several of the same content the last counts.
@@ -40,6 +41,10 @@ def ingest(
         bool, typer.Option("--keep", help="Keep older documents of the same file name beside the new ones.")
     ] = False,
     password: Annotated[str | None, typer.Option(help="Of encrypted PDFs.", show_default=False)] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(help="What they are in: german, or de. Default: detected.", show_default=False),
+    ] = None,
     watch: WatchFlag = False,
     json: RunJson = False,
 ) -> None:
@@ -53,11 +58,12 @@ def ingest(
         raise InvalidInput("Say where to: --collection or --model, one of the two.", param="--collection")
     with connect() as client:
         place = _collection(client, collection) if collection is not None else _own_documents(model or "")
-        found = _compare(client, place, files)
+        found = _compare(client, place, files, language)
         _tell(found, len(files))
         uploaded = _uploaded(client, found.new)
-        if ids := found.unread + uploaded:
-            wanted = [{"file_id": file_id, "password": password} for file_id in ids]
+        if ids := found.unread + found.otherwise + uploaded:
+            how = {"password": password, "language": language}
+            wanted = [{"file_id": file_id, **how} for file_id in ids]
             batch = client.post(place.into(client), {"files": wanted, "replace": not keep})
             show_submitted(client, client.job(batch["id"]), watch=watch, json=json)
         elif found.jobs:
@@ -148,33 +154,41 @@ class Compared:
     Args:
         new: what is to be uploaded.
         unread: ids of files that were uploaded, and could not be read then.
+        otherwise: ids of files that were read as of another language.
         jobs: of each file that is being read, the job.
         unchanged: how many can be searched.
     """
 
     new: list[Path]
     unread: list[str]
+    otherwise: list[str]
     jobs: list[str]
     unchanged: int
 
 
-def _compare(client: Client, place: Place, files: list[Path]) -> Compared:
+def _compare(client: Client, place: Place, files: list[Path], language: str | None) -> Compared:
     there: dict[tuple[str, str], JSON] = {}
     for row in sorted(place.listed(client), key=lambda row: STATUSES.index(row["status"])):
         there[row["filename"], row["sha256"]] = row
     rows = [there.get((path.name, _sha256(path.expanduser()))) for path in files]
     known = [row for row in rows if row is not None]
+    completed = [row for row in known if row["status"] == "completed"]
+    name = LANGUAGES.get(language.lower(), language.lower()) if language is not None else None
+    otherwise = [row["id"] for row in completed if name not in (None, row["language"])]
     return Compared(
         new=[path for path, row in zip(files, rows, strict=True) if row is None],
         unread=[row["id"] for row in known if row["status"] in ("cancelled", "failed")],
+        otherwise=otherwise,
         jobs=[row["job_id"] for row in known if row["status"] == "in_progress"],
-        unchanged=sum(row["status"] == "completed" for row in known),
+        unchanged=len(completed) - len(otherwise),
     )
 
 
 def _tell(found: Compared, files: int) -> None:
     if found.unchanged:
         stderr().print(f"{found.unchanged} of {files} files are there already, unchanged.")
+    if found.otherwise:
+        stderr().print(f"{len(found.otherwise)} of {files} files were read as of another language: again.")
     if found.jobs:
         stderr().print(f"{len(found.jobs)} of {files} files are being read already.")
     if found.unread:

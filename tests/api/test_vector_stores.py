@@ -425,3 +425,6 @@ class TestCommandLine:
         [row] = client.vector_stores.search(store, query="nuts").data
         assert row.filename == "notes.txt"
         assert "tiny is up to date" in lathe()
+        assert "tiny is up to date" not in lathe("--language", "NL", "--watch")
+        [document] = client.vector_stores.files.list(store)
+        assert document.model_extra == {**(document.model_extra or {}), "language": "dutch"}

@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     chat_server_key: SecretStr = SecretStr("")
     embedding_server_url: str | None = None
     embedding_server_key: SecretStr = SecretStr("")
+    embedder: Literal["auto", "server", "local"] = "auto"  # of an ingest (docs/how-to/documents.md)
     embedding_tokenizer: Path | None = None  # a tokenizer.json; default: that of our own embedding model
     embedding_max_tokens: int = Field(default=256, ge=16)  # of one input, the special ones included
 

@@ -1,8 +1,8 @@
 """The server that embeds text: which model it has, and vectors. A step asks it several requests at once,
 and the API for the few texts of a search.
 
-llama-server on two cores embeds 22 chunks of 200 tokens a second, two requests of 16 chunks at a time;
-sentence-transformers does about half of that, and would bring torch into one more process.
+llama-server does best on two requests of 16 chunks at a time. `worker.steps.local_embedder` is the other way
+to embed documents.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -30,6 +30,7 @@ TOO_LONG = "too large to process"
 IDENTIFYING = ("n_params", "n_embd", "n_vocab", "size", "ftype")
 
 Vectors = list[bytes]  # of float32, little-endian
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,13 @@ def _answering() -> Iterator[None]:
         ) from error
 
 
-def batches(texts: Sequence[str], tokens: Sequence[int]) -> Iterator[Sequence[str]]:
-    """Runs of texts that have at most `BATCH_TOKENS` together, or of one that has more."""
+def batches(
+    texts: Sequence[Item], tokens: Sequence[int], *, most: int = BATCH_TOKENS
+) -> Iterator[Sequence[Item]]:
+    """Runs of texts that have at most `most` tokens together, or of one that has more."""
     start = total = 0
     for position, number in enumerate(tokens):
-        if total + number > BATCH_TOKENS and position > start:
+        if total + number > most and position > start:
             yield texts[start:position]
             start, total = position, 0
         total += number

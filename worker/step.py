@@ -74,6 +74,7 @@ class StepSettings:
     threads: int
     embedding_server_url: str
     embedding_server_key: str
+    embedder: Literal["auto", "server", "local"]  # what embeds documents
     embedding_tokenizer: Path | None  # None: that of the embedding model `default`
     embedding_max_tokens: int
     min_top1_agreement: float
@@ -98,6 +99,7 @@ class StepInput:
         resume_from: the checkpoints that earlier attempts of this step left, newest first, unchecked.
         adjustments: what to do otherwise than the params say, since an attempt ran out of memory.
         documents: what an ingest has still to bring in.
+        device: the name of the GPU that the attempt holds; None: it holds none.
         configurations: the names of Postgres's text search configurations, for an ingest.
         source: for an export, the folder that holds what is exported (see `db/sources.py`).
         chat_unloaded: the chat server's models have made room for another step; none may be loaded now.
@@ -119,6 +121,7 @@ class StepInput:
     adjustments: dict[str, int] = field(default_factory=dict)
     documents: list[DocumentInput] = field(default_factory=list)
     configurations: list[str] = field(default_factory=list)
+    device: str | None = None
     source: Path | None = None
     chat_unloaded: bool = False
 

@@ -1,13 +1,13 @@
 """What an attempt may read, put together from rows and settings when it starts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
-from db.models import Attempt, Job, Step
+from db.models import Attempt, Device, Job, Step
 from db.params import FILE_FIELDS
 from db.queries.base_models import resolve_base_model
 from db.queries.devices import find_refusing
@@ -62,6 +62,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         adjustments=_adjustments(session, claim),
         configurations=text_search_configurations(session) if job.kind == JobKind.INGEST else [],
         documents=documents_to_ingest(session, claim, root, job) if job.kind == JobKind.INGEST else [],
+        device=session.get_one(Device, claim.device_id).name if claim.device_id is not None else None,
         source=source_folder(root, job.id) if job.kind == JobKind.EXPORT else None,
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
@@ -93,6 +94,7 @@ def step_settings(settings: Settings) -> StepSettings:
         threads=settings.threads,
         embedding_server_url=settings.embedding_url,
         embedding_server_key=settings.embedding_server_key.get_secret_value(),
+        embedder=_embedder(settings),
         embedding_tokenizer=settings.embedding_tokenizer,
         embedding_max_tokens=settings.embedding_max_tokens,
         min_top1_agreement=settings.min_top1_agreement,
@@ -101,6 +103,12 @@ def step_settings(settings: Settings) -> StepSettings:
         tracker_project=settings.tracker_project,
         tracking_dir=settings.tracking_dir,
     )
+
+
+def _embedder(settings: Settings) -> Literal["auto", "server", "local"]:
+    """Whose server it is, is for the user to know: another model's is not worth the trial."""
+    others = settings.embedding_server_url is not None
+    return "server" if settings.embedder == "auto" and others else settings.embedder
 
 
 def _earlier_steps(job: Job, claim: Claim) -> list[Step]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from db.settings import Settings
 from serving import llama_cpp
+from serving.embedding_model import ensure_embedding_model
 from serving.local_port import free_port
 from serving.openai_compatible import LlamaServer
 
@@ -45,3 +46,11 @@ class LlamaProcess:
         self.server.close()
         self._process.terminate()
         self._process.wait(20)
+
+
+def embedding_process(folder: Path) -> LlamaProcess:
+    """The embedding server, as `lathe up` starts it."""
+    settings = Settings(embedding_port=free_port(), threads=2)
+    tools = llama_cpp.require_tools(settings)
+    argv = llama_cpp.embedding_server_argv(tools, settings, ensure_embedding_model(tools, settings))
+    return LlamaProcess(folder, argv=argv, port=settings.embedding_port)

@@ -10,10 +10,8 @@ from db.errors import InvalidInput, Unavailable
 from db.settings import Settings
 from serving import llama_cpp
 from serving.convert_driver import QWEN2_SPLIT, splits_like_qwen2
-from serving.embedding_model import ensure_embedding_model
 from serving.embedding_weights import weights_folder
-from serving.local_port import free_port
-from tests.serving.llama_process import LlamaProcess
+from tests.serving.llama_process import LlamaProcess, embedding_process
 
 
 @dataclass(frozen=True)
@@ -129,13 +127,7 @@ class TestSplitsLikeQwen2:
 
 @pytest.fixture(scope="module")
 def embedding_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaProcess]:
-    folder = tmp_path_factory.mktemp("embeddings")
-    settings = Settings(threads=2)
-    tools = llama_cpp.require_tools(settings)
-    model = ensure_embedding_model(tools, settings)
-    port = free_port()
-    argv = llama_cpp.embedding_server_argv(tools, Settings(embedding_port=port, threads=2), model)
-    process = LlamaProcess(folder, argv=argv, port=port)
+    process = embedding_process(tmp_path_factory.mktemp("embeddings"))
     yield process
     process.stop()
 

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from db.errors import InvalidInput, Unavailable
-from db.languages import configuration_of
+from db.languages import SIMPLE, configuration_of
 from retrieval.chunking import Chunk
 from retrieval.copy_rows import write_rows
 from retrieval.headings import under_heading
 from retrieval.tokens import EmbeddingTokenizer
 from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
 from worker.step import DocumentInput, Step
+from worker.steps.embedding_choice import EmbeddingChoice
 
 WINDOW_CHUNKS = 64
 WINDOWS_AT_ONCE = 2
@@ -36,7 +37,8 @@ def run(step: Step) -> dict[str, Any]:
         ThreadPoolExecutor(WINDOWS_AT_ONCE) as executor,
         EmbeddingServer(settings.embedding_server_url, api_key=settings.embedding_server_key) as server,
     ):
-        embedder = _Embedder(step, server, by_id)
+        waiting = sum(by_id[document.id]["chunks"] for document in step.input.documents)
+        embedder = _Embedder(step, EmbeddingChoice(step, server, chunks=waiting), by_id)
         for _ in executor.map(embedder.embed, _windows(step.input.documents, by_id)):
             pass
     return {
@@ -65,16 +67,19 @@ def _windows(
 
 
 class _Embedder:
-    """Embeds windows, by several threads. `failed`: the documents whose text the server refused."""
+    """Embeds windows, by several threads. `failed`: the documents whose text was refused."""
 
-    def __init__(self, step: Step, server: EmbeddingServer, extracted: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, step: Step, choice: EmbeddingChoice, extracted: dict[str, dict[str, Any]]) -> None:
         self._step = step
-        self._server = server
+        self._choice = choice
         settings = step.input.settings
         self._tokenizer = EmbeddingTokenizer(
             settings.embedding_tokenizer, max_tokens=settings.embedding_max_tokens
         )
-        self._languages = {document_id: row["language"] for document_id, row in extracted.items()}
+        # What an older Lathe has extracted says nothing of the language.
+        self._languages = {
+            document_id: row.get("language") or SIMPLE for document_id, row in extracted.items()
+        }
         self.failed = 0
         self._total = sum(row["chunks"] for row in extracted.values())
         waiting = sum(extracted[document.id]["chunks"] for document in step.input.documents)
@@ -91,7 +96,7 @@ class _Embedder:
             for chunk in chunks
         ]
         # Asked each time: the server may have come back with another model.
-        model = self._server.model()
+        model = self._choice.model()
         counted = 0
 
         def count(done: int) -> None:
@@ -100,7 +105,7 @@ class _Embedder:
             counted = done
 
         try:
-            vectors = self._server.embed(
+            vectors = self._choice.embed(
                 [text for text, _ in together], [tokens for _, tokens in together], count
             )
         except InvalidInput as error:

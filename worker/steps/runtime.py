@@ -90,6 +90,13 @@ def computes_in_bfloat16() -> bool:
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_computes_in_bfloat16()
+
+
+def cpu_computes_in_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16."""
+    import torch
+
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 

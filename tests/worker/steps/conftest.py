@@ -107,6 +107,7 @@ def step_settings(cache: Path) -> StepSettings:
         context_size=0,
         embedding_server_url="http://127.0.0.1:1",
         embedding_server_key="",
+        embedder="server",
         embedding_tokenizer=None,
         embedding_max_tokens=256,
         threads=1,  # a second one waits for the first more than it computes, on models so small

@@ -195,6 +195,7 @@ def step_settings(served: Path, **changes: Any) -> StepSettings:
         "threads": min(2, len(os.sched_getaffinity(0))),
         "embedding_server_url": "http://127.0.0.1:9",
         "embedding_server_key": "",
+        "embedder": "server",
         "embedding_tokenizer": None,
         "embedding_max_tokens": 256,
         "min_top1_agreement": 0.98,

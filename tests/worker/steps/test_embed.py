@@ -1,0 +1,166 @@
+"""Who embeds documents, the server or the step's own process, both for real."""
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.settings import Settings
+from serving.embeddings import EmbeddingServer, Vectors
+from tests.embedding_server import DIMENSIONS, EmbeddingStandIn
+from tests.serving.llama_process import LlamaProcess, embedding_process
+from tests.worker.steps.export_fixtures import make_input, recording_step
+from worker.step import DocumentInput, Step
+from worker.step_input import step_settings
+from worker.steps import embed, extract
+from worker.steps.embedding_choice import CHECKED_CHUNKS, MEASURED_CHUNKS, EmbeddingChoice
+
+LARGE = 10_000
+Said = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaProcess]:
+    process = embedding_process(tmp_path_factory.mktemp("embeddings"))
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def other() -> Iterator[EmbeddingStandIn]:
+    """A server of another model."""
+    server = EmbeddingStandIn()
+    yield server
+    server.stop()
+
+
+def settings_for(tmp_path: Path, **changes: Any) -> Settings:
+    return Settings(**{"cache_dir": tmp_path / "cache", "threads": 1, **changes})
+
+
+def step_of(tmp_path: Path, settings: Settings, **changes: Any) -> tuple[Step, Said]:
+    fields = {"kind": "ingest", "step": "embed", **changes}
+    return recording_step(make_input(tmp_path / fields["step"], step_settings(settings), **fields))
+
+
+def ingest(tmp_path: Path, settings: Settings, *, language: bool = True) -> tuple[dict[str, Any], Said]:
+    """Run both steps over three documents; without `language`, as an older Lathe had extracted them."""
+    documents = []
+    for number in range(3):
+        path = tmp_path / f"{number}.txt"
+        path.write_text(" ".join(f"Squirrel {number} hoards {n} nuts." for n in range(60)))
+        owner = ("default", "vs-1", path, path.name)
+        documents.append(DocumentInput(f"doc-{number}", *owner, chunk_tokens=60, chunk_overlap_tokens=0))
+    reading, _ = step_of(tmp_path, settings, step="extract", documents=documents)
+    extracted = extract.run(reading)
+    if not language:
+        for row in extracted["documents"]:
+            del row["language"]
+    earlier = {"step_folders": {"extract": reading.input.folder}, "results": {"extract": extracted}}
+    params = {"collection": "vs-1"}
+    step, said = step_of(tmp_path, settings, documents=documents, params=params, **earlier)
+    return embed.run(step), said
+
+
+def messages(said: Said, level: str = "info") -> list[str]:
+    return [each["message"] for each in said if each["type"] == "event" and each["level"] == level]
+
+
+def cosines(one: Vectors, other: Vectors) -> list[float]:
+    pairs = [(array("f", a), array("f", b)) for a, b in zip(one, other, strict=True)]
+    return [sum(x * y for x, y in zip(a, b, strict=True)) for a, b in pairs]
+
+
+class TestIngest:
+    def test_is_embedded_by_the_step_itself(self, tmp_path: Path, real: LlamaProcess) -> None:
+        settings = settings_for(tmp_path, embedder="local", embedding_port=real.port)
+        result, said = ingest(tmp_path, settings)
+        assert (result["documents"], result["failed"]) == (3, 0)
+        [message] = messages(said)
+        assert message.startswith("This process embeds, by the CPU in ")
+        with EmbeddingServer(real.url) as server:
+            model = server.model()
+        ready = [each for each in said if each["type"] == "document"]
+        assert {(each["model"], each["revision"], each["dimensions"]) for each in ready} == {
+            (model.name, model.revision, 384)
+        }
+        assert sum(each["chunks"] for each in ready) == result["chunks"] > CHECKED_CHUNKS
+
+    def test_a_small_one_is_left_to_the_server(self, tmp_path: Path, real: LlamaProcess) -> None:
+        settings = settings_for(tmp_path, embedding_port=real.port)
+        assert step_settings(settings).embedder == "auto"
+        result, said = ingest(tmp_path, settings, language=False)
+        assert result["documents"] == 3
+        assert messages(said) == messages(said, "warn") == []
+        assert not (tmp_path / "cache").exists()
+        ready = [each for each in said if each["type"] == "document"]
+        assert {(each["language"], each["configuration"]) for each in ready} == {("simple", "simple")}
+
+    def test_another_model_s_server_embeds_itself_and_it_is_said(
+        self, tmp_path: Path, other: EmbeddingStandIn
+    ) -> None:
+        result, said = ingest(
+            tmp_path, settings_for(tmp_path, embedder="local", embedding_server_url=other.url)
+        )
+        assert result["documents"] == 3
+        [warning] = messages(said, "warn")
+        assert "not those of this process (cosine 0.0000, at least 0.999 is needed)" in warning
+        assert {each["dimensions"] for each in said if each["type"] == "document"} == {DIMENSIONS}
+
+    def test_a_server_of_the_user_s_own_is_not_tried(self, tmp_path: Path) -> None:
+        assert (
+            step_settings(settings_for(tmp_path, embedding_server_url="http://10.0.0.1")).embedder == "server"
+        )
+
+
+class AskedServer(EmbeddingServer):
+    """The server, and how many texts it was asked for."""
+
+    asked = 0
+
+    def embed(self, texts: Sequence[str], *rest: Any) -> Vectors:
+        self.asked += len(texts)
+        return super().embed(texts, *rest)
+
+
+class TestLargeIngest:
+    def embed(self, tmp_path: Path, real: LlamaProcess, number: int) -> tuple[int, Said]:
+        """Embed texts as the first ones of many; gives for how many of them the server was asked."""
+        words = ["nuts", "for", "squirrels", "in", "winter", "days", "so"]
+        tokens = [3 + n % 5 for n in range(number)]
+        texts = [" ".join(words[:each]) for each in tokens]
+        step, said = step_of(tmp_path, settings_for(tmp_path, embedding_port=real.port))
+        done: list[int] = []
+        with AskedServer(real.url) as server:
+            vectors = EmbeddingChoice(step, server, chunks=LARGE).embed(texts, tokens, done.append)
+            asked = server.asked
+            assert min(cosines(vectors, server.embed(texts, tokens))) >= 0.999
+        assert (len(vectors), done[-1]) == (number, number)
+        return asked, said
+
+    def test_both_are_measured_once_and_what_came_of_it_is_kept(
+        self, tmp_path: Path, real: LlamaProcess
+    ) -> None:
+        number = MEASURED_CHUNKS + 9
+        asked, said = self.embed(tmp_path, real, number)
+        [event] = [each for each in said if each["type"] == "event"]
+        assert asked == (MEASURED_CHUNKS if event["message"].startswith("This process embeds") else number)
+        assert min(event["data"]["server_rate"], event["data"]["local_rate"]) > 0
+        [path] = (tmp_path / "cache" / "embeddings").iterdir()
+        kept = json.loads(path.read_text())
+        assert kept["trial"] == event["data"]
+
+        for local_rate, expected in ((23.0, number), (25.0, CHECKED_CHUNKS)):
+            trial = {"server_rate": 20.0, "local_rate": local_rate, "measured_on": "2026-01-31"}
+            path.write_text(json.dumps(kept | {"trial": kept["trial"] | trial}))
+            asked, said = self.embed(tmp_path, real, number)
+            [message] = messages(said)
+            assert f"20.0 chunks a second by the server, {local_rate} in this process" in message
+            assert "measured 2026-01-31" in message
+            assert asked == expected
+
+    def test_too_few_texts_decide_nothing(self, tmp_path: Path, real: LlamaProcess) -> None:
+        assert self.embed(tmp_path, real, MEASURED_CHUNKS - 1) == (MEASURED_CHUNKS - 1, [])

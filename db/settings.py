@@ -116,6 +116,7 @@ class Settings(BaseSettings):
     device: str = ""  # the one GPU of this worker, for its queues `train` and `gpu`
     serving_device: str = ""  # where the chat server keeps its models; none: on no GPU that workers have
     share_device: bool = False  # its memory suffices for a step and the models that are served, together
+    embed_on_gpu: bool = False  # large ingests wait for a GPU to hold
     unload_patience_seconds: float = Field(default=30, ge=0)  # for answers that are being written
 
     # How many days what has come to an end is kept; unset: for ever (docs/how-to/retention.md)

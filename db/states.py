@@ -121,7 +121,8 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
         ("publish", Queue.IO),
     ),
     JobKind.EXPORT: (("export", Queue.CPU), ("verify", Queue.GPU), ("publish", Queue.IO)),
-    # The embedding server computes, and then Postgres: steps that wait for them need no device of their own.
+    # An upload does not wait for a training: only a large ingest is embedded on `gpu`, if LATHE_EMBED_ON_GPU
+    # says so (the `extract` step knows how large it is).
     JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK), ("index", Queue.BULK)),
 }
 

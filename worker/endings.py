@@ -132,6 +132,8 @@ def _go_on(session: Session, job: Job, step: Step, ending: Ending) -> None:
     steps = lock_steps(session, job)
     following = next((row for row in steps if row.position > step.position), None)
     if following is not None:
+        # A step may know better than the table of kinds where what follows it is best done.
+        following.queue = step.result.get("next_queue", following.queue)
         move(session, following, StepStatus.QUEUED)
         return
     result = publish_version(session, job, steps) if step.name == "publish" else step.result

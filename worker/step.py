@@ -75,6 +75,7 @@ class StepSettings:
     embedding_server_url: str
     embedding_server_key: str
     embedder: Literal["auto", "server", "local"]  # what embeds documents
+    embed_on_gpu: bool  # large ingests wait for a GPU to hold
     embedding_tokenizer: Path | None  # None: that of the embedding model `default`
     embedding_max_tokens: int
     min_top1_agreement: float

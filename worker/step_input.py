@@ -95,6 +95,7 @@ def step_settings(settings: Settings) -> StepSettings:
         embedding_server_url=settings.embedding_url,
         embedding_server_key=settings.embedding_server_key.get_secret_value(),
         embedder=_embedder(settings),
+        embed_on_gpu=settings.embed_on_gpu,
         embedding_tokenizer=settings.embedding_tokenizer,
         embedding_max_tokens=settings.embedding_max_tokens,
         min_top1_agreement=settings.min_top1_agreement,

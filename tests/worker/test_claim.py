@@ -50,6 +50,16 @@ class TestOrder:
         one = submit(session, project="other")
         assert claimed_jobs(session, 4) == [many[0].id, one.id, many[1].id, many[2].id]
 
+    def test_a_step_can_say_where_the_next_one_is_best_done(self, session: Session) -> None:
+        job = submit(session)
+        assert claim(session) is not None
+        session.refresh(job)
+        end_attempt(session, job, job.steps[0], Ending(Outcome.DONE, result={"next_queue": "gpu"}))
+        assert claim(session, "cpu") is None
+        following = claim(session, "gpu")
+        assert following is not None
+        assert (following.job_id, following.step) == (job.id, "export")
+
     def test_later_steps_of_started_jobs_come_first(self, session: Session) -> None:
         new, started = submit(session), submit(session)
         session.execute(text("UPDATE steps SET queue = 'cpu'"))

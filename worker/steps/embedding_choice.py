@@ -11,8 +11,9 @@ from importlib.metadata import PackageNotFoundError
 from typing import Literal
 
 from db.errors import Unavailable
+from db.states import Queue
 from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
-from worker.step import Step
+from worker.step import Step, StepSettings
 from worker.steps.embedding_trial import MIN_COSINE, Trial, TrialFile, run_trial
 from worker.steps.local_embedder import LocalEmbedder
 
@@ -21,6 +22,12 @@ LARGE_INGEST_CHUNKS = 500
 TURN_CHUNKS = 32
 MEASURED_CHUNKS = 2 * TURN_CHUNKS
 CHECKED_CHUNKS = 16
+
+
+def queue_of_embed(settings: StepSettings, *, chunks: int) -> Queue:
+    """Where documents are best embedded. Only for many a GPU is worth the wait for whoever trains on it."""
+    on_gpu = settings.embed_on_gpu and settings.embedder != "server" and chunks >= LARGE_INGEST_CHUNKS
+    return Queue.GPU if on_gpu else Queue.BULK
 
 
 class EmbeddingChoice:

@@ -17,6 +17,7 @@ from retrieval.readers import Readers, Unreadable
 from retrieval.reading import DocumentFile, read_document
 from retrieval.tokens import EmbeddingTokenizer
 from worker.step import DocumentInput, Step
+from worker.steps.embedding_choice import queue_of_embed
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def run(step: Step) -> dict[str, Any]:
     )
     order = {document.id: position for position, document in enumerate(documents)}
     rows.sort(key=lambda row: order[row["id"]])
-    return {"documents": rows, "failed": len(documents) - len(rows)}
+    queue = queue_of_embed(step.input.settings, chunks=chunks)
+    return {"documents": rows, "failed": len(documents) - len(rows), "next_queue": str(queue)}
 
 
 class _Extractor:

@@ -108,6 +108,7 @@ def step_settings(cache: Path) -> StepSettings:
         embedding_server_url="http://127.0.0.1:1",
         embedding_server_key="",
         embedder="server",
+        embed_on_gpu=False,
         embedding_tokenizer=None,
         embedding_max_tokens=256,
         threads=1,  # a second one waits for the first more than it computes, on models so small

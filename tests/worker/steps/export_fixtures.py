@@ -196,6 +196,7 @@ def step_settings(served: Path, **changes: Any) -> StepSettings:
         "embedding_server_url": "http://127.0.0.1:9",
         "embedding_server_key": "",
         "embedder": "server",
+        "embed_on_gpu": False,
         "embedding_tokenizer": None,
         "embedding_max_tokens": 256,
         "min_top1_agreement": 0.98,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from db.settings import Settings
+from db.states import Queue
 from serving.embeddings import EmbeddingServer, Vectors
 from tests.embedding_server import DIMENSIONS, EmbeddingStandIn
 from tests.serving.llama_process import LlamaProcess, embedding_process
@@ -16,7 +17,12 @@ from tests.worker.steps.export_fixtures import make_input, recording_step
 from worker.step import DocumentInput, Step
 from worker.step_input import step_settings
 from worker.steps import embed, extract
-from worker.steps.embedding_choice import CHECKED_CHUNKS, MEASURED_CHUNKS, EmbeddingChoice
+from worker.steps.embedding_choice import (
+    CHECKED_CHUNKS,
+    MEASURED_CHUNKS,
+    EmbeddingChoice,
+    queue_of_embed,
+)
 
 LARGE = 10_000
 Said = list[dict[str, Any]]
@@ -109,6 +115,14 @@ class TestIngest:
         [warning] = messages(said, "warn")
         assert "not those of this process (cosine 0.0000, at least 0.999 is needed)" in warning
         assert {each["dimensions"] for each in said if each["type"] == "document"} == {DIMENSIONS}
+
+    def test_many_chunks_wait_for_a_gpu_where_that_is_wanted(self, tmp_path: Path) -> None:
+        wanted = step_settings(settings_for(tmp_path, embed_on_gpu=True))
+        assert queue_of_embed(wanted, chunks=LARGE) == Queue.GPU
+        assert queue_of_embed(wanted, chunks=10) == Queue.BULK
+        for changes in ({"embed_on_gpu": False}, {"embedder": "server"}):
+            unwanted = step_settings(settings_for(tmp_path, **{"embed_on_gpu": True, **changes}))
+            assert queue_of_embed(unwanted, chunks=LARGE) == Queue.BULK
 
     def test_a_server_of_the_user_s_own_is_not_tried(self, tmp_path: Path) -> None:
         assert (

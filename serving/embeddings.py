@@ -27,6 +27,7 @@ REQUESTS_AT_ONCE = 2
 QUERY_SECONDS = 60
 # What llama-server says with status 500, though it is the text that has to change.
 TOO_LONG = "too large to process"
+BETWEEN = 1  # a token of the model `default` that no text has: [unused0]
 IDENTIFYING = ("n_params", "n_embd", "n_vocab", "size", "ftype")
 
 Vectors = list[bytes]  # of float32, little-endian
@@ -93,6 +94,31 @@ class EmbeddingServer:
             vectors += batch
             progress(len(vectors))
         return vectors
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts as a llama-server with the model `default` reads them, less the special ones.
+
+        Raises:
+            Unavailable: it does not answer, or is no such server.
+        """
+        content = [part for text in texts for part in (text, BETWEEN)]
+        try:
+            answer = self._request("POST", "/tokenize", json={"content": content, "add_special": False})
+        except InvalidInput as error:
+            raise Unavailable(error.message, code="embedding_server_unavailable") from error
+        found: list[list[int]] = [[]]
+        with _answering():
+            for token in answer["tokens"]:
+                if token == BETWEEN:
+                    found.append([])
+                else:
+                    found[-1].append(int(token))
+        if len(found) != len(texts) + 1:
+            raise Unavailable(
+                f"The embedding server gave the tokens of {len(found) - 1} texts for {len(texts)}.",
+                code="embedding_server_broken",
+            )
+        return found[:-1]
 
     def _embed(self, texts: Sequence[str]) -> Vectors:
         return _vectors(self._request("POST", "/v1/embeddings", json=_body(texts)), len(texts))

@@ -37,6 +37,7 @@ class EmbeddingStandIn:
         self.revision = 1
         self.pause_seconds = 0.0
         self.is_away = False
+        self.tokenizes = True
         self.requests = 0
         self.waits: tuple[str, str] | None = None
         self._awaited = threading.Event()
@@ -51,6 +52,9 @@ class EmbeddingStandIn:
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if self.path == "/tokenize":
+                    self._answer(*server._tokens(asked["content"]))
+                    return
                 server.requests += 1
                 time.sleep(server.pause_seconds)
                 if server.is_away or not server._may_answer(" ".join(asked["input"])):
@@ -93,6 +97,15 @@ class EmbeddingStandIn:
 
     def _listing(self) -> dict[str, Any]:
         return {"object": "list", "data": [{"id": "default", "meta": {"n_params": self.revision}}]}
+
+    def _tokens(self, content: list[str | int]) -> tuple[int, dict[str, Any]]:
+        """As llama-server has them: one for each word, and those that are given."""
+        if not self.tokenizes:
+            return 404, {"error": {"message": "not found"}}
+        tokens: list[int] = []
+        for part in content:
+            tokens += [part] if isinstance(part, int) else [1000 + len(word) for word in part.split()]
+        return 200, {"tokens": tokens}
 
     def stop(self) -> None:
         self._server.shutdown()

@@ -5,29 +5,22 @@ vectors of the same texts agree with the server's. Which of the two is faster is
 of a large ingest; a small one is done before torch is loaded.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from typing import Literal
 
 from db.errors import Unavailable
-from db.states import Queue
 from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
-from worker.step import Step, StepSettings
+from worker.step import Step
 from worker.steps.embedding_trial import MIN_COSINE, Trial, TrialFile, run_trial
+from worker.steps.large_ingest import LARGE_INGEST_CHUNKS
 from worker.steps.local_embedder import LocalEmbedder
 
-# Loading torch and the model takes the time of a few hundred chunks.
-LARGE_INGEST_CHUNKS = 500
 TURN_CHUNKS = 32
 MEASURED_CHUNKS = 2 * TURN_CHUNKS
 CHECKED_CHUNKS = 16
-
-
-def queue_of_embed(settings: StepSettings, *, chunks: int) -> Queue:
-    """Where documents are best embedded. Only for many a GPU is worth the wait for whoever trains on it."""
-    on_gpu = settings.embed_on_gpu and settings.embedder != "server" and chunks >= LARGE_INGEST_CHUNKS
-    return Queue.GPU if on_gpu else Queue.BULK
 
 
 class EmbeddingChoice:
@@ -45,6 +38,7 @@ class EmbeddingChoice:
         self._undecided = wanted == "local" or (wanted == "auto" and chunks >= LARGE_INGEST_CHUNKS)
         self._local: LocalEmbedder | None = None
         self._trusted_for: EmbeddingModel | None = None  # the server's model, with which `_local` agrees
+        self._lock = threading.Lock()  # windows are embedded by several threads; the first one decides
 
     def model(self) -> EmbeddingModel:
         """The server's model, whoever embeds.
@@ -53,9 +47,10 @@ class EmbeddingChoice:
             Unavailable: the server does not answer.
         """
         model = self._server.model()
-        if self._trusted_for not in (None, model):
-            self._step.event("The embedding server has come back with another model.", level="warn")
-            self._trusted_for, self._undecided = None, True
+        with self._lock:
+            if self._trusted_for not in (None, model):
+                self._step.event("The embedding server has come back with another model.", level="warn")
+                self._trusted_for, self._undecided = None, True
         return model
 
     def embed(
@@ -70,9 +65,10 @@ class EmbeddingChoice:
             Unavailable: the server does not answer, or not with a vector for each text.
             InvalidInput: a text is refused.
         """
-        first = self._decide(texts, tokens) if self._undecided else []
+        with self._lock:
+            first = self._decide(texts, tokens) if self._undecided else []
+            goes_on = self._local if self._local is not None and self._trusted_for else self._server
         at = len(first)
-        goes_on = self._local if self._local is not None and self._trusted_for else self._server
         return first + goes_on.embed(texts[at:], tokens[at:], lambda done: progress(at + done))
 
     def _decide(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
@@ -89,7 +85,9 @@ class EmbeddingChoice:
                 return []  # too few to measure by; the next may do
             if self._local is None:
                 settings = self._step.input.settings
-                self._local = LocalEmbedder(self._step.input.device, threads=settings.threads)
+                self._local = LocalEmbedder(
+                    self._step.input.device, threads=settings.threads, server=self._server
+                )
         except (Unavailable, PackageNotFoundError) as error:
             self._stay(f"This process cannot embed: {error}. The embedding server does.", level="warn")
             return []

@@ -17,7 +17,7 @@ from retrieval.readers import Readers, Unreadable
 from retrieval.reading import DocumentFile, read_document
 from retrieval.tokens import EmbeddingTokenizer
 from worker.step import DocumentInput, Step
-from worker.steps.embedding_choice import queue_of_embed
+from worker.steps.large_ingest import queue_of_embed
 
 
 def run(step: Step) -> dict[str, Any]:

@@ -2,17 +2,22 @@
 
 On a GPU in float16, on a CPU in bfloat16 where it has instructions for that, else in float32. Texts of about
 one length are embedded together, so that next to nothing is padding.
+
+The server that embeds the queries tells the tokens: llama.cpp reads Korean, vowel signs of Indian scripts and
+words of over 100 letters otherwise than Hugging Face's tokenizers, down to a cosine of 0.2.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 
 from db.errors import InvalidInput, Unavailable
 from serving.embedding_weights import weights_folder
-from serving.embeddings import Vectors, batches
+from serving.embeddings import EmbeddingServer, Vectors, batches
 from worker.steps.runtime import cpu_computes_in_bfloat16, memory_errors_explained, prepare_runtime
 
 # Enough to fill a GPU; a CPU is no faster with more than this.
 BATCH_TOKENS = {"cpu": 3500, "cuda": 65_536}
+START, END, PADDING = 101, 102, 0  # [CLS], [SEP] and [PAD] of its vocabulary
 MEMORY_ADVICE = "LATHE_EMBEDDER=server lets the embedding server do it, which has its own."
 
 
@@ -22,15 +27,19 @@ class LocalEmbedder:
     Args:
         gpu: the name of the one that this step holds; None: on the CPU, whatever CUDA shows.
         threads: for the CPU.
+        server: has the same model, and tells the tokens.
     Raises:
-        Unavailable: the model or torch is not installed, cannot be loaded, or has no CUDA for the GPU.
+        Unavailable: the server tells no tokens; or the model or torch is not installed, cannot be loaded, or
+            has no CUDA for the GPU.
     """
 
-    def __init__(self, gpu: str | None, *, threads: int) -> None:
+    def __init__(self, gpu: str | None, *, threads: int, server: EmbeddingServer) -> None:
+        self._server = server
+        server.tokenize([""])  # if it cannot, that is to be known before torch is loaded
+        self._lock = threading.Lock()
         prepare_runtime(threads)
         try:
             import torch
-            from tokenizers import Tokenizer
             from transformers import BertModel
 
             torch.set_num_threads(threads)
@@ -38,12 +47,8 @@ class LocalEmbedder:
             if gpu is None:
                 self._device = "cpu"
                 self._dtype = torch.bfloat16 if cpu_computes_in_bfloat16() else torch.float32
-            folder = weights_folder()
-            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._tokenizer.no_truncation()
-            self._tokenizer.enable_padding()
             model = BertModel.from_pretrained(
-                folder,
+                weights_folder(),
                 dtype=self._dtype,
                 add_pooling_layer=False,
                 use_safetensors=True,
@@ -62,6 +67,7 @@ class LocalEmbedder:
         """Embed texts, as `EmbeddingServer.embed` does.
 
         Raises:
+            Unavailable: the server does not tell the tokens.
             InvalidInput: a text is longer than the model can read.
         """
         order = sorted(range(len(texts)), key=tokens.__getitem__)
@@ -79,16 +85,18 @@ class LocalEmbedder:
         """The mean of the last layer over a text's tokens, at length 1: the model's own pooling."""
         import torch
 
-        encoded = self._tokenizer.encode_batch(list(texts))
-        ids = torch.tensor([each.ids for each in encoded], device=self._device)
-        if ids.shape[1] > self._longest:
-            raise InvalidInput(
-                f"A text has {ids.shape[1]} tokens; the embedding model reads {self._longest}."
-            )
-        mask = torch.tensor([each.attention_mask for each in encoded], device=self._device)
-        with torch.inference_mode():
+        rows = [[START, *tokens, END] for tokens in self._server.tokenize(texts)]
+        longest = max(map(len, rows))
+        if longest > self._longest:
+            raise InvalidInput(f"A text has {longest} tokens; the embedding model reads {self._longest}.")
+        padded = [row + [PADDING] * (longest - len(row)) for row in rows]
+        # Two at a time would only take each other's cores.
+        with self._lock, torch.inference_mode():
+            ids = torch.tensor(padded, device=self._device)
+            lengths = torch.tensor([len(row) for row in rows], device=self._device)
+            mask = torch.arange(longest, device=self._device) < lengths.unsqueeze(1)
             states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             weights = mask.unsqueeze(-1).float()
             means = (states * weights).sum(1) / weights.sum(1)
-            rows = torch.nn.functional.normalize(means, dim=1).cpu().numpy().astype("<f4")
-        return [row.tobytes() for row in rows]
+            vectors = torch.nn.functional.normalize(means, dim=1).cpu().numpy().astype("<f4")
+        return [vector.tobytes() for vector in vectors]

@@ -11,7 +11,7 @@ import pytest
 from db.settings import Settings
 from db.states import Queue
 from serving.embeddings import EmbeddingServer, Vectors
-from tests.embedding_server import DIMENSIONS, EmbeddingStandIn
+from tests.embedding_server import EmbeddingStandIn
 from tests.serving.llama_process import LlamaProcess, embedding_process
 from tests.worker.steps.export_fixtures import make_input, recording_step
 from worker.step import DocumentInput, Step
@@ -21,8 +21,9 @@ from worker.steps.embedding_choice import (
     CHECKED_CHUNKS,
     MEASURED_CHUNKS,
     EmbeddingChoice,
-    queue_of_embed,
 )
+from worker.steps.large_ingest import queue_of_embed
+from worker.steps.local_embedder import LocalEmbedder
 
 LARGE = 10_000
 Said = list[dict[str, Any]]
@@ -95,6 +96,13 @@ class TestIngest:
         }
         assert sum(each["chunks"] for each in ready) == result["chunks"] > CHECKED_CHUNKS
 
+    def test_is_embedded_as_by_the_server_in_any_script(self, tmp_path: Path, real: LlamaProcess) -> None:
+        texts = ["한국어 문장입니다.", "नमस्ते दुनिया", "東京は日本の首都", "Grüße [SEP] ﬁn", "x" * 150, "ꩺ🙂"]
+        with EmbeddingServer(real.url) as server:
+            tokens = [len(each) for each in server.tokenize(texts)]
+            local = LocalEmbedder(None, threads=1, server=server)
+            assert min(cosines(local.embed(texts, tokens), server.embed(texts, tokens))) >= 0.999
+
     def test_a_small_one_is_left_to_the_server(self, tmp_path: Path, real: LlamaProcess) -> None:
         settings = settings_for(tmp_path, embedding_port=real.port)
         assert step_settings(settings).embedder == "auto"
@@ -105,16 +113,26 @@ class TestIngest:
         ready = [each for each in said if each["type"] == "document"]
         assert {(each["language"], each["configuration"]) for each in ready} == {("simple", "simple")}
 
+    @pytest.mark.parametrize(
+        ("tokenizes", "said_of_it"),
+        [
+            (True, "its vectors are not those of this process (cosine 0.0000, at least 0.999 is needed)"),
+            (False, "This process cannot embed: The embedding server answers 404"),
+        ],
+    )
     def test_another_model_s_server_embeds_itself_and_it_is_said(
-        self, tmp_path: Path, other: EmbeddingStandIn
+        self, tmp_path: Path, other: EmbeddingStandIn, tokenizes: bool, said_of_it: str
     ) -> None:
-        result, said = ingest(
+        other.tokenizes = tokenizes
+        step, said = step_of(
             tmp_path, settings_for(tmp_path, embedder="local", embedding_server_url=other.url)
         )
-        assert result["documents"] == 3
+        with EmbeddingServer(other.url) as server:
+            choice = EmbeddingChoice(step, server, chunks=2)
+            for texts in (["nuts", "squirrels"], ["winter"]):
+                assert choice.embed(texts, [1] * len(texts)) == server.embed(texts, [1] * len(texts))
         [warning] = messages(said, "warn")
-        assert "not those of this process (cosine 0.0000, at least 0.999 is needed)" in warning
-        assert {each["dimensions"] for each in said if each["type"] == "document"} == {DIMENSIONS}
+        assert said_of_it in warning
 
     def test_many_chunks_wait_for_a_gpu_where_that_is_wanted(self, tmp_path: Path) -> None:
         wanted = step_settings(settings_for(tmp_path, embed_on_gpu=True))

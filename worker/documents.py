@@ -19,6 +19,7 @@ from db.models import Chunk, Collection, Document, Job
 from db.queries.collections import touch
 from db.queries.documents import documents_of_job
 from db.queries.files import get_file
+from db.queries.ingests import replace_older
 from db.queries.jobs import add_event, get_job
 from db.states import DocumentStatus
 from db.storage import job_folder
@@ -89,7 +90,8 @@ def write_document(session: Session, claim: Claim, folder: Path, message: Messag
         document.status, document.error, document.password = str(DocumentStatus.FAILED), error, None
         _say(session, claim, f"{document.filename}: {error['message']}", level="warn", code=error["code"])
     else:
-        _replace_older(session, claim, document)
+        job = get_job(session, claim.job_id, project_id=claim.project_id)
+        replace_older(session, job, document, step=claim.step, attempt=claim.attempt)
         _say(
             session,
             claim,
@@ -198,24 +200,6 @@ def _complete(session: Session, document: Document, folder: Path, message: Messa
     document.status, document.completed_at = str(DocumentStatus.COMPLETED), func.clock_timestamp()
     document.password = None
     session.flush()
-
-
-def _replace_older(session: Session, claim: Claim, document: Document) -> None:
-    job = get_job(session, claim.job_id, project_id=claim.project_id)
-    if not job.params.get("replace"):
-        return
-    older = delete(Document).where(
-        Document.collection_id == document.collection_id,
-        Document.filename == document.filename,
-        Document.id < document.id,
-    )
-    if replaced := session.execute(older.returning(Document.file_id)).scalars().all():
-        _say(
-            session,
-            claim,
-            f"{document.filename} takes the place of {', '.join(replaced)}.",
-            replaced=replaced,
-        )
 
 
 def _say(session: Session, claim: Claim, message: str, *, level: str = "info", **data: Any) -> None:

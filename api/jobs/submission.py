@@ -15,8 +15,8 @@ from db.errors import InvalidInput, NotFound
 from db.models import Document, File, Job
 from db.params import CHECKPOINT_ID, ExportParams, FineTuneParams, IngestParams, Params, PretrainParams
 from db.queries.base_models import resolve_base_model
-from db.queries.documents import assign
 from db.queries.files import get_file
+from db.queries.ingests import assign
 from db.queries.jobs import get_job, insert_job
 from db.queries.models import find_model
 from db.states import JobKind

@@ -11,8 +11,9 @@ from db.errors import InvalidInput, NotFound
 from db.models import Collection, Document, File, Job
 from db.params import IngestParams
 from db.queries.collections import get_collection, refuse_expired, touch
-from db.queries.documents import add_documents, assign
+from db.queries.documents import add_documents
 from db.queries.files import get_file
+from db.queries.ingests import assign
 from db.queries.jobs import create_job
 from db.queries.languages import known_language
 from db.states import JobKind
@@ -65,7 +66,8 @@ def take_in(unit: Unit, params: IngestParams) -> list[Document]:
     """Make a job's documents.
 
     Raises:
-        InvalidInput: the collection or a file does not exist, or the language is not known.
+        InvalidInput: the collection or a file does not exist, the language is not known, or two files that
+            are to replace others have one name.
     """
     try:
         collection = get_collection(
@@ -79,6 +81,7 @@ def take_in(unit: Unit, params: IngestParams) -> list[Document]:
         collection,
         [Wanted(file_id, params.attributes, chunking, language=params.language) for file_id in params.files],
         param="files",
+        replace=params.replace,
     )
 
 
@@ -91,9 +94,10 @@ def ingest(
         collection: locked by the caller.
         replace: whether they take the place of documents of the same file names.
     Raises:
-        InvalidInput: a file does not exist, or a language is not known.
+        InvalidInput: a file does not exist, a language is not known, or two files that are to replace others
+            have one name.
     """
-    documents = _put_in(unit, collection, files, param="file_id")
+    documents = _put_in(unit, collection, files, param="file_id", replace=replace)
     ids = list(dict.fromkeys(file.file_id for file in files))
     params = IngestParams(collection=collection.id, files=ids, replace=replace)
     admit_job(unit)
@@ -107,21 +111,39 @@ def ingest(
     return job, documents
 
 
-def _put_in(unit: Unit, collection: Collection, files: Sequence[Wanted], *, param: str) -> list[Document]:
+def _put_in(
+    unit: Unit, collection: Collection, files: Sequence[Wanted], *, param: str, replace: bool
+) -> list[Document]:
     refuse_expired(collection)
     touch(unit.session, collection)
     by_id = {file.file_id: file for file in files}
     given = {file.language for file in files if file.language is not None}
     names: dict[str | None, str] = {language: known_language(unit.session, language) for language in given}
+    found = [_file(unit, file_id, param) for file_id in by_id]
+    if replace:
+        _refuse_namesakes(found, param)
     return add_documents(
         unit.session,
         collection,
-        [_file(unit, file_id, param) for file_id in by_id],
+        found,
         attributes=[file.attributes for file in by_id.values()],
         chunking=[file.chunking for file in by_id.values()],
         passwords=[file.password for file in by_id.values()],
         languages=[names.get(file.language) for file in by_id.values()],
     )
+
+
+def _refuse_namesakes(files: Sequence[File], param: str) -> None:
+    """Of two files of one name, the one would take the place of the other."""
+    first: dict[str, File] = {}
+    for file in files:
+        if (other := first.setdefault(file.filename, file)) is not file:
+            raise InvalidInput(
+                f"{param}: {other.id} and {file.id} are both named {file.filename!r}, and replace goes by "
+                "the name: upload one of them under another name, or leave replace out.",
+                param=param,
+                code="same_filename",
+            )
 
 
 def _file(unit: Unit, file_id: str, param: str) -> File:

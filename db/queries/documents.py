@@ -57,7 +57,7 @@ def add_documents(
 ) -> list[Document]:
     """Put files into a collection. One that is there already, cut as asked for and in the language that may
     be given, costs nothing; neither does the content of another such document of the collection. What is
-    left to be ingested is `in_progress`, and waits for `assign`.
+    left to be ingested is `in_progress`, and waits for `db.queries.ingests.assign`.
 
     Args:
         collection: locked by the caller.
@@ -98,9 +98,15 @@ def add_documents(
         documents.append(document)
     session.flush()
     for document in documents:
-        if document.status == DocumentStatus.IN_PROGRESS:
+        if document.status == DocumentStatus.IN_PROGRESS and not _may_be_loading(session, document):
             _take_from_twin(session, document)
     return documents
+
+
+def _may_be_loading(session: Session, document: Document) -> bool:
+    """Whether a job is at it, whose rows of it we would wait for while it waits for the collection."""
+    running = select(Job.id).where(Job.id == document.job_id, Job.status.not_in(ENDED_JOB))
+    return document.job_id is not None and session.scalars(running).first() is not None
 
 
 def _take_from_twin(session: Session, document: Document) -> None:
@@ -125,13 +131,6 @@ def _take_from_twin(session: Session, document: Document) -> None:
         setattr(document, name, getattr(twin, name))
     document.status, document.completed_at = str(DocumentStatus.COMPLETED), func.clock_timestamp()
     document.password = None
-    session.flush()
-
-
-def assign(session: Session, documents: Sequence[Document], job: Job) -> None:
-    """Let a job ingest documents; what another job still does for them no longer counts."""
-    for document in documents:
-        document.job_id = job.id
     session.flush()
 
 

@@ -383,6 +383,34 @@ class TestIngestJob:
         assert row.content[0].text == "Bread costs three."
         assert client.files.retrieve(old.id).id == old.id
 
+    def test_what_has_the_content_of_another_document_replaces_too(self, client: OpenAI, stack: str) -> None:
+        store = client.vector_stores.create(name="twins")
+        for name, text in (("prices.txt", b"Bread costs two."), ("copy.txt", b"Bread costs three.")):
+            client.vector_stores.files.upload_and_poll(
+                vector_store_id=store.id, file=named(name, text), poll_interval_ms=100
+            )
+        new = client.files.create(file=("prices.txt", b"Bread costs three."), purpose="assistants")
+        params = {"collection": store.id, "files": [new.id], "replace": True}
+        job = httpx.post(
+            f"{stack}/v1/jobs", json={"kind": "ingest", "params": params}, trust_env=False
+        ).json()
+        listed = {row.id: row.model_dump()["filename"] for row in client.vector_stores.files.list(store.id)}
+        assert (len(listed), listed[new.id]) == (2, "prices.txt")
+        events = httpx.get(f"{stack}/v1/jobs/{job['id']}/events", trust_env=False).json()["data"]
+        assert any(event["message"].startswith("prices.txt takes the place of") for event in events)
+
+    def test_of_two_files_of_one_name_none_replaces_the_other(self, client: OpenAI, stack: str) -> None:
+        store = client.vector_stores.create(name="namesakes")
+        files = [
+            client.files.create(file=("README.md", text), purpose="assistants").id for text in (b"a", b"b")
+        ]
+        params = {"collection": store.id, "files": files, "replace": True}
+        answer = httpx.post(f"{stack}/v1/jobs", json={"kind": "ingest", "params": params}, trust_env=False)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["param"], error["code"]) == ("files", "same_filename")
+        assert "README.md" in error["message"]
+
     @pytest.mark.parametrize("missing", ["collection", "files"])
     def test_needs_what_it_names(self, client: OpenAI, stack: str, missing: str) -> None:
         store = client.vector_stores.create(name="needs")

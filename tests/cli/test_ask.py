@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from cli.ask import source
 from db.models import Collection
 from db.queries.collections import create_collection
-from db.queries.documents import assign
+from db.queries.ingests import assign
 from db.queries.jobs import create_job
 from db.queries.models import get_model
 from db.session import SessionFactory, transaction

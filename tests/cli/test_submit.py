@@ -140,3 +140,18 @@ class TestNoServer:
         ran = run("jobs")
         assert ran.status == 2
         assert f"LATHE_WEBHOOK_ALLOWED_NETWORKS: {told}" in ran.err
+
+
+@pytest.mark.usefixtures("api_url")
+def test_two_files_of_one_name_do_not_replace_each_other(run: Run, hand: Hand, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(name)
+    files = [str(tmp_path / name / "README.md") for name in ("one", "two")]
+    ran = run("ingest", *files, "--collection", "manuals")
+    assert ran.status == 2
+    assert all(word in ran.err for word in (*files, "--keep"))
+    assert hand.jobs() == []
+    assert run("ingest", *files, "--collection", "manuals", "--keep").status == 0
+    [job] = hand.jobs()
+    assert len(job.params["files"]) == 2

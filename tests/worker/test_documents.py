@@ -12,7 +12,8 @@ from sqlalchemy import func, select, text
 from db.ids import new_id
 from db.models import Chunk, Collection, Document, File
 from db.queries.collections import create_collection
-from db.queries.documents import add_documents, assign, list_documents
+from db.queries.documents import add_documents, list_documents
+from db.queries.ingests import assign
 from db.queries.jobs import cancel_job, create_job, get_job, list_events
 from db.session import SessionFactory, transaction
 from db.settings import Settings

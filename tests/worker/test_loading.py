@@ -15,7 +15,8 @@ from sqlalchemy import func, select
 from db.ids import new_id
 from db.models import Chunk, Collection, Document, File
 from db.queries.collections import create_collection, get_collection, touch
-from db.queries.documents import add_documents, assign
+from db.queries.documents import add_documents
+from db.queries.ingests import assign
 from db.queries.jobs import create_job, list_events
 from db.session import SessionFactory, transaction
 from db.states import JobKind
@@ -37,15 +38,19 @@ class Loading:
         with transaction(factory) as session:
             self.collection_id = create_collection(session, project_id="default", name="c").id
 
-    def add(self) -> tuple[str, Claim]:
+    def add(self, *, content: str | None = None) -> tuple[str, Claim]:
         """Add a file as the API does. Gives the document, and the claim of the step that loads it."""
+        file = File(
+            id=new_id("file"), project_id="default", purpose="assistants", filename="f.txt", bytes=1,
+            sha256=content or new_id("sha"), path="f",
+        )  # fmt: skip
         with transaction(self.factory) as session:
-            file = File(
-                id=new_id("file"), project_id="default", purpose="assistants", filename="f.txt", bytes=1,
-                sha256=new_id("sha"), path="f",
-            )  # fmt: skip
             session.add(file)
-            session.flush()
+        return self.add_file(file)
+
+    def add_file(self, file: File) -> tuple[str, Claim]:
+        """The same with a file that may be there already."""
+        with transaction(self.factory) as session:
             collection = get_collection(session, self.collection_id, project_id="default", lock=True)
             touch(session, collection)
             [document] = add_documents(
@@ -92,6 +97,7 @@ class Loading:
             yield
             pipe.write(data[len(data) // 2 :])
         thread.join()
+        rows.unlink()
 
     def document(self, document_id: str) -> Document | None:
         with self.factory() as session:
@@ -157,3 +163,17 @@ def test_what_another_job_has_taken_over_is_left_to_it(loading: Loading) -> None
     assert document is not None
     assert document.status == "in_progress"
     assert loading.chunks(document_id) == 0
+
+
+def test_added_again_beside_a_finished_twin_it_waits_for_nobody(loading: Loading) -> None:
+    large, claim = loading.add(content="same")
+    twin, other_claim = loading.add(content="same")
+    loading.write(other_claim, loading.message(twin))
+    with loading.factory() as session:
+        file = session.get_one(File, session.get_one(Document, large).file_id)
+    with loading.being_loaded(claim, loading.message(large)):
+        again, new_claim = loading.add_file(file)
+        assert again == large
+    assert loading.chunks(large) == 0
+    loading.write(new_claim, loading.message(large))
+    assert loading.chunks(large) == loading.chunks(twin) == CHUNKS

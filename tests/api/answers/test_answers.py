@@ -12,7 +12,7 @@ from pypdf import PdfReader
 
 from api.answers.service import NOTHING_FOUND
 from db.models import Collection, Document
-from db.queries.documents import assign
+from db.queries.ingests import assign
 from db.queries.jobs import create_job
 from db.queries.models import get_model
 from db.session import SessionFactory, transaction

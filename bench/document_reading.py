@@ -21,7 +21,7 @@ from bench.spent import Spent, Stopwatch, tree
 from retrieval.chunking import AUTO_OVERLAP_TOKENS, AUTO_TOKENS, Chunk, Chunking
 from retrieval.clean_text import join_broken_words
 from retrieval.cutting import cut_in_reader
-from retrieval.readers import Readers
+from retrieval.readers import Clock, Readers
 from retrieval.reading import DocumentFile, read_document
 from retrieval.tokens import EmbeddingTokenizer
 from serving.embedding_weights import weights_folder
@@ -81,11 +81,11 @@ class LatheReading:
     def extract(self, manual: Manual, pages: int) -> list[str]:
         """The text of a PDF's pages, by one reader."""
         task = {"task": "pages", "path": str(manual.path), "password": None, "first": 0, "last": pages}
-        return [page["text"] for page in self._readers.do(task, seconds=300)["pages"]]
+        return [page["text"] for page in self._readers.do(task, clock=Clock(300))["pages"]]
 
     def pages(self, manual: Manual) -> int:
         task = {"task": "open", "path": str(manual.path), "password": None, "filename": manual.path.name}
-        return int(self._readers.do(task, seconds=60)["pages"])
+        return int(self._readers.do(task, clock=Clock(60))["pages"])
 
     def cut(self, manual: Manual) -> list[Chunk]:
         """Read a file and cut it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from retrieval.chunking import Chunking, cut
 from retrieval.content import Content
-from retrieval.readers import Readers, Unreadable
+from retrieval.readers import Clock, Readers, Unreadable
 from retrieval.tokens import EmbeddingTokenizer
 
 SECONDS = 30.0
@@ -34,9 +34,8 @@ def cut_in_reader(
         "tokenizer": str(tokenizer.path) if tokenizer.path is not None else None,
         "limit": tokenizer.max_tokens,
     }
-    chunks: list[dict[str, Any]] = readers.do(task, seconds=SECONDS + characters / 1e6 * SECONDS_A_MEGABYTE)[
-        "chunks"
-    ]
+    clock = Clock(SECONDS + characters / 1e6 * SECONDS_A_MEGABYTE)
+    chunks: list[dict[str, Any]] = readers.do(task, clock=clock)["chunks"]
     if not chunks:
         raise Unreadable("It has no text.", code="empty_file")
     return chunks

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import queue
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -35,6 +37,41 @@ class ReaderDied(Unreadable):
 
 class TooSlow(Unreadable):
     code = "too_slow"
+
+
+class Clock:
+    """The time that a document has left. It runs while one reader or several are at it, and not while other
+    documents have them all."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+        self._since = 0.0
+        self._readers = 0
+        self._lock = threading.Lock()
+
+    def left(self) -> float:
+        with self._lock:
+            return self._now_left()
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self._left += seconds
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self._change(1)
+        try:
+            yield
+        finally:
+            self._change(-1)
+
+    def _change(self, readers: int) -> None:
+        with self._lock:
+            self._left, self._since = self._now_left(), time.monotonic()
+            self._readers += readers
+
+    def _now_left(self) -> float:
+        return self._left - (time.monotonic() - self._since if self._readers else 0.0)
 
 
 class Reader:
@@ -137,13 +174,18 @@ class Readers:
         for reader in self._all:
             self._idle.put(reader)
 
-    def do(self, task: dict[str, Any], *, seconds: float) -> dict[str, Any]:
-        """Do a task by the next free reader; `seconds` begin when it has one."""
-        with self._one() as reader:
-            return reader.do(task, seconds=seconds)
+    def do(self, task: dict[str, Any], *, clock: "Clock", most_seconds: float = math.inf) -> dict[str, Any]:
+        """Do a task by the next free reader, in the time that the clock has left by then.
+
+        Raises:
+            Unreadable: as `Reader.do` says.
+        """
+        with self.one() as reader, clock.running():
+            return reader.do(task, seconds=min(most_seconds, clock.left()))
 
     @contextlib.contextmanager
-    def _one(self) -> Iterator[Reader]:
+    def one(self) -> Iterator[Reader]:
+        """The next free reader, for the time of the block."""
         reader = self._idle.get()
         try:
             yield reader

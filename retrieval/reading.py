@@ -5,7 +5,6 @@ the page is found that does it, and only that page is missing.
 """
 
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 from retrieval.content import Content, Section, join_pages
 from retrieval.pdf import Source
 from retrieval.plain_formats import nul_warning
-from retrieval.readers import ReaderDied, Readers, TooSlow, Unreadable
+from retrieval.readers import Clock, ReaderDied, Readers, TooSlow, Unreadable
 
 # What any file gets; each page beyond the first 500 of a long one adds to it.
 SECONDS = 30.0
@@ -40,16 +39,6 @@ class DocumentFile:
     password: str | None = None
 
 
-class _Clock:
-    """The time that a document has left."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    def left(self) -> float:
-        return self._end - time.monotonic()
-
-
 def read_document(
     file: DocumentFile, readers: Readers, executor: Executor, progress: Progress = lambda done, total: None
 ) -> Content:
@@ -60,9 +49,9 @@ def read_document(
     Raises:
         Unreadable: with the reason, for the user.
     """
-    clock = _Clock(SECONDS)
+    clock = Clock(SECONDS)
     where = {"path": str(file.path), "password": file.password}
-    opened = readers.do({"task": "open", **where, "filename": file.filename}, seconds=clock.left())
+    opened = readers.do({"task": "open", **where, "filename": file.filename}, clock=clock)
     if "content" in opened:
         content = Content.from_json(opened["content"])
         if not content.text:
@@ -70,8 +59,8 @@ def read_document(
         return content
     pages = opened["pages"]
     if pages > PAGES_WITHIN_SECONDS:
-        clock = _Clock(clock.left() + (pages - PAGES_WITHIN_SECONDS) * SECONDS_A_PAGE)
-    describing = executor.submit(_describe, where, readers, min(DESCRIBE_SECONDS, clock.left()))
+        clock.add((pages - PAGES_WITHIN_SECONDS) * SECONDS_A_PAGE)
+    describing = executor.submit(_describe, where, clock, readers)
     ranges = [(first, min(first + RANGE_PAGES, pages)) for first in range(0, pages, RANGE_PAGES)]
     reading = [executor.submit(_read_range, where, first, last, clock, readers) for first, last in ranges]
     texts: list[dict[str, Any]] = []
@@ -119,25 +108,26 @@ def _recognise_scanned(
     """Put what tesseract reads in the place of the scanned pages. It takes seconds a page, and has a time of
     its own; a page that it cannot read, or not in time, stays without text."""
     numbers = _scanned(pages)
-    clock = _Clock(len(numbers) * OCR_SECONDS_A_PAGE)
+    clock = Clock(len(numbers) * OCR_SECONDS_A_PAGE)
     reading = [executor.submit(_recognise, where, number, clock, readers) for number in numbers]
     for left, (number, page) in enumerate(zip(numbers, _in_order(reading), strict=True), 1 - len(numbers)):
         pages[number] = page
         progress(len(pages) + left, len(pages))
 
 
-def _recognise(where: dict[str, Any], number: int, clock: _Clock, readers: Readers) -> dict[str, Any]:
+def _recognise(where: dict[str, Any], number: int, clock: Clock, readers: Readers) -> dict[str, Any]:
     try:
         task = {"task": "recognise", **where, "number": number}
-        return readers.do(task, seconds=min(OCR_MOST_SECONDS, clock.left()))
+        return readers.do(task, clock=clock, most_seconds=OCR_MOST_SECONDS)
     except Unreadable:
         return {"text": "", "source": Source.ILLEGIBLE, "nuls": 0}
 
 
-def _describe(where: dict[str, Any], readers: Readers, seconds: float) -> tuple[dict[str, Any], list[str]]:
+def _describe(where: dict[str, Any], clock: Clock, readers: Readers) -> tuple[dict[str, Any], list[str]]:
     """What the PDF says of itself; a document is not refused for what is odd about that."""
     try:
-        description = readers.do({"task": "describe", **where}, seconds=seconds)
+        task = {"task": "describe", **where}
+        description = readers.do(task, clock=clock, most_seconds=DESCRIBE_SECONDS)
         return description, description["warnings"]
     except Unreadable as error:
         warning = f"Its title, outline and page labels could not be read: {error.message}"
@@ -145,13 +135,13 @@ def _describe(where: dict[str, Any], readers: Readers, seconds: float) -> tuple[
 
 
 def _read_range(
-    where: dict[str, Any], first: int, last: int, clock: _Clock, readers: Readers
+    where: dict[str, Any], first: int, last: int, clock: Clock, readers: Readers
 ) -> list[dict[str, Any]]:
     if clock.left() <= 0:
         raise TooSlow(f"Reading it takes too long: it was given up at page {first + 1}.")
     task = {"task": "pages", **where, "first": first, "last": last}
     try:
-        pages: list[dict[str, Any]] = readers.do(task, seconds=clock.left())["pages"]
+        pages: list[dict[str, Any]] = readers.do(task, clock=clock)["pages"]
         return pages
     except TooSlow:
         raise

@@ -4,6 +4,7 @@ import io
 import random
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import psutil
 import pypdf
 import pytest
 
-from retrieval.readers import Reader, Readers, TooSlow, Unreadable
+from retrieval.readers import Clock, Reader, Readers, TooSlow, Unreadable
 from retrieval.reading import SECONDS
 from tests.documents import docx_of, font_of, pdf_of, scanned_pdf
 from tests.retrieval.conftest import Read
@@ -214,11 +215,26 @@ class TestReader:
         big.write_bytes(b"<p>" * 10_000_000)
         with pytest.raises(Unreadable):
             readers.do(
-                {"task": "open", "path": str(big), "filename": "big.html", "password": None}, seconds=60
+                {"task": "open", "path": str(big), "filename": "big.html", "password": None}, clock=Clock(60)
             )
         for process in psutil.Process().children(recursive=True):
             if "retrieval.reader" in process.cmdline():
                 assert process.memory_info().rss < 512 * 1024**2
+
+    def test_time_runs_only_while_a_reader_is_at_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.txt"
+        path.write_text("words")
+        task = {"task": "open", "path": str(path), "filename": "a.txt", "password": None}
+        clock = Clock(60)
+        with Readers(1) as readers, ThreadPoolExecutor(1) as executor:
+            with readers.one():
+                waiting = executor.submit(readers.do, task, clock=clock)
+                with pytest.raises(TimeoutError):
+                    waiting.result(0.2)
+                assert clock.left() == 60
+            assert waiting.result()["content"]["text"] == "words"
+        assert clock.left() < 60
+        assert clock.left() == clock.left()
 
     def test_is_ended_when_time_is_up_and_started_again(self, tmp_path: Path) -> None:
         path = tmp_path / "a.txt"

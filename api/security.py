@@ -23,6 +23,7 @@ from api.errors import Forbidden, TooLarge, WrongContentType
 from api.keyring import Keyring
 from api.quotas import RequestCounter
 from api.scopes import PASSED_ON, scopes_for
+from api.validation import refuse_unstorable
 from db.errors import InvalidInput
 from db.settings import LOOPBACK, Settings
 
@@ -171,7 +172,8 @@ def _check_scope(caller: Caller, method: str, path: str) -> None:
 
 
 def _check_fields(body: bytes) -> None:
-    """Refuse an object of so many fields that to say of each what is wrong would hold up everybody.
+    """Refuse an object of so many fields that to say of each what is wrong would hold up everybody, and the
+    character NUL, which Postgres takes in no text.
 
     Raises:
         InvalidInput: there is one.
@@ -188,6 +190,9 @@ def _check_fields(body: bytes) -> None:
         # What is no JSON is told by whoever reads it.
         with contextlib.suppress(ValueError, RecursionError):
             json.loads(body, object_pairs_hook=check)
+    if rb"\u0000" in body:
+        with contextlib.suppress(ValueError, RecursionError):
+            refuse_unstorable(json.loads(body))
 
 
 def _host_name(host: str) -> str:

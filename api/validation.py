@@ -9,6 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from db.errors import InvalidInput
 from db.params import PARAMS
 
 SHOWN_AT_ONCE = 3
@@ -189,3 +190,30 @@ def _members(annotation: Any) -> list[Any]:
 
 def _is_model(member: Any) -> bool:
     return isinstance(member, type) and issubclass(member, BaseModel)
+
+
+def refuse_unstorable(value: Any, field: str | None = None) -> None:
+    """JSON may hold characters that are no text: NUL and halves of surrogate pairs.
+
+    Raises:
+        InvalidInput: it does; `param` is the outermost field.
+    """
+    waiting = [(field, value)]
+    while waiting:
+        field, value = waiting.pop()
+        if isinstance(value, str) and not _is_storable(value):
+            raise InvalidInput(f"{field} holds a character that is no text.", param=field)
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                own = field or (None if name == "params" else name)
+                waiting += [(own, name), (own, inner)]
+        elif isinstance(value, list):
+            waiting += [(field, inner) for inner in value]
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text

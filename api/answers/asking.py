@@ -18,6 +18,7 @@ from api.chat.generation import ask, conversation, question
 from api.chat.passing import PassedOn, pass_on, unless_left
 from api.chat.schemas import GenerateRequest, GroundedAnswer
 from api.unit_of_work import services_of
+from api.validation import refuse_unstorable
 from serving.backends.interface import Request as Asked
 from serving.backends.target import Target
 
@@ -25,6 +26,7 @@ from serving.backends.target import Target
 async def complete(request: Request, body: Body, sources: Sources) -> Response:
     """A chat completion that rests on documents. Of the request only `messages` changes."""
     services = services_of(request)
+    refuse_unstorable(body.members)
     model: str = body.members["model"]
     target = await find_target(services, model)
     asked = {name: value for name, value in body.members.items() if name not in FIELDS}

@@ -14,7 +14,7 @@ def question_of(messages: Any) -> str:
     """The last thing that the user said, with what they said before it when it is short.
 
     Raises:
-        InvalidInput: the user says nothing.
+        InvalidInput: the user says nothing, or the messages are none.
     """
     said = _said_by_user(messages)
     if not said or not said[-1].strip():
@@ -34,6 +34,8 @@ def _said_by_user(messages: Any) -> list[str]:
         isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages
     ):
         raise InvalidInput("messages must be a list of objects, each with a role.", param="messages")
+    if not all(isinstance(message.get("content"), str | list | None) for message in messages):
+        raise InvalidInput("messages: content must be text, or a list of parts.", param="messages")
     return [_text(message.get("content")) for message in messages if message["role"] == "user"]
 
 

@@ -8,7 +8,7 @@ from api.jobs import exporting
 from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
 from api.unit_of_work import Unit
-from api.validation import explain
+from api.validation import explain, refuse_unstorable
 from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput, NotFound
@@ -63,7 +63,7 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         params = exporting.named(unit, params, chosen)
         _check_name(params, params.name or "")
     stored = params.model_dump(mode="json")
-    _refuse_unstorable({**stored, "metadata": [*(request.metadata or {}).items()]})
+    refuse_unstorable({**stored, "metadata": request.metadata})
     waits_for = None
     if isinstance(params, FineTuneParams):
         waits_for = _check_fine_tune(unit, params)
@@ -147,20 +147,3 @@ def _file(unit: Unit, file_id: str, field: str) -> File:
         return get_file(unit.session, file_id, project_id=unit.project_id, param=field, lock="share")
     except NotFound as error:
         raise InvalidInput(f"{field}: {error.message}", param=field, code="file_not_found") from error
-
-
-def _refuse_unstorable(value: Any, field: str | None = None) -> None:
-    """JSON may hold characters that are no text: NUL and halves of surrogate pairs."""
-    if isinstance(value, str):
-        try:
-            broken = "\0" in value or not value.encode()
-        except UnicodeEncodeError:
-            broken = True
-        if broken and value:
-            raise InvalidInput(f"{field} holds a character that is no text.", param=field)
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            _refuse_unstorable(inner, field or name)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _refuse_unstorable(inner, field)

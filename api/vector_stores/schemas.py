@@ -219,7 +219,7 @@ Scalar = bool | int | float | str
 class ComparisonFilter(Body):
     type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin"]
     key: str = Field(min_length=1, max_length=64)
-    value: Scalar | list[Scalar]
+    value: Scalar | Annotated[list[Scalar], Field(max_length=1000)]
 
 
 class CompoundFilter(Body):
@@ -230,14 +230,17 @@ class CompoundFilter(Body):
 Filter = ComparisonFilter | CompoundFilter
 
 
+LEAST_WEIGHT = 0.001
+
+
 class HybridWeights(Body):
-    embedding_weight: float = Field(default=1.0, ge=0)
-    text_weight: float = Field(default=1.0, ge=0)
+    embedding_weight: float = Field(default=1.0, ge=0, le=1000)
+    text_weight: float = Field(default=1.0, ge=0, le=1000)
 
     @model_validator(mode="after")
     def _consistent(self) -> "HybridWeights":
-        if self.embedding_weight == self.text_weight == 0:
-            raise ValueError("embedding_weight or text_weight must be above 0")
+        if max(self.embedding_weight, self.text_weight) < LEAST_WEIGHT:
+            raise ValueError(f"embedding_weight or text_weight must be at least {LEAST_WEIGHT}")
         return self
 
 

@@ -31,6 +31,7 @@ HANDBOOK = pdf_of(
     outline={"Work": 1, "Leave": 2, "Kitchen": 3},
     title="Handbook",
 )
+MANY_FILTERS = {"type": "or", "filters": [{"type": "eq", "key": "a", "value": 1}] * 64}
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +340,21 @@ class TestSearch:
             ({"query": "x", "rewrite_query": True}, "rewrite_query"),  # nothing has been published
             ({"query": "x", "ranking_options": {"ranker": "rerank"}}, "ranker"),
             ({"query": "x", "ranking_options": {"diversity": 2}}, "ranking_options.diversity"),
+            ({"query": "x\0"}, "query"),
+            ({"query": "x", "filters": {"type": "gt", "key": "\0", "value": 1}}, "filters"),
             ({"query": "x", "filters": {"type": "in", "key": "a", "value": 1}}, "filters"),
+            ({"query": "x", "filters": {"type": "or", "filters": [MANY_FILTERS] * 5}}, "filters"),
+            (
+                {"query": "x", "ranking_options": {"hybrid_search": {"embedding_weight": 1e308}}},
+                "ranking_options.hybrid_search.embedding_weight",
+            ),
+            (
+                {
+                    "query": "x",
+                    "ranking_options": {"hybrid_search": {"embedding_weight": 5e-324, "text_weight": 0}},
+                },
+                "ranking_options.hybrid_search",
+            ),
             ({"query": "x", "filters": {"type": "gt", "key": "a", "value": True}}, "filters"),
         ],
     )

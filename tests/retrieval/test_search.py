@@ -200,3 +200,27 @@ class TestFilters:
             given = {"type": "and", "filters": [given]}
         with pytest.raises(InvalidInput, match="deep"):
             condition(given)
+
+    @pytest.mark.parametrize(
+        ("kind", "value", "fitting"),
+        [
+            ("in", [1, "two"], ["number", "text"]),
+            ("in", [1.0, True], ["flag", "number"]),
+            ("in", [], []),
+            ("nin", [1, "two"], ["flag", "none"]),
+            ("nin", [], ["flag", "none", "number", "text"]),
+        ],
+    )
+    def test_many_values_at_once(
+        self, session: Session, kind: str, value: list[object], fitting: list[str], tmp_path: Path
+    ) -> None:
+        collection = create_collection(session, project_id="default", name="attributes")
+        for name, attributes in (
+            ("number", {"a": 1}), ("text", {"a": "two"}), ("flag", {"a": True}), ("none", {"b": 1})
+        ):  # fmt: skip
+            load(session, tmp_path, collection, name, ["words"], attributes=attributes)
+        found = search(
+            session, project_id="default", collections=[collection], queries=[ask("words")],
+            limit=10, where=condition({"type": kind, "key": "a", "value": value}),
+        )  # fmt: skip
+        assert sorted(hit.document.filename.removesuffix(".txt") for hit in found.hits) == fitting

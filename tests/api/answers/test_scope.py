@@ -54,6 +54,15 @@ class TestScope:
             ({"collections": ["one"], "retrieval": {"max_pasages": 3}}, "retrieval.max_pasages"),
             ({"collections": ["one"], "retrieval": {"min_similarity": 2}}, "retrieval.min_similarity"),
             ({"collections": ["one"], "messages": "hi"}, "messages"),
+            ({"collections": ["o\0ne"]}, "collections"),
+            ({"collections": ["one"], "messages": [{"role": "user", "content": "d\0ys"}]}, "messages"),
+            (
+                {
+                    "collections": ["one"],
+                    "messages": [{"role": "system", "content": 5}, {"role": "user", "content": "x"}],
+                },
+                "messages",
+            ),
             ({"collections": ["one"], "messages": [{"role": "system", "content": "x"}]}, "messages"),
             ({"collections": ["one"], "messages": [{"role": "user", "content": " "}]}, "messages"),
         ],

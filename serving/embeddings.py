@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ QUERY_SECONDS = 60
 TOO_LONG = "too large to process"
 BETWEEN = 1  # a token of the model `default` that no text has: [unused0]
 IDENTIFYING = ("n_params", "n_embd", "n_vocab", "size", "ftype")
+
+HALF_PRECISION_MOST = 65504  # the largest number of a halfvec, as which vectors are kept
 
 Vectors = list[bytes]  # of float32, little-endian
 Item = TypeVar("Item")
@@ -150,7 +153,9 @@ async def embed_queries(
     answer, listing = await asyncio.gather(
         ask("POST", "/v1/embeddings", json=_body(texts)), ask("GET", "/v1/models")
     )
-    return model_of(listing), _vectors(answer, len(texts))
+    with _answering():
+        model = model_of(listing)
+    return model, _vectors(answer, len(texts))
 
 
 def _body(texts: Sequence[str]) -> dict[str, Any]:
@@ -160,13 +165,33 @@ def _body(texts: Sequence[str]) -> dict[str, Any]:
 def _vectors(answer: dict[str, Any], number: int) -> Vectors:
     with _answering():
         rows = sorted(answer["data"], key=lambda row: row["index"])
-        vectors = [base64.b64decode(row["embedding"]) for row in rows]
+        vectors = [_packed(row["embedding"]) for row in rows]
     if len(vectors) != number:
         raise Unavailable(
             f"The embedding server gave {len(vectors)} vectors for {number} texts.",
             code="embedding_server_broken",
         )
+    if not all(map(_can_be_kept, vectors)):
+        raise Unavailable(
+            "The embedding server gave a vector that is none: empty, or with numbers that are none or beyond "
+            f"{HALF_PRECISION_MOST}.",
+            code="embedding_server_broken",
+        )
     return vectors
+
+
+def _packed(embedding: str | list[float]) -> bytes:
+    """Not every server heeds `encoding_format`."""
+    if isinstance(embedding, str):
+        return base64.b64decode(embedding)
+    return struct.pack(f"<{len(embedding)}f", *embedding)
+
+
+def _can_be_kept(vector: bytes) -> bool:
+    if len(vector) % 4:
+        return False
+    values = struct.unpack(f"<{len(vector) // 4}f", vector)
+    return bool(values) and all(-HALF_PRECISION_MOST <= value <= HALF_PRECISION_MOST for value in values)
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:
@@ -186,7 +211,7 @@ def _answering() -> Iterator[None]:
     """Whatever else comes of asking it means that it does not answer, or that it is something else."""
     try:
         yield
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise Unavailable(
             f"The embedding server does not answer: {error!r}.", code="embedding_server_unavailable"
         ) from error

@@ -64,7 +64,7 @@ async def find(
         if rewrite_with is not None:
             await _rewrite(services, found, rewrite_with)
         with found.timed("embedding"):
-            queries = await _embedded(services, found.queries, len(texts), model)
+            queries = await _embedded_with_variants(services, found, texts, model)
 
     def compare(ranking: Ranking, limit: int) -> Awaitable[None]:
         return services.run_in_transaction(
@@ -167,6 +167,22 @@ def _own_model(collection: Collection) -> EmbeddingModel:
 
 def _named(model: EmbeddingModel) -> str:
     return f"{model.name} ({model.revision})" if model.revision else model.name
+
+
+async def _embedded_with_variants(
+    services: Services, found: Found, texts: Sequence[str], model: EmbeddingModel
+) -> list[Query]:
+    """What is searched for with its vectors; without the other words, if the server refuses those."""
+    try:
+        return await _embedded(services, found.queries, len(texts), model)
+    except InvalidInput as error:
+        if len(found.queries) == len(texts):
+            raise
+        refusal = error.message
+    queries = await _embedded(services, texts, len(texts), model)
+    found.queries = list(texts)
+    found.notices.append(f"The question was searched for as it is, and not in other words. {refusal}")
+    return queries
 
 
 async def _embedded(

@@ -202,6 +202,16 @@ class TestRewriting:
         assert "leave of absence" in sent["messages"][0]["content"]
         assert sent["temperature"] == 0
 
+    def test_does_without_other_words_that_cannot_be_embedded(
+        self, look: Find, fill: Fill, publish: Publish, rewritings: Callable[[str], None]
+    ) -> None:
+        publish("rewrites-too-long")
+        rewritings(f"{UNEMBEDDABLE} words")
+        found = look([fill("held", ["red fox"])], ["fox"], rewrite_with="rewrites-too-long")
+        assert (texts_of(found), found.queries) == (["red fox"], ["fox"])
+        [notice] = found.notices
+        assert "as it is" in notice
+
     def test_what_was_asked_counts_as_much_as_all_its_rewritings(
         self, look: Find, fill: Fill, publish: Publish, rewritings: Callable[[str], None]
     ) -> None:
@@ -345,5 +355,5 @@ class TestWithOpenAIsClient:
             found = client.vector_stores.search(collection, query="fox", ranking_options=options)
             assert (found.model_extra or {})["used"][-1] == "mmr"
             options = {"hybrid_search": {"embedding_weight": 0, "text_weight": 0}}
-            with pytest.raises(openai.BadRequestError, match="above 0"):
+            with pytest.raises(openai.BadRequestError, match="at least 0.001"):
                 client.vector_stores.search(collection, query="fox", ranking_options=options)

@@ -9,8 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from db.models import Checkpoint, Job, ModelAlias, ModelVersion
+from db.models import Checkpoint, Job, Model, ModelAlias, ModelVersion
 from db.params import ALIAS_PREFIX
+from db.queries.jobs import add_event
 from db.states import JobKind
 
 CHECKPOINT_NAME = re.compile(r"ft:.+:(?P<job>job-[0-9a-z]{1,64}):ckpt-step-(?P<step>\d{1,9})", re.DOTALL)
@@ -30,9 +31,15 @@ def checkpoint_name(job: Job, checkpoint: Checkpoint) -> str:
 
 
 def give_aliases(session: Session, job: Job, version: ModelVersion) -> list[str]:
-    """Let the version that a fine-tune has made answer to its other names; one that there was moves."""
+    """Let the version that a fine-tune has made answer to its other names; one that there was moves, and the
+    job's events say so."""
     names = [fine_tuned_name(job), *filter(None, [job.params.get("alias")])]
     for name in names:
+        before = aliased_version(session, job.project_id, name)
+        if before is not None and before.id != version.id:
+            model = session.get_one(Model, before.model_id)
+            message = f"{name} answers with this model from now on; it was {model.name}@{before.number}'s."
+            add_event(session, job.id, message, level="warn")
         row = insert(ModelAlias).values(project_id=job.project_id, name=name, version_id=version.id)
         row = row.on_conflict_do_update(
             index_elements=[ModelAlias.project_id, ModelAlias.name], set_={"version_id": version.id}

@@ -246,6 +246,22 @@ class TestNames:
             asked(client, name)
         assert caught.value.code == "model_not_found"
 
+    def test_an_alias_that_there_was_moves_and_the_job_says_so(
+        self, client: OpenAI, api: httpx.Client, settings: Settings, training: Training, publish: Publish
+    ) -> None:
+        file_id = upload(api)
+        alias = f"ft:gpt-4o:acme::{secrets.token_hex(3)}"
+        made = []
+        for _ in range(2):
+            job = client.fine_tuning.jobs.create(
+                model="org/base", training_file=file_id, extra_body={"params": {"alias": alias}}
+            )
+            tuned = in_training(job.id, settings.storage_root, training.sessions)
+            made.append(publish_as_the_job_does(publish, tuned))
+        assert api.get(f"/v1/models/{alias}").json()["name"] == made[1]
+        [event] = client.fine_tuning.jobs.list_events(job.id).data
+        assert (event.level, alias in event.message, f"{made[0]}@1" in event.message) == ("warn", True, True)
+
     def test_an_alias_is_its_projects_alone(self, keyed: Keyed, client: OpenAI) -> None:
         with pytest.raises(openai.NotFoundError):
             asked(client, "ft:tiny:default:nobody:job-0")

@@ -74,7 +74,10 @@ async def _ask(request: Request, body: Body, route: Route) -> Response:
 
 @router.post("/generate", response_model=GroundedAnswer | GenerateAnswer, summary="Answer one prompt")
 async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | Response:
-    """The short way: a prompt in, a text out. The prompt is one user's turn in the model's chat template."""
+    """The short way: a prompt in, a text out. The prompt is one user's turn in the model's chat template.
+
+    With `collections` or `documents` the answer rests on passages that are found in them, and tells which.
+    """
     services = services_of(request)
     name = body.model
     if name is None:

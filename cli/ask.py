@@ -35,7 +35,10 @@ def ask(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model's name; without it, the one that was published last.", show_default=False
+            "--model",
+            "-m",
+            help="The model's name; without it, the one that was published last.",
+            show_default=False,
         ),
     ] = None,
     rewrite: Annotated[

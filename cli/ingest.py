@@ -54,10 +54,10 @@ def ingest(
     $ lathe ingest handbook.pdf --model faq
     """
     _check(files, keep)
-    if (collection is None) == (model is None):
+    if bool(collection) == bool(model):
         raise InvalidInput("Say where to: --collection or --model, one of the two.", param="--collection")
     with connect() as client:
-        place = _collection(client, collection) if collection is not None else _own_documents(model or "")
+        place = _collection(client, collection) if collection else _own_documents(model or "")
         found = _compare(client, place, files, language)
         _tell(found, len(files))
         uploaded = _uploaded(client, found.new)

@@ -134,7 +134,7 @@ class TestAsk:
         ran = run("ask", QUESTION, "-c", "office")
         assert (ran.status, ran.out) == (4, "")
         assert "lathe fine-tune" in ran.err
-        named = run("ask", QUESTION, "-c", "office", "--model", "tiny")
+        named = run("ask", QUESTION, "-c", "office", "-m", "tiny")
         assert named.status == 4
         assert "has not been made yet" in named.err
 

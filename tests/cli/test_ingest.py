@@ -77,6 +77,10 @@ class TestIngest:
         assert (ran.status, ran.out) == (1, "")
         assert count(session_factory, Collection) == 0
 
+    def test_a_collection_without_a_name_is_not_made(self, run: Run, api_url: str, notes: Path) -> None:
+        assert run("ingest", str(notes), "-c", "").status == 2
+        assert "--collection or --model" in run("ingest", str(notes)).err
+
     def test_two_of_one_name_are_refused_unless_both_shall_stay(
         self, run: Run, api_url: str, notes: Path, tmp_path: Path, session_factory: SessionFactory
     ) -> None:

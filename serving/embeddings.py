@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from db.errors import InvalidInput, Unavailable
+from serving.openai_compatible import message_of
 
 MODEL = "default"
 TIMEOUT = httpx.Timeout(connect=5, read=300, write=60, pool=None)
@@ -195,15 +196,14 @@ def _can_be_kept(vector: bytes) -> bool:
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:
-    said, status = response.text[:300], response.status_code
+    if not response.is_error:
+        answer: dict[str, Any] = response.json()
+        return answer
+    status = response.status_code
+    said = message_of(response.content, status)[:300]
     if status in (400, 413, 422) or TOO_LONG in said:
         raise InvalidInput(f"The embedding server refuses a text: {said}")
-    if response.is_error:
-        raise Unavailable(
-            f"The embedding server answers {status}: {said}", code="embedding_server_unavailable"
-        )
-    answer: dict[str, Any] = response.json()
-    return answer
+    raise Unavailable(f"The embedding server answers {status}: {said}", code="embedding_server_unavailable")
 
 
 @contextlib.contextmanager

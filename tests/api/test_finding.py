@@ -167,7 +167,7 @@ class TestFind:
         collection_id = fill("refused", ["red fox"])
         with pytest.raises(NotFound):
             look([collection_id, "vs-0"], ["fox"])
-        with pytest.raises(InvalidInput, match="too large") as refused:
+        with pytest.raises(InvalidInput, match=r"refuses a text: input is too large$") as refused:
             look([collection_id], [UNEMBEDDABLE])
         assert refused.value.param == "query"
         embeddings.is_away = True

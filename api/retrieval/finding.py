@@ -15,8 +15,10 @@ from api.retrieval.reranking import PASSAGES_MAX, reranked
 from api.retrieval.rewriting import rewrite
 from api.unit_of_work import Services, Unit
 from db.errors import Conflict, InvalidInput, Unavailable
-from db.models import Collection
-from db.queries.collections import counts_of, get_collection, note_search, refuse_expired
+from db.models import Collection, Document
+from db.queries.collections import get_collection, note_search, refuse_expired
+from db.queries.documents import count_by_status
+from db.states import DocumentStatus
 from retrieval.diversity import diversify
 from retrieval.search import Found, Query, Ranking, search
 from serving.embeddings import EmbeddingModel, embed_queries
@@ -106,7 +108,8 @@ def _compare(
         found.hits = compared.hits
         found.used += compared.used
         found.seconds |= compared.seconds
-    found.indexing = sum(counts["in_progress"] for counts in counts_of(unit.session, ids).values())
+    unread = (Document.collection_id.in_(ids), Document.status == DocumentStatus.IN_PROGRESS)
+    found.indexing = count_by_status(unit.session, *unread)[DocumentStatus.IN_PROGRESS]
     for collection in collections:
         note_search(unit.session, collection.id)
 

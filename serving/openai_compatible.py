@@ -205,7 +205,7 @@ def read_error(body: bytes, status: int) -> tuple[str, str | None, str]:
     except ValueError:
         found = body.decode(errors="replace").strip()[:500]
     if isinstance(found, dict):
-        found = found.get("error", found.get("message", found))
+        found = found.get("error", found.get("message", found.get("detail", found)))
     detail = found if isinstance(found, dict) else {"message": found}
     message = detail.get("message") or f"The model's server answered with status {status}."
     param, code = detail.get("param"), detail.get("code")

@@ -130,7 +130,8 @@ class TestCompose:
 
     def test_declares_the_volumes_it_mounts(self) -> None:
         mounts = [mount for service in self.services.values() for mount in service.get("volumes", [])]
-        assert {mount.partition(":")[0] for mount in mounts} == set(self.compose["volumes"])
+        names = {mount.partition(":")[0] for mount in mounts if not mount.startswith("${LATHE_BACKENDS")}
+        assert names == set(self.compose["volumes"])
 
     def test_gpu_override_names_services_of_the_compose_file(self) -> None:
         override = load_yaml("deploy/docker/compose.gpu.yml")

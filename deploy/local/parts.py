@@ -19,6 +19,8 @@ from deploy.local import health, passwords, postgres, valkey
 from deploy.local.gpus import NONE, Gpus
 from deploy.local.ports import Port
 from serving import llama_cpp
+from serving.backends.configuration import BackendConfig, processes
+from serving.backends.vllm_process import vllm_argv
 from serving.devices import VISIBLE_DEVICES, Device
 from serving.llama_cpp import Tools
 
@@ -29,6 +31,8 @@ Check = Callable[[], str | None]
 WORKER_STOP_SECONDS = 31
 SERVER_STOP_SECONDS = 3
 START_SECONDS = 60
+BACKEND_START_SECONDS = 3600  # weights may be fetched first
+BACKEND_PART = "backend-"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ def wanted_ports(settings: Settings) -> list[Port]:
         ports.append(Port("the chat server", "LATHE_CHAT_PORT", settings.chat_port))
     if settings.embedding_server_url is None:
         ports.append(Port("the embedding server", "LATHE_EMBEDDING_PORT", settings.embedding_port))
+    for config in processes(settings):
+        assert config.process is not None  # noqa: S101 - for the type checker
+        where = f"{config.name}.process.port in LATHE_BACKENDS"
+        ports.append(Port(f"the backend {config.name}", where, config.process.port))
     return ports
 
 
@@ -205,6 +213,7 @@ def environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
         ("LATHE_BASE_MODELS_DIR", settings.base_models_dir),
         ("LATHE_LLAMA_CPP_DIR", settings.llama_cpp_dir),
         ("LATHE_EMBEDDING_TOKENIZER", settings.embedding_tokenizer),
+        ("LATHE_BACKENDS", settings.backends),
     ):
         if path is not None:
             changes[name] = str(path)
@@ -259,7 +268,30 @@ def model_servers(
         port, key = settings.embedding_port, secrets.embedding_server
         embeddings = _llama_server("embeddings", "embedding server", argv, port, key)
         found.append(_with_device(embeddings, None) if gpus is not None else embeddings)
-    return found
+    return [*found, *map(_backend, processes(settings))]
+
+
+def _backend(config: BackendConfig) -> Part:
+    """The server of a backend of type transformers. A model may have to be fetched from a hub first."""
+    assert config.process is not None  # noqa: S101 - for the type checker
+    argv = (
+        vllm_argv(config.name, config.process)
+        if config.process.engine == "vllm"
+        else [
+            sys.executable,
+            "-m",
+            "worker.transformers_server",
+            config.name,
+            config.process.model_dump_json(),
+        ]
+    )
+    return Part(
+        f"{BACKEND_PART}{config.name}", f"backend {config.name}",
+        postgres.child_argv(argv, death_signal="SIGTERM"),
+        environment={} if config.process.devices is None else {VISIBLE_DEVICES: config.process.devices},
+        check=partial(health.http_get, f"{config.url}/health"), port=config.process.port, address=config.url,
+        start_seconds=BACKEND_START_SECONDS,
+    )  # fmt: skip
 
 
 def _with_device(part: Part, device: Device | None) -> Part:

@@ -177,9 +177,9 @@ def _check(part: PartState, settings: Settings, secrets: Secrets) -> Check | Non
         return partial(valkey.ping, settings.valkey_port, secrets.valkey)
     if part.name.startswith("worker"):
         return parts.worker_check(settings, parts.database_url(settings, secrets), part.address)
-    if part.name in HEALTH_PATHS:
-        return partial(health.http_get, part.address + HEALTH_PATHS[part.name])
-    return None
+    is_backend = part.name.startswith(parts.BACKEND_PART)
+    path = "/health" if is_backend else HEALTH_PATHS.get(part.name)
+    return partial(health.http_get, part.address + path) if path is not None else None
 
 
 def _memory(process: psutil.Process | None, with_children: bool) -> dict[str, int | None]:

@@ -26,6 +26,13 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
+# Of what loads a model: code of others, what has a field of its own, and secrets, which an argv would show.
+REFUSED = frozenset({"trust_remote_code", "revision", "token", "use_safetensors", "host", "port", "api_key"})
+WHY_REFUSED = (
+    "no code of a model's is run, a hub's token stands in HF_TOKEN, and the others are not yours to set"
+)
+
+
 class Patience(BaseModel):
     """How long a backend may take."""
 
@@ -48,10 +55,19 @@ class Process(BaseModel):
     bits: Annotated[int, Field(json_schema_extra={"enum": [4, 8, 16]})] = 16
     engine: Annotated[str, StringConstraints(pattern=r"^(transformers|vllm)$")] = "transformers"
     port: int = Field(default=8090, ge=1, le=65535)
+    devices: str | None = None  # the GPUs that it sees, as CUDA_VISIBLE_DEVICES has them; "" for none
     model_kwargs: dict[str, Any] = {}
     tokenizer_kwargs: dict[str, Any] = {}
     tensor_parallel_size: int = Field(default=1, ge=1)
     vllm_kwargs: dict[str, Any] = {}
+
+    @field_validator("model_kwargs", "tokenizer_kwargs", "vllm_kwargs")
+    @classmethod
+    def _harmless(cls, given: dict[str, Any]) -> dict[str, Any]:
+        refused = REFUSED & {name.replace("-", "_") for name in given}
+        if refused:
+            raise ValueError(f"takes no {', '.join(sorted(refused))}: {WHY_REFUSED}")
+        return given
 
     @field_validator("bits")
     @classmethod
@@ -144,6 +160,11 @@ def read_backends(settings: BackendSettings) -> dict[str, BackendConfig]:
     return configs
 
 
+def processes(settings: BackendSettings) -> list[BackendConfig]:
+    """The backends whose servers `lathe up` starts."""
+    return [config for config in read_backends(settings).values() if config.process is not None]
+
+
 def _read_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
@@ -168,7 +189,14 @@ def _checked(name: str, table: dict[str, Any]) -> BackendConfig:
     if config.type == "transformers":
         if config.process is None:
             raise _wrong(f"{name}.process is missing: it names the model that is served.")
-        return config.model_copy(update={"url": config.url or f"http://127.0.0.1:{config.process.port}"})
+        # The server calls its model by the backend's name, so that no answer shows a folder of this machine.
+        return config.model_copy(
+            update={
+                "url": config.url or f"http://127.0.0.1:{config.process.port}",
+                "models": config.models or {name: name},
+                "own_models": False,
+            }
+        )
     if not config.url and ":" not in config.type:
         raise _wrong(f"{name}.url is missing: where does it listen?")
     return config

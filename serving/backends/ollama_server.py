@@ -31,8 +31,14 @@ OPENAI_OPTIONS = {
     "frequency_penalty": "frequency_penalty",
     "presence_penalty": "presence_penalty",
 }
-# What cannot be asked of its own route, or would have to be put into another shape: then OpenAI's is taken.
-ONLY_OPENAI = frozenset({"tools", "n", "logprobs", "top_logprobs", "tool_choice"})
+# What its own route cannot do, or puts into another shape, and the values that ask for nothing.
+ONLY_OPENAI: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "n": (None, 1),
+    "logprobs": (None, False),
+    "top_logprobs": (None,),
+}
 
 
 class OllamaServer(OpenAIServer):
@@ -47,9 +53,8 @@ class OllamaServer(OpenAIServer):
         wanted = OWN_FIELDS & request.body.keys()
         if not wanted:
             return await super().chat(request)
-        taken = sorted(
-            name for name in ONLY_OPENAI & request.body.keys() if request.body[name] not in (None, 1)
-        )
+        body = request.body
+        taken = [name for name, idle in ONLY_OPENAI.items() if name in body and body[name] not in idle]
         if taken:
             raise InvalidInput(
                 f"Ollama takes no {', '.join(sorted(wanted))} with {', '.join(taken)}: leave one out.",

@@ -109,9 +109,15 @@ class LlamaServer(OpenAIServer):
         where = {"model": model, "autoload": "false"}
         try:
             slots: Any = await self.ask("GET", "/slots", params=where)
-        except (InvalidInput, NotFound):
-            return False  # it is not loaded
-        except (Unavailable, httpx.TimeoutException):
-            return True  # it is being loaded, or busy
+        except httpx.TimeoutException:
+            return True
+        except (InvalidInput, NotFound, Unavailable):
+            return await self._is_loading(model)
         with understood("/slots"):
             return any(slot["is_processing"] for slot in slots)
+
+    async def _is_loading(self, model: str) -> bool:
+        listed = await self.ask("GET", "/models")
+        with understood("/models"):
+            found = {row["id"]: row["status"]["value"] for row in listed["data"] if "status" in row}
+        return found.get(model) == "loading"

@@ -1,5 +1,7 @@
 """Served models make room for a step on their device, and come back: a real router, the real API."""
 
+import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from serving import devices
 from serving.openai_compatible import LlamaServer
 from tests.api.conftest import serving
 from tests.gpus import FIRST, show_gpus
+from tests.serving.backends.stand_in import WHOLE, StandIn
 from tests.serving.llama_process import LlamaProcess
 from tests.serving.random_gguf import write_random_gguf
 from tests.worker.conftest import Bench
@@ -51,6 +54,24 @@ def api(settings: Settings, session_factory: SessionFactory, router: LlamaProces
         session.flush()
         model.current_version_id = version.id
     with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def twin() -> Iterator[StandIn]:
+    """A server elsewhere that has the same files."""
+    server = StandIn().start()
+    yield server
+    server.stop()
+
+
+@contextlib.contextmanager
+def another_api(settings: Settings, twin_url: str) -> Iterator[httpx.Client]:
+    """The API with a backend that stands in for the router."""
+    path = settings.data_dir / "backends.toml"
+    path.write_text(f"[twin]\ntype = 'openai'\nurl = '{twin_url}'\nstands_in_for = 'llama_server'\n")
+    app = create_app(settings.model_copy(update={"backends": path}))
+    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -112,6 +133,8 @@ class TestWhileAStepHoldsTheDevice:
         router: LlamaProcess,
         start_gpu_worker: Callable[..., Any],
         gate: Path,
+        *,
+        twin: StandIn,
     ) -> None:
         start_gpu_worker()
         assert chat(api).status_code == 200
@@ -129,6 +152,9 @@ class TestWhileAStepHoldsTheDevice:
         assert 900 < int(refused.headers["retry-after"]) <= 1000
         assert refused.headers["x-should-retry"] == "false"
         assert api.post("/generate", json={"prompt": "hi", "model": "faq"}).status_code == 503
+        with another_api(bench.settings, twin.url) as helped:
+            assert chat(helped).content == WHOLE
+        assert json.loads(twin.bodies[-1])["model"] == "one"
 
         [device] = api.get("/v1/devices").json()["data"]
         assert device["held_by"] | {"since": 0} == {

@@ -5,6 +5,7 @@ model's size and the number of rows, and stored with the result.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -27,6 +28,17 @@ AttributeValue = Annotated[str, StringConstraints(max_length=512)] | bool | int 
 # Whatever a user wants to keep with a row and find it by.
 Metadata = Annotated[
     dict[AttributeName, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)
+]
+HubId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}$")
+]
+HubRevision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_./-]{0,199}$")]
+HubPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_./ -]{0,250}\.gguf$")]
+OllamaName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[A-Za-z0-9._-]{1,80}){0,2}(:[A-Za-z0-9._-]{1,80})?$"
+    ),
 ]
 Attributes = Annotated[dict[AttributeName, AttributeValue], Field(max_length=16)]
 Language = Annotated[str, StringConstraints(min_length=2, max_length=63)]
@@ -295,16 +307,80 @@ class IngestParams(Params):
         return self
 
 
+class PullSource(Params):
+    """Where a model that is already made comes from: one of the three."""
+
+    file: FileId | None = Field(
+        default=None,
+        description="An uploaded GGUF, or a .zip of a folder with config.json, tokenizer and safetensors.",
+    )
+    hub: HubId | None = Field(
+        default=None,
+        description="A repository of the Hugging Face hub: safetensors, or GGUF files.",
+        examples=["Qwen/Qwen3-0.6B"],
+    )
+    revision: HubRevision | None = Field(
+        default=None, description="Of the hub: a branch, tag or commit. The commit it is goes with the model."
+    )
+    filename: HubPath | None = Field(
+        default=None, description="Of the hub: which GGUF file, where the repository has several."
+    )
+    ollama: OllamaName | None = Field(
+        default=None, description="A model of Ollama's library.", examples=["qwen3:0.6b"]
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PullSource":
+        if [self.file, self.hub, self.ollama].count(None) != 2:
+            raise ValueError("file, hub or ollama: give exactly one of the three, to say where it comes from")
+        if self.hub is None and (self.revision or self.filename):
+            raise ValueError("revision and filename are the hub's: give them with hub")
+        return self
+
+
+class PullParams(Params):
+    """Fetch a model that is already made: from an upload, a hub, or Ollama's library."""
+
+    source: PullSource = Field(description="Where it comes from.")
+    name: ModelName = Field(description="The name the model answers to.", examples=["qwen"])
+    quantizations: list[Quantization] = Field(
+        default=["Q4_K_M"],
+        min_length=1,
+        max_length=8,
+        description="Of safetensors: the first one is served by the name. A GGUF is served as it is.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PullParams":
+        if len(set(self.quantizations)) != len(self.quantizations):
+            raise ValueError("quantizations names a type twice")
+        return self
+
+
 PARAMS: dict[str, type[Params]] = {
     "fine_tune": FineTuneParams,
     "pretrain": PretrainParams,
     "export": ExportParams,
     "ingest": IngestParams,
+    "pull": PullParams,
 }
 
 # The params that name rows: what a job needs until it has ended.
-FILE_FIELDS = ("training_file", "validation_file")
+FILE_FIELDS = ("training_file", "validation_file", "source.file")
 MODEL_FIELDS = ("base_model", "start_from", "tokenizer")
+
+
+def files_of(params: Mapping[str, Any]) -> dict[str, str]:
+    """The files that a job's params name, by field."""
+    found = {field: _inner(params, field.split(".")) for field in FILE_FIELDS}
+    return {field: file_id for field, file_id in found.items() if file_id is not None}
+
+
+def _inner(value: Any, names: list[str]) -> Any:
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
 
 # The model every new installation has: made here, from nothing, at the first job that names it.
 TINY_RECIPE: dict[str, Any] = {"name": "tiny"}

@@ -60,6 +60,17 @@ class Settings(BaseSettings):
     embedding_tokenizer: Path | None = None  # a tokenizer.json; default: that of our own embedding model
     embedding_max_tokens: int = Field(default=256, ge=16)  # of one input, the special ones included
 
+    # Where models come from by name: huggingface_hub's own variables are heeded, too
+    hub_url: str = Field(
+        default="https://huggingface.co", validation_alias=AliasChoices("LATHE_HUB_URL", "HF_ENDPOINT")
+    )
+    hub_token: SecretStr = Field(
+        default=SecretStr(""), validation_alias=AliasChoices("LATHE_HUB_TOKEN", "HF_TOKEN")
+    )
+    hub_offline: bool = Field(
+        default=False, validation_alias=AliasChoices("LATHE_HUB_OFFLINE", "HF_HUB_OFFLINE")
+    )
+
     rerank_server_url: str | None = None  # anything with /v1/rerank; none is started without it
     rerank_server_key: SecretStr = SecretStr("")
     rerank_model: str = "default"  # as that server names it

@@ -90,6 +90,7 @@ class JobKind(StrEnum):
     PRETRAIN = "pretrain"
     EXPORT = "export"
     INGEST = "ingest"
+    PULL = "pull"
 
 
 class Queue(StrEnum):
@@ -121,6 +122,7 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
         ("publish", Queue.IO),
     ),
     JobKind.EXPORT: (("export", Queue.CPU), ("verify", Queue.GPU), ("publish", Queue.IO)),
+    JobKind.PULL: (("pull", Queue.BULK), ("verify", Queue.GPU), ("publish", Queue.IO)),
     # An upload does not wait for a training: only a large ingest is embedded on `gpu`, if LATHE_EMBED_ON_GPU
     # says so (the `extract` step knows how large it is).
     JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK), ("index", Queue.BULK)),

@@ -4,11 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.models import AuditEntry, Document, Event, File, Job, Upload, WebhookDelivery
-from db.params import FILE_FIELDS
+from db.queries.files import names_file
 from db.queries.retention import is_note
 from db.states import ENDED_JOB
 from db.storage import job_folder, upload_folder
@@ -164,7 +164,7 @@ class UnusedFiles(OldFiles):
             return None
         since = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)
         held = exists().where(Document.file_id == File.id)
-        return and_(File.created_at <= since, ~exists().where(_is_named()), ~held)
+        return and_(File.created_at <= since, ~exists().where(names_file(File.id)), ~held)
 
     def why(self, house: House) -> str:
         return f"named by no job, kept for {house.settings.keep_unused_files_days:g} days"
@@ -176,7 +176,7 @@ class ExpiredFiles(OldFiles):
     kind = "expired file"
 
     def which(self, house: House) -> ColumnElement[bool] | None:
-        needed = exists().where(_is_named(), Job.status.not_in(ENDED_JOB))
+        needed = exists().where(names_file(File.id), Job.status.not_in(ENDED_JOB))
         read = exists().where(
             Document.file_id == File.id, Document.job_id == Job.id, Job.status.not_in(ENDED_JOB)
         )
@@ -185,10 +185,6 @@ class ExpiredFiles(OldFiles):
 
     def why(self, house: House) -> str:
         return "its time is over"
-
-
-def _is_named() -> ColumnElement[bool]:
-    return or_(*(Job.params[field].as_string() == File.id for field in FILE_FIELDS))
 
 
 class OldUploads:

@@ -8,6 +8,7 @@ checked here, for the server stores wrong ones and then fails every answer.
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,20 @@ PARAMETER_TYPES: dict[str, type | tuple[type, ...]] = {
     "seed": int,
 }
 
+DEFAULT_CONTEXT = 4096
+
 Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model that a server has, by its manifest's digest."""
+
+    digest: str
+    bytes: int
+    quantization: str
+    family: str
+    context_length: int
 
 
 class Ollama:
@@ -77,6 +91,52 @@ class Ollama:
                 name, files={FILE_NAME: digest}, template=template, parameters=parameters, stream=False
             )
         return digest
+
+    def pull(self, name: str) -> Iterator[tuple[str, int, int]]:
+        """Have the server pull a model of its library: what it does, and how many bytes of how many it has.
+
+        Raises:
+            InvalidInput: the library has no such model.
+            Unavailable: the server, or its library, does not answer.
+        """
+        try:
+            with _translated():
+                for said in self._client.pull(name, stream=True):
+                    yield said.status or "", said.completed or 0, said.total or 0
+        except (StepFailed, NotFound) as error:
+            # The reason comes in the midst of the stream, as a sentence.
+            if "does not exist" in error.message or "not found" in error.message:
+                message = f"Ollama's library has no {name}: check its name and tag."
+                raise InvalidInput(message, param="source", code="model_not_found") from error
+            raise Unavailable(f"{error.message}. {name} could not be pulled.") from error
+
+    def copy(self, name: str, to: str) -> None:
+        check_name(to)
+        with _translated():
+            self._client.copy(name, to)
+
+    def describe(self, name: str) -> Described:
+        """What the server knows of a model that it has.
+
+        Raises:
+            NotFound: it has none by that name.
+        """
+        with _translated():
+            shown, listed = self._client.show(name), self._client.list().models
+        wanted = {name, f"{name}:latest"}
+        row = next((each for each in listed if each.model in wanted), None)
+        if row is None or row.digest is None:
+            raise NotFound(f"Ollama does not list {name}.")
+        info = shown.modelinfo or {}
+        lengths = [value for key, value in info.items() if key.endswith(".context_length")]
+        details = shown.details
+        return Described(
+            digest=row.digest.removeprefix("sha256:"),
+            bytes=int(row.size or 0),
+            quantization=(details.quantization_level if details else None) or "unknown",
+            family=(details.family if details else None) or "unknown",
+            context_length=int(lengths[0]) if lengths else DEFAULT_CONTEXT,
+        )
 
     def rendered(self, name: str, messages: Messages, *, on_cpu: bool = False) -> str | None:
         """What the server would send to the model; None where its version cannot tell."""

@@ -70,7 +70,12 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
 
 
 def _weights(job: Job, steps: dict[str, Step]) -> str | None:
-    """A model made from scratch keeps its weights for others to start from; a fine-tune keeps its adapter."""
+    """A model made from scratch, or pulled whole, keeps its weights for others to start from; a fine-tune
+    keeps its adapter."""
+    if job.kind == JobKind.PULL:
+        pull = steps["pull"]
+        folder = (pull.result or {}).get("folder")
+        return f"jobs/{job.id}/{pull.name}/{pull.succeeded_attempt}/{folder}" if folder else None
     if job.kind != JobKind.PRETRAIN:
         return None
     train = steps["train"]
@@ -78,7 +83,7 @@ def _weights(job: Job, steps: dict[str, Step]) -> str | None:
 
 
 def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dict[str, Any]:
-    exported = steps["export"].result or {}
+    exported = steps["pull" if job.kind == JobKind.PULL else "export"].result or {}
     return {
         "kind": job.kind,
         "context_length": published.get("context_length"),

@@ -78,6 +78,9 @@ class StepSettings:
     embed_on_gpu: bool  # large ingests wait for a GPU to hold
     embedding_tokenizer: Path | None  # None: that of the embedding model `default`
     embedding_max_tokens: int
+    hub_url: str
+    hub_token: str
+    hub_offline: bool  # only what was fetched before is taken
     min_top1_agreement: float
     max_kl_ratio: float
     trackers: list[str]

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
 from db.models import Attempt, Device, Job, Step
-from db.params import FILE_FIELDS
+from db.params import files_of
 from db.queries.base_models import resolve_base_model
 from db.queries.devices import find_refusing
 from db.queries.files import get_file
@@ -98,6 +98,9 @@ def step_settings(settings: Settings) -> StepSettings:
         embed_on_gpu=settings.embed_on_gpu,
         embedding_tokenizer=settings.embedding_tokenizer,
         embedding_max_tokens=settings.embedding_max_tokens,
+        hub_url=settings.hub_url.rstrip("/"),
+        hub_token=settings.hub_token.get_secret_value(),
+        hub_offline=settings.hub_offline,
         min_top1_agreement=settings.min_top1_agreement,
         max_kl_ratio=settings.max_kl_ratio,
         trackers=list(settings.trackers),
@@ -119,11 +122,9 @@ def _earlier_steps(job: Job, claim: Claim) -> list[Step]:
 
 def _files(session: Session, root: Path, job: Job) -> dict[str, FileInput]:
     files = {}
-    for param in FILE_FIELDS:
-        file_id = job.params.get(param)
-        if file_id is not None:
-            row = get_file(session, file_id, project_id=job.project_id, param=param, also_expired=True)
-            files[row.id] = FileInput(path=root / row.path, filename=row.filename, bytes=row.bytes)
+    for param, file_id in files_of(job.params).items():
+        row = get_file(session, file_id, project_id=job.project_id, param=param, also_expired=True)
+        files[row.id] = FileInput(path=root / row.path, filename=row.filename, bytes=row.bytes)
     return files
 
 

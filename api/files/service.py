@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import get_args
 
 from pydantic import ValidationError
-from sqlalchemy import or_, select
+from sqlalchemy import select
 
 from api.files.schemas import ExpiresAfter, FileOut, UploadPurpose
 from api.files.upload import Uploaded
@@ -14,9 +14,8 @@ from api.quotas import admit_bytes
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput
 from db.models import File, Job
-from db.params import FILE_FIELDS
 from db.queries.documents import unfinished_document_of
-from db.queries.files import get_file
+from db.queries.files import get_file, names_file
 from db.session import clock
 from db.states import ENDED_JOB
 
@@ -106,7 +105,7 @@ def delete_file(unit: Unit, file_id: str) -> None:
     needing = select(Job.id).where(
         Job.project_id == unit.project_id,
         Job.status.not_in(ENDED_JOB),
-        or_(*(Job.params[field].as_string() == file.id for field in FILE_FIELDS)),
+        names_file(file.id),
     )
     job_id = unit.session.scalars(needing.limit(1)).first()
     document = unfinished_document_of(unit.session, file.id)

@@ -9,7 +9,7 @@ from api.quotas import admit_job
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Job
-from db.params import FILE_FIELDS
+from db.params import files_of
 from db.queries.files import get_file
 from db.queries.jobs import add_event, get_job, lock_steps, resume_job
 from db.queries.retention import delete_job_rows, is_held
@@ -83,7 +83,7 @@ def _check_runtime(session: Session, job: Job) -> None:
 
 
 def _check_files(session: Session, job: Job) -> None:
-    for file_id in filter(None, map(job.params.get, FILE_FIELDS)):
+    for file_id in files_of(job.params).values():
         try:
             get_file(session, file_id, project_id=job.project_id, lock="share")
         except NotFound:

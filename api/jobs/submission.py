@@ -13,13 +13,22 @@ from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput, NotFound
 from db.models import Document, File, Job
-from db.params import CHECKPOINT_ID, ExportParams, FineTuneParams, IngestParams, Params, PretrainParams
+from db.params import (
+    CHECKPOINT_ID,
+    ExportParams,
+    FineTuneParams,
+    IngestParams,
+    Params,
+    PretrainParams,
+    PullParams,
+)
 from db.queries.base_models import resolve_base_model
 from db.queries.files import get_file
 from db.queries.ingests import assign
 from db.queries.jobs import get_job, insert_job
 from db.queries.models import find_model
 from db.states import JobKind
+from serving.model_formats import HEAD_BYTES, kind_of
 from training_data.formats import check_file
 
 # It names the embedding model on every surface.
@@ -69,6 +78,8 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         waits_for = _check_fine_tune(unit, params)
     elif isinstance(params, PretrainParams):
         _check_pretrain(unit, params)
+    elif isinstance(params, PullParams):
+        _check_pull(unit, params)
     elif isinstance(params, IngestParams):
         documents = ingesting.take_in(unit, params)
     admit_job(unit, awaited=waits_for)
@@ -130,6 +141,32 @@ def _check_pretrain(unit: Unit, params: PretrainParams) -> None:
                 f"{field}: {reference!r} has not been made yet. A job that fine-tunes it makes it.",
                 param=field,
             )
+
+
+def _check_pull(unit: Unit, params: PullParams) -> None:
+    _check_name(params, params.name)
+    model = find_model(unit.session, unit.project_id, params.name)
+    if model is not None and model.recipe is not None:
+        raise InvalidInput(
+            f"name: {params.name!r} is a base model of this server, which a pull must not replace. "
+            "Take another name.",
+            param="name",
+        )
+    source = params.source
+    if source.ollama is not None and unit.settings.chat_backend != "ollama":
+        raise InvalidInput(
+            "source.ollama: no Ollama serves this Lathe; OLLAMA_HOST in its settings would name one. "
+            "Pull the model from a hub, or upload its GGUF.",
+            param="source.ollama",
+        )
+    if source.hub is not None and unit.settings.hub_offline:
+        raise InvalidInput(
+            "source.hub: LATHE_HUB_OFFLINE is set, so only uploads are taken.", param="source.hub"
+        )
+    if source.file is not None:
+        file = _file(unit, source.file, "source.file")
+        with (unit.settings.storage_root / file.path).open("rb") as opened:
+            kind_of(opened.read(HEAD_BYTES), file.filename, param="source.file")
 
 
 def _check_name(params: Params, name: str) -> None:

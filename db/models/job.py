@@ -15,8 +15,11 @@ UNFINISHED = "status NOT IN ('succeeded', 'failed', 'cancelled')"
 
 
 def _index_of_param(name: str) -> Index:
-    value = f"params ->> '{name}'"
-    return Index(f"ix_jobs_{name}", text(f"({value})"), postgresql_where=f"{value} IS NOT NULL")
+    path = name.split(".")
+    value = f"params ->> '{name}'" if len(path) == 1 else f"params #>> '{{{','.join(path)}}}'::text[]"
+    return Index(
+        f"ix_jobs_{name.replace('.', '_')}", text(f"({value})"), postgresql_where=f"{value} IS NOT NULL"
+    )
 
 
 class Job(Base):

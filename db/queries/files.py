@@ -3,10 +3,11 @@
 from typing import Literal
 
 from sqlalchemy import ColumnElement, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.errors import NotFound
-from db.models import File
+from db.models import File, Job
+from db.params import FILE_FIELDS
 
 
 def unexpired() -> ColumnElement[bool]:
@@ -59,3 +60,9 @@ def list_files(
         query = query.where(File.id > after if ascending else File.id < after)
     files = list(session.scalars(query))
     return files[:limit], len(files) > limit
+
+
+def names_file(file_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """Whether a job's params name this file."""
+    paths = [field if "." not in field else tuple(field.split(".")) for field in FILE_FIELDS]
+    return or_(*(Job.params[path].as_string() == file_id for path in paths))

@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from db.errors import InvalidInput
 from training_data.json_files import read_json
 from training_data.tokens import read_template
 from worker.step import BaseWeights, Step
-from worker.steps.runtime import DISK_FULL
+from worker.steps.hub import Hub
 
 CONFIG_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 WEIGHT_FILES = ["*.safetensors"]
@@ -38,31 +37,33 @@ DEFAULT_CONTEXT = 2048
 SAFETENSORS_HEADER_MAX_BYTES = 100 * 1024**2
 
 
-def fetch_base(base: BaseWeights, step: Step | None = None, *, param: str = "base_model") -> Path:
+def fetch_base(base: BaseWeights, step: Step, *, param: str = "base_model") -> Path:
     """Give the folder that holds a base model, downloading it first when it is the hub's.
 
     Raises:
-        InvalidInput: it is unknown, the hub cannot be reached, it has no safetensors, or it needs code
-            of its own.
+        InvalidInput: it is unknown, it has no safetensors, or it needs code of its own.
+        Unavailable: the hub cannot be reached.
     """
     if base.source == "hub":
-        folder = _download(
-            base.location, base.revision, [*CONFIG_FILES, *WEIGHT_FILES], param=param, step=step
-        )
+        hub = Hub(step.input.settings, param=param, step=step)
+        patterns = [*CONFIG_FILES, *WEIGHT_FILES]
+        folder = hub.folder(base.location, base.revision, patterns, ignored=NOT_FETCHED)
     else:
         folder = Path(base.location)
-    _check(folder, base.name, param)
+    check_weights(folder, base.name, param)
     return folder
 
 
-def fetch_tokenizer(model: BaseWeights, target: Path) -> None:
+def fetch_tokenizer(model: BaseWeights, target: Path, step: Step) -> None:
     """Copy a model's tokenizer with its chat template into `target`, without fetching its weights.
 
     Raises:
-        InvalidInput: the hub has no such model, or cannot be reached.
+        InvalidInput: the hub has no such model.
+        Unavailable: the hub cannot be reached.
     """
     if model.source == "hub":
-        folder = _download(model.location, model.revision, CONFIG_FILES, param="tokenizer")
+        hub = Hub(step.input.settings, param="tokenizer")
+        folder = hub.folder(model.location, model.revision, CONFIG_FILES, ignored=NOT_FETCHED)
     else:
         folder = Path(model.location)
     copy_tokenizer(folder, target)
@@ -102,7 +103,7 @@ def count_parameters(folder: Path) -> int:
     return sum(
         math.prod(tensor["shape"])
         for path in weight_files(folder)
-        for name, tensor in _safetensors_header(path).items()
+        for name, tensor in safetensors_header(path).items()
         if name != "__metadata__"
     )
 
@@ -117,7 +118,7 @@ def context_length(folder: Path) -> int:
     return DEFAULT_CONTEXT
 
 
-def _safetensors_header(path: Path) -> dict[str, Any]:
+def safetensors_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         prefix = file.read(8)
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -127,7 +128,12 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _check(folder: Path, name: str, param: str) -> None:
+def check_weights(folder: Path, name: str, param: str) -> None:
+    """See that a folder holds a causal language model, whole and in safetensors of 16 bits or more.
+
+    Raises:
+        InvalidInput: it does not.
+    """
     if not (folder / "config.json").is_file():
         raise InvalidInput(f"{name} is no model: it has no config.json.", param=param)
     files = weight_files(folder)
@@ -173,61 +179,3 @@ def check_type(folder: Path, name: str, *, param: str = "base_model") -> None:
         "model: choose another base.",
         param=param,
     )
-
-
-def _download(
-    repository: str, revision: str | None, patterns: list[str], *, param: str, step: Step | None = None
-) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if step is not None:
-        step.event(f"Fetching {repository} from the hub, unless it is here already.", repository=repository)
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=NOT_FETCHED,
-                tqdm_class=_progress_bar(step.progress) if step is not None else None,
-            )
-        )
-    except GatedRepoError:
-        why = "the hub lets only accepted accounts read it: accept its terms, and set HF_TOKEN for the worker"
-    except RevisionNotFoundError:
-        why = f"it has no revision {revision!r}"
-    except (RepositoryNotFoundError, HFValidationError):
-        why = "the hub knows no such model: check the spelling, 'organisation/name'"
-    except (LocalEntryNotFoundError, ConnectionError, HfHubHTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise
-        why = (
-            f"the hub cannot be reached ({type(error).__name__}) and it is not in the local cache: "
-            "check the network, or put the model's folder into LATHE_BASE_MODELS_DIR"
-        )
-    raise InvalidInput(f"{repository} cannot be had: {why}.", param=param)
-
-
-def _progress_bar(report: Callable[..., None]) -> type:
-    """A tqdm that reports to us in place of a terminal; a long download must show signs of life."""
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    class Reporter(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
-            kwargs["disable"] = False
-            super().__init__(*args, **kwargs)
-
-        def display(self, *args: Any, **kwargs: Any) -> None:
-            if self.total:
-                report(int(self.n), int(self.total), unit=self.unit)
-
-    return Reporter

@@ -29,8 +29,7 @@ def run(step: Step) -> dict[str, Any]:
     with memory_errors_explained(MEMORY_ADVICE):
         model = _weights(step)
         template = write_tokenizer(trained_folder(step.input), model)
-        full, dtype = _convert(step, tools, model)
-        files = [_file(step, tools, full, dtype, quantization) for quantization in _quantizations(step)]
+        files, full = export_weights(step, tools, model)
     keep_full = is_whole(step.input) or full.name in {row["path"] for row in files}
     if not keep_full:
         full.unlink()
@@ -43,6 +42,25 @@ def run(step: Step) -> dict[str, Any]:
         "full": full.name if keep_full else None,
         "source": source,
     }
+
+
+def export_weights(step: Step, tools: Tools, model: Path) -> tuple[list[dict[str, Any]], Path]:
+    """Convert weights of 16 bits, and quantise them to each asked type.
+
+    Returns:
+        the files, as they are published, and the 16-bit one, which need not be among them.
+    """
+    full, dtype = _convert(step, tools, model)
+    return [_file(step, tools, full, dtype, quantization) for quantization in _quantizations(step)], full
+
+
+def take_weights(step: Step, source: Path, target: Path) -> None:
+    """Have the weights of a whole model in 16 bits in `target`, if the disk has room for what follows."""
+    _require_disk(step, source, copies=1)
+    if has_sixteen_bits(source):
+        _link_weights(source, target)
+    else:
+        round_weights(source, target)  # a checkpoint's are as they are trained
 
 
 def _quantizations(step: Step) -> list[str]:
@@ -65,11 +83,7 @@ def _weights(step: Step) -> Path:
     """The 16-bit weights as `merged/`: merged with the adapter, or a copy of what was pretrained."""
     target = step.input.folder / "merged"
     if is_whole(step.input) or step.input.base is None:
-        _require_disk(step, trained_folder(step.input), copies=1)
-        if has_sixteen_bits(trained_folder(step.input)):
-            _link_weights(trained_folder(step.input), target)
-        else:
-            round_weights(trained_folder(step.input), target)  # a checkpoint's are as they are trained
+        take_weights(step, trained_folder(step.input), target)
         return target
     started = time.monotonic()
     base = fetch_base(step.input.base, step)
@@ -99,7 +113,7 @@ def _link_weights(source: Path, target: Path) -> None:
     target.mkdir()
     for path in source.iterdir():
         if path.suffix == ".safetensors":
-            place(path, target / path.name)
+            place(path.resolve(), target / path.name)
         elif path.is_file():
             (target / path.name).write_bytes(path.read_bytes())
 

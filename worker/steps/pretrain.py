@@ -117,7 +117,7 @@ def _gather(step: Step, params: PretrainParams) -> _Sources:
     if base is not None:
         copy_tokenizer(base, tokenizer)
     elif step.input.tokenizer is not None:
-        fetch_tokenizer(step.input.tokenizer, tokenizer)
+        fetch_tokenizer(step.input.tokenizer, tokenizer, step)
     return _Sources(passages, base, tokenizer if tokenizer.exists() else None)
 
 

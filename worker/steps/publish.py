@@ -12,10 +12,14 @@ from typing import Any
 from db.errors import Unavailable
 from serving.openai_compatible import LlamaServer
 from training_data.tokens import ChatTokenizer
-from worker.step import Step
+from worker.step import Step, StepInput
 from worker.steps.export import trained_folder
 from worker.steps.gguf_files import place
-from worker.steps.publish_ollama import publish_to_ollama
+from worker.steps.publish_ollama import (
+    publish_foreign_to_ollama,
+    publish_to_ollama,
+    see_that_ollama_answers,
+)
 
 PROOF: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
 PROOF_TOKENS = 8
@@ -24,20 +28,18 @@ PROOF_TOKENS = 8
 def run(step: Step) -> dict[str, Any]:
     """Publish every file; the first quantization is the one that the model's name answers with."""
     backend = step.input.settings.chat_backend
-    exported = step.input.results["export"]
+    made, folder = made_by(step.input)
     files = []
-    for done, row in enumerate(exported["files"]):
-        step.progress(done, len(exported["files"]), unit="files")
-        source = step.input.step_folders["export"] / row["path"]
-        name = backend_name(step.input.params["name"], row["sha256"])
+    for done, row in enumerate(made["files"]):
+        step.progress(done, len(made["files"]), unit="files")
+        name = row.get("backend_name") or backend_name(step.input.params["name"], row["sha256"])
         started = time.monotonic()
-        if backend == "ollama":
-            tokenizer = ChatTokenizer(trained_folder(step.input))
-            trained = int(exported["context_length"])
-            context = min(trained, step.input.settings.context_size or trained)
-            publish_to_ollama(step, source, name, tokenizer, context)
+        if row["path"] is None:
+            see_that_ollama_answers(step, name)
+        elif backend == "ollama":
+            _publish_to_ollama(step, made, folder / row["path"], name)
         else:
-            publish_to_llama_server(step, source, name)
+            publish_to_llama_server(step, folder / row["path"], name)
         seconds = time.monotonic() - started
         step.event(
             f"{row['quantization']} answers as {name} on {backend} ({seconds:.1f} s).",
@@ -51,8 +53,27 @@ def run(step: Step) -> dict[str, Any]:
         "model": step.input.params["name"],
         "default": files[0],
         "files": files,
-        "context_length": exported["context_length"],
+        "context_length": made["context_length"],
     }
+
+
+def made_by(step_input: StepInput) -> tuple[dict[str, Any], Path]:
+    """What the step that made the files returned, and its folder."""
+    name = "pull" if step_input.kind == "pull" else "export"
+    return step_input.results[name], step_input.step_folders[name]
+
+
+def _publish_to_ollama(step: Step, made: dict[str, Any], file: Path, name: str) -> None:
+    trained = int(made["context_length"])
+    context = min(trained, step.input.settings.context_size or trained)
+    if step.input.kind != "pull":
+        tokenizer = ChatTokenizer(trained_folder(step.input))
+    elif made["folder"] is not None:
+        tokenizer = ChatTokenizer(step.input.step_folders["pull"] / made["folder"])
+    else:
+        publish_foreign_to_ollama(step, file, name, made, context)
+        return
+    publish_to_ollama(step, file, name, tokenizer, context)
 
 
 def backend_name(name: str, sha256: str) -> str:

@@ -5,6 +5,7 @@ the two a server uses depends on its version. So the result is judged, not the v
 where the server tells it, else the number of prompt tokens, and that answers end at the stops.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from db.errors import StepFailed
 from serving import go_template
 from serving.go_template import GoTemplate
 from serving.ollama import Ollama
+from training_data.chat_templates import ChatTemplate, ChatTemplateError
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
 
@@ -57,6 +59,55 @@ def publish_to_ollama(
         server.close()
 
 
+def publish_foreign_to_ollama(
+    step: Step, source: Path, name: str, made: dict[str, Any], context_length: int
+) -> None:
+    """Create a model whose GGUF file was not made here, unless it exists; it is only seen to answer.
+
+    Args:
+        made: has the file's own `chat_template` and `special_tokens`.
+    """
+    tokens = made["special_tokens"]
+    template = _template_of_file(step, made["chat_template"], tokens)
+    stops = [tokens["eos_token"]] if tokens.get("eos_token") else []
+    with contextlib.closing(Ollama(step.input.settings.ollama_url)) as server:
+        if not server.exists(name):
+            server.create(
+                name,
+                source,
+                template=template.source if template is not None else None,
+                parameters={
+                    "num_ctx": context_length,
+                    "repeat_penalty": 1.0,
+                    **({"stop": stops} if stops else {}),
+                },
+            )
+    see_that_ollama_answers(step, name)
+
+
+def see_that_ollama_answers(step: Step, name: str) -> None:
+    with contextlib.closing(Ollama(step.input.settings.ollama_url)) as server:
+        server.ask(name, CONVERSATIONS[0], max_tokens=PROOF_TOKENS, on_cpu=step.input.chat_unloaded)
+
+
+def _template_of_file(step: Step, source: str | None, special_tokens: dict[str, str]) -> GoTemplate | None:
+    if source is None:
+        return None
+    try:
+        jinja = ChatTemplate(source, special_tokens)
+        render: go_template.Render = lambda messages: jinja.render(messages, add_generation_prompt=True)  # noqa: E731
+        bos = special_tokens.get("bos_token", "")
+        found = go_template.derive(render, bos=bos)
+        chats = [each for each in CONVERSATIONS if jinja.has_system_role or each[0]["role"] != "system"]
+        if found is not None and go_template.matches(found, render, chats, bos=bos):
+            return found
+    except ChatTemplateError as error:
+        step.event(f"The file's chat template cannot be read here: {error}.", level="warn")
+        return None
+    _say_jinja_only(step)
+    return None
+
+
 def parameters(tokenizer: ChatTokenizer, context_length: int) -> dict[str, Any]:
     """What the server must not guess: a context of 4096, and a repeat penalty that is 1.1 on old ones."""
     return {"num_ctx": context_length, "repeat_penalty": 1.0, "stop": stops(tokenizer)}
@@ -82,11 +133,15 @@ def _go_template(step: Step, tokenizer: ChatTokenizer) -> GoTemplate | None:
         template, _render(tokenizer), conversations, bos=_bos(tokenizer)
     ):
         return template
+    _say_jinja_only(step)
+    return None
+
+
+def _say_jinja_only(step: Step) -> None:
     step.event(
         "The chat template has no equivalent Go template: only an Ollama that reads Jinja can serve this.",
         level="warn",
     )
-    return None
 
 
 def _check(server: Ollama, name: str, tokenizer: ChatTokenizer, *, on_cpu: bool) -> None:

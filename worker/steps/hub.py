@@ -1,0 +1,153 @@
+"""What is fetched from a Hugging Face hub, or a mirror of one, by its own client.
+
+Code and pickles in a repository are neither fetched nor run. What passes (an outage, a connection that
+breaks) is `Unavailable` and tried again: the client goes on with a file where it broke off. What does not
+pass is refused.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from db.errors import InvalidInput, LatheError, Unavailable
+from worker.step import Step, StepSettings
+from worker.steps.runtime import DISK_FULL
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository as it was looked up: at the commit `revision`, with the names of its files."""
+
+    name: str
+    revision: str
+    files: list[str]
+
+
+class Hub:
+    """Args:
+    step: is told of progress, where there is one.
+    param: the field of the request that names the repository.
+    """
+
+    def __init__(self, settings: StepSettings, *, param: str, step: Step | None = None) -> None:
+        self._settings, self._param, self._step = settings, param, step
+
+    def look_up(self, repository: str, revision: str | None) -> Repository:
+        """Ask which commit a revision is now, and what it holds.
+
+        Raises:
+            InvalidInput: there is none, or it may not be read; or the hub is not to be asked.
+            Unavailable: the hub does not answer.
+        """
+        from huggingface_hub import HfApi
+
+        if self._settings.hub_offline:
+            raise self._refused(repository, "LATHE_HUB_OFFLINE is set: only uploads are taken now")
+        with self._errors_named(repository, revision):
+            api = HfApi(endpoint=self._settings.hub_url, token=self._token)
+            info = api.model_info(repository, revision=revision, timeout=30)
+        names = [file.rfilename for file in info.siblings or []]
+        return Repository(repository, str(info.sha), names)
+
+    def folder(
+        self, repository: str, revision: str | None, patterns: list[str], *, ignored: list[str] | None = None
+    ) -> Path:
+        """Fetch the files that the patterns name; a folder of the client's cache, named by its commit.
+
+        Raises:
+            InvalidInput, Unavailable: as `look_up`.
+        """
+        from huggingface_hub import snapshot_download
+
+        if self._step is not None:
+            message = f"Fetching {repository} from {self._settings.hub_url}, unless it is here already."
+            self._step.event(message, repository=repository)
+        with self._errors_named(repository, revision):
+            return Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=patterns,
+                    ignore_patterns=ignored,
+                    endpoint=self._settings.hub_url,
+                    token=self._token,
+                    local_files_only=self._settings.hub_offline,
+                    tqdm_class=progress_bar(self._step.progress) if self._step is not None else None,
+                )
+            )
+
+    @property
+    def _token(self) -> str | bool:
+        """The operator's; without one nobody's, for the client would look for one in its own files."""
+        return self._settings.hub_token or False
+
+    @contextmanager
+    def _errors_named(self, repository: str, revision: str | None) -> Iterator[None]:
+        import httpx2
+        from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+        try:
+            yield
+        except (OSError, EntryNotFoundError, HFValidationError, httpx2.HTTPError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
+            raise self._named(error, repository, revision) from error
+
+    def _named(self, error: Exception, repository: str, revision: str | None) -> LatheError:
+        """The client's error by what can be done about it."""
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        if isinstance(error, GatedRepoError):
+            return self._refused(
+                repository,
+                "the hub lets only accepted accounts read it: accept its terms there, and set "
+                "LATHE_HUB_TOKEN (or HF_TOKEN) for the worker",
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return self._refused(repository, f"it has no revision {revision!r}")
+        if isinstance(error, RepositoryNotFoundError | HFValidationError):
+            return self._refused(
+                repository,
+                "the hub knows no such model, or shows it to accepted accounts only: check the spelling, "
+                "'organisation/name', and LATHE_HUB_TOKEN",
+            )
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response else None
+        if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+            return self._refused(repository, f"the hub answers {status}")
+        if self._settings.hub_offline:
+            return self._refused(
+                repository, "LATHE_HUB_OFFLINE is set, and it was not fetched before: fetch it while online"
+            )
+        return Unavailable(
+            f"{repository} cannot be had now: the hub cannot be reached ({type(error).__name__}) and it is "
+            "not in the local cache. Check the network, or put its folder into LATHE_BASE_MODELS_DIR.",
+            code="hub_unavailable",
+        )
+
+    def _refused(self, repository: str, why: str) -> InvalidInput:
+        return InvalidInput(f"{repository} cannot be had: {why}.", param=self._param)
+
+
+def progress_bar(report: Callable[..., None]) -> type:
+    """A tqdm that reports to us in place of a terminal; a long download must show signs of life."""
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    class Reporter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            kwargs["disable"] = False
+            super().__init__(*args, **kwargs)
+
+        def display(self, *args: Any, **kwargs: Any) -> None:
+            if self.total:
+                report(int(self.n), int(self.total), unit=self.unit)
+
+    return Reporter

@@ -1,0 +1,166 @@
+"""Fetch a model that is already made, and check it before anything else reads it.
+
+From an upload or a hub comes a GGUF file, which is served as it is, or a folder of safetensors, which is
+converted and quantised as an export is and can be a base of others. What Ollama's library has is pulled by
+Ollama, and stays there.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from db.errors import InvalidInput
+from serving.gguf_header import read_header
+from serving.llama_cpp import require_tools
+from serving.model_formats import HEAD_BYTES, PICKLES, kind_of
+from worker.step import Step
+from worker.steps.base_model import (
+    CONFIG_FILES,
+    NOT_FETCHED,
+    WEIGHT_FILES,
+    check_weights,
+    context_length,
+)
+from worker.steps.export import export_weights, take_weights
+from worker.steps.gguf_files import architecture, place, write_tokenizer
+from worker.steps.hub import Hub, Repository
+from worker.steps.model_archive import unpack
+from worker.steps.pull_ollama import pull_from_ollama
+from worker.steps.runtime import memory_errors_explained, prepare_runtime
+from worker.steps.weights_cache import file_sha256
+
+PARAM = "source"
+NAMES_SHOWN = 12
+MEMORY_ADVICE = "Converting holds one tensor after the other: use a machine with more memory."
+
+
+def run(step: Step) -> dict[str, Any]:
+    """Leave the files that will be served, and say where they come from."""
+    source = step.input.params["source"]
+    if source["ollama"] is not None:
+        return pull_from_ollama(step, source["ollama"])
+    if source["file"] is not None:
+        return _uploaded(step, source["file"])
+    return _from_hub(step, source)
+
+
+def _uploaded(step: Step, file_id: str) -> dict[str, Any]:
+    file = step.input.files[file_id]
+    with file.path.open("rb") as opened:
+        kind = kind_of(opened.read(HEAD_BYTES), file.filename, param=PARAM)
+    about = {"file": file_id, "filename": file.filename}
+    if kind == "gguf":
+        return _gguf(step, file.path, file.filename, about)
+    unpacked = step.input.folder / "unpacked"
+    unpack(step, file.path, file.filename, unpacked)
+    result = _safetensors(step, unpacked, file.filename, about)
+    shutil.rmtree(unpacked)
+    return result
+
+
+def _from_hub(step: Step, source: dict[str, Any]) -> dict[str, Any]:
+    hub = Hub(step.input.settings, param=PARAM, step=step)
+    found = hub.look_up(source["hub"], source["revision"])
+    step.event(
+        f"{found.name} at {source['revision'] or 'its newest revision'} is commit {found.revision}.",
+        repository=found.name,
+        revision=found.revision,
+    )
+    about = {"hub": found.name, "revision": found.revision}
+    filename = source["filename"] or _only_gguf(found)
+    if filename is not None:
+        if filename not in found.files:
+            raise _refused(f"{found.name} has no {filename}. It has: {_listed(_ggufs(found))}.")
+        path = hub.folder(found.name, found.revision, [filename]) / filename
+        return _gguf(step, path.resolve(), filename, {**about, "filename": filename})
+    fetched = hub.folder(found.name, found.revision, [*CONFIG_FILES, *WEIGHT_FILES], ignored=NOT_FETCHED)
+    return _safetensors(step, fetched, found.name, about)
+
+
+def _only_gguf(found: Repository) -> str | None:
+    """The GGUF file that is meant where none is named; None where there are safetensors to be had.
+
+    Raises:
+        InvalidInput: there is neither, or more than one.
+    """
+    ggufs = _ggufs(found)
+    if any(name.endswith(".safetensors") and "/" not in name for name in found.files):
+        return None
+    if len(ggufs) == 1:
+        return ggufs[0]
+    if ggufs:
+        raise _refused(f"{found.name} has several GGUF files: name one as filename. {_listed(ggufs)}.")
+    pickles = [name for name in found.files if name.lower().endswith(PICKLES)]
+    if pickles:
+        raise _refused(
+            f"{found.name} has its weights as pickles only ({pickles[0]}), which can run code when they are "
+            "loaded: ask its makers for safetensors, or take a GGUF of it."
+        )
+    raise _refused(f"{found.name} holds neither safetensors nor a GGUF file.")
+
+
+def _ggufs(found: Repository) -> list[str]:
+    return sorted(name for name in found.files if name.endswith(".gguf"))
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return (", ".join(names[:NAMES_SHOWN]) or "none") + more
+
+
+def _gguf(step: Step, path: Path, name: str, about: dict[str, Any]) -> dict[str, Any]:
+    header = read_header(path, name, param=PARAM)
+    sha256, size = file_sha256(path), path.stat().st_size
+    step.event(
+        f"{name} is a {header.architecture} in GGUF v{header.version}, {header.quantization}: "
+        f"{sum(header.types.values())} tensors, {size / 1e6:.1f} MB.",
+        architecture=header.architecture,
+        quantization=header.quantization,
+        bytes=size,
+        sha256=sha256,
+    )
+    if header.chat_template is None:
+        step.event(
+            f"{name} carries no chat template: its server makes one up (ChatML), which a model that learnt "
+            "another one answers badly.",
+            level="warn",
+        )
+    target = step.input.folder / f"{step.input.params['name']}-{header.quantization}.gguf"
+    place(path, target)
+    step.artifact(target.name)
+    row = {"quantization": header.quantization, "path": target.name, "bytes": size, "sha256": sha256}
+    return {
+        "files": [row],
+        "context_length": header.context_length,
+        "architecture": header.architecture,
+        "chat_template": header.chat_template,
+        "special_tokens": header.special_tokens,
+        "folder": None,
+        "source": {**about, "format": "gguf"},
+    }
+
+
+def _safetensors(step: Step, source: Path, name: str, about: dict[str, Any]) -> dict[str, Any]:
+    """Convert and quantise a folder in Hugging Face's layout; `model/` stays as a base for others."""
+    prepare_runtime(step.input.settings.threads)
+    tools = require_tools(step.input.settings)
+    check_weights(source, name, PARAM)
+    folder = step.input.folder / "model"
+    with memory_errors_explained(MEMORY_ADVICE):
+        take_weights(step, source, folder)
+        template = write_tokenizer(source, folder)
+        files, full = export_weights(step, tools, folder)
+    if full.name not in {row["path"] for row in files}:
+        full.unlink()
+    return {
+        "files": files,
+        "context_length": context_length(folder),
+        "architecture": architecture(folder),
+        "chat_template": template,
+        "folder": folder.name,
+        "source": {**about, "format": "safetensors"},
+    }
+
+
+def _refused(message: str) -> InvalidInput:
+    return InvalidInput(message, param=PARAM)

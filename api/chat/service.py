@@ -34,12 +34,20 @@ def target_of(unit: Unit, backends: Backends, reference: str) -> Target:
     named = own_places(unit, backends, reference)
     try:
         file = resolve(unit.session, unit.project_id, reference).file
-    except NotFound:
+    except NotFound as error:
         if not named:
-            raise
+            raise _telling_of_backends(error, backends) from None
         return target_at(unit, backends, reference, named)
     twins = [Place(name, file.backend_name) for name in backends.standing_in(file.backend)]
     return target_at(unit, backends, reference, [Place(file.backend, file.backend_name), *twins, *named])
+
+
+def _telling_of_backends(error: NotFound, backends: Backends) -> NotFound:
+    names = [f"{backend.name}/…" for backend in backends if backend.config.own_models]
+    if error.code != "model_not_found" or not names:
+        return error
+    message = f"{error.message} What backends have by themselves is named {', '.join(names)}."
+    return NotFound(message, param=error.param, code=error.code)
 
 
 def own_places(unit: Unit, backends: Backends, reference: str) -> list[Place]:

@@ -17,6 +17,7 @@ from api.health.schemas import Part, Readiness
 from api.unit_of_work import Services, Unit
 from db.queries.workers import live_queues
 from db.settings import Settings
+from serving.backends.guarding import Guarded
 
 LOOK_SECONDS = 3
 
@@ -28,6 +29,11 @@ async def readiness(services: Services) -> Readiness:
         "chat_server": _server(services.client, _chat_health(settings)),
         "embedding_server": _server(services.client, f"{settings.embedding_url}/health"),
     }
+    looks |= {
+        f"backend:{there.name}": _backend(there)
+        for there in services.backends
+        if there.config.own_models or there.config.models
+    }
     found = dict(zip(looks, await asyncio.gather(*looks.values()), strict=True))
     parts = await _database_and_workers(services) | found
     ready = all(part.ok for part in parts.values() if part.required)
@@ -38,6 +44,12 @@ def _chat_health(settings: Settings) -> str:
     if settings.chat_backend == "ollama":
         return f"{settings.ollama_url}/api/version"
     return f"{settings.chat_url}/health"
+
+
+async def _backend(there: Guarded) -> Part:
+    """One of the operator's, without which only its own models go unanswered."""
+    problem = await there.health()
+    return Part(ok=problem is None, required=False, message=problem)
 
 
 async def _database_and_workers(services: Services) -> dict[str, Part]:

@@ -221,14 +221,15 @@ class Guarded:
         """A stream, event by whole event; one that breaks ends with OpenAI's error event."""
         held, end = b"", b""
         try:
-            async for chunk in self._timely(answer, first):
-                part = held + chunk if held else chunk
-                held = b""
-                if not part.endswith(EVENT_ENDS):
-                    part, held = _at_event_end(part)
-                if part:
-                    end = part[-END_BYTES:] if len(part) >= END_BYTES else (end + part)[-END_BYTES:]
-                    yield part
+            async with contextlib.aclosing(self._timely(answer, first)) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    part = held + chunk if held else chunk
+                    held = b""
+                    if not part.endswith(EVENT_ENDS):
+                        part, held = _at_event_end(part)
+                    if part:
+                        end = part[-END_BYTES:] if len(part) >= END_BYTES else (end + part)[-END_BYTES:]
+                        yield part
         except Unavailable as error:
             yield broken_event(error)
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from serving.backends.vllm_generate import VllmGenerate
 
 # How long a backend's list of its models is good for, and for how long one that did not answer is left alone.
 LISTED_SECONDS = 15
+
+# As with names of ours: neither NUL nor halves of surrogate pairs, which Postgres cannot take.
+MODEL = re.compile(r"[^\x00-\x1f\ud800-\udfff]{1,256}")
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +61,8 @@ class Backends:
     def named(self, reference: str) -> list[Place]:
         """Who answers to a name of the operator's: `backend/model`, or what the file's `models` say."""
         name, slash, model = reference.partition("/")
-        if slash and model and name in self._all and self._all[name].config.own_models:
-            return [Place(name, model)]
+        if slash and name in self._all and self._all[name].config.own_models:
+            return [Place(name, model)] if MODEL.fullmatch(model) else []
         return [
             Place(config.name, config.models[reference])
             for config in (backend.config for backend in self)

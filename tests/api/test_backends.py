@@ -74,6 +74,8 @@ class TestNames:
             rows = {row["id"]: row for row in api.get("/v1/models").json()["data"]}
             looked = [api.get(f"/v1/models/{name}").json() for name in ("there/dir/other:1b", "own")]
             assert api.get("/v1/models/there/nothing").status_code == 404
+            assert "named there/…" in error_of(chat(api, "nobody"))["message"]
+            assert api.get("/readyz").json()["parts"]["backend:there"]["ok"]
             refused = api.delete("/v1/models/there/own")
         assert {name for name in rows if rows[name]["owned_by"] == "there"} == {
             "own", "there/own", "there/dir/other:1b",
@@ -93,6 +95,8 @@ class TestNames:
     def test_a_dead_backend_breaks_no_list(self, serve: Serve) -> None:
         with serve(f"[dead]\ntype = 'openai'\nurl = 'http://127.0.0.1:{free_port()}'") as api:
             assert "tiny" in [row["id"] for row in api.get("/v1/models").json()["data"]]
+            part = api.get("/readyz").json()["parts"]["backend:dead"]
+        assert (part["ok"], part["required"]) == (False, False)
 
     @pytest.mark.parametrize(
         "written", ["{}", "{}:latest", "library/{}", "registry.ollama.ai/library/{}:latest", "UPPER"]
@@ -107,6 +111,16 @@ class TestNames:
             assert chat(api, "ollama/faq-v-0123456789ab").status_code == 404
             assert chat(api, "ollama/qwen3:0.6b").content == WHOLE
         assert len(server.bodies) == 1
+
+    @pytest.mark.parametrize(
+        "name", ["ollama/a\\u0000b", "ollama/a\\ud800b", "ollama/", "ollama/" + "x" * 5000]
+    )
+    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+    def test_what_can_be_no_models_name(self, serve: Serve, server: StandIn, path: str, name: str) -> None:
+        with serve("", ollama_host=server.url) as api:
+            body = f'{{"model": "{name}", "input": "x"}}'
+            answer = api.post(path, content=body, headers={"content-type": "application/json"})
+        assert (answer.status_code, error_of(answer)["param"]) == (404, "model")
 
     def test_a_backend_that_the_settings_no_longer_name(self, serve: Serve, publish: Publish) -> None:
         publish("orphan", backend="gone")

@@ -2,10 +2,12 @@
 
 The peer embeds as LangChain's users do, by `HuggingFaceEmbeddings`: sentence-transformers in its own process,
 with the same weights. What it does with our llama-server in place of that is measured beside it, and so is
-how fast that server is with the same texts and nothing else to do.
+how fast each of our embedders, that server and the embed step's own, is with the same texts and nothing else
+to do.
 """
 
 import contextlib
+import os
 import random
 import statistics
 import time
@@ -31,12 +33,14 @@ from serving import llama_cpp
 from serving.embedding_model import ensure_embedding_model
 from serving.embedding_weights import weights_folder
 from serving.embeddings import EmbeddingServer
+from worker.steps.local_embedder import LocalEmbedder
 
 JOB_SECONDS = 900
 START_SECONDS = 60
 POLL_SECONDS = 0.2
 # Texts a request, and requests at once: the server by itself is as fast as the best of them lets it be.
 BATCHINGS = ((8, 4), (16, 2))
+LOCAL = "in the step"
 # By so many of a job's texts.
 BARE_TEXTS = 256
 STEPS = text(
@@ -44,6 +48,9 @@ STEPS = text(
     "extract(epoch FROM j.created_at) AS submitted "
     "FROM attempts a JOIN steps s ON s.id = a.step_id JOIN jobs j ON j.id = s.job_id "
     "WHERE j.id = :job ORDER BY a.id"
+)
+EMBEDS_ITSELF = text(
+    "SELECT count(*) FROM events WHERE job_id = :job AND message LIKE 'This process embeds%'"
 )
 
 
@@ -120,6 +127,11 @@ class LatheStack:
         between = whole - sum(spent for name, spent in seconds.items() if name != rows[-1].name)
         return {name: round(spent, 2) for name, spent in {**seconds, "between": between}.items()}
 
+    def embeds_itself(self, job: str) -> bool:
+        """Whether the step of a job embedded by itself, and not by the server."""
+        with self._database.connect() as connection:
+            return bool(connection.execute(EMBEDS_ITSELF, {"job": job}).scalar_one())
+
     def _post(self, path: str, **content: Any) -> dict[str, Any]:
         response = self._client.post(path, **content)
         assert response.is_success, response.text
@@ -178,7 +190,10 @@ class _Sides:
         self._url, self._peer = f"http://127.0.0.1:{port}", peer
         self._lathe = LatheStack(stack, port, self._embedder)
         self._names = iter(range(1_000_000))
+        self._server = EmbeddingServer(self._url)
+        self._local = LocalEmbedder(None, threads=os.cpu_count() or 1, server=self._server)
         self.steps: list[dict[str, float]] = []
+        self.embeds_itself = False  # in the last job
         # Everything is loaded, and every model has embedded something, before any clock runs.
         self._lathe.ingest([warm], "warm")
         for embedder in (self._url, str(weights_folder())):
@@ -188,6 +203,7 @@ class _Sides:
         with Stopwatch(self._lathe.processes) as watch:
             done = self._lathe.ingest(job.manuals, f"turn-{next(self._names)}")
         self.steps.append(self._lathe.steps(done))
+        self.embeds_itself = self._lathe.embeds_itself(done)
         return watch.spent
 
     def peer(self, job: Job) -> Spent:
@@ -197,15 +213,16 @@ class _Sides:
         return self._by_peer(job, self._url)
 
     def bare(self, job: Job) -> dict[str, float]:
-        """Chunks a second of the server alone, by how it is asked."""
+        """Chunks a second of each embedder alone; of the server, by how it is asked."""
         texts, tokens = job.texts[:BARE_TEXTS], job.tokens[:BARE_TEXTS]
         rates = {
             f"{each} x {at_once}": bare_rate(self._url, texts, each, at_once) for each, at_once in BATCHINGS
         }
-        with EmbeddingServer(self._url) as server:
+        for name, embedder in (("lathe's batches", self._server), (LOCAL, self._local)):
             began = time.perf_counter()
-            server.embed(texts, tokens)
-            return {**rates, "lathe's batches": len(texts) / (time.perf_counter() - began)}
+            embedder.embed(texts, tokens)
+            rates[name] = len(texts) / (time.perf_counter() - began)
+        return rates
 
     def _by_peer(self, job: Job, embedder: str) -> Spent:
         name = f"turn-{next(self._names)}"
@@ -250,7 +267,7 @@ def compare(
                     bare.append(sides.bare(job))
                 else:
                     runs[name].append(works[name](job))
-        found.append(_told(job, runs, bare, sides.steps))
+        found.append(_told(job, runs, bare, sides))
     return found
 
 
@@ -258,19 +275,23 @@ def _told(
     job: Job,
     runs: Mapping[str, Sequence[Spent]],
     bare: Sequence[Mapping[str, float]],
-    steps: Sequence[Mapping[str, float]],
+    sides: _Sides,
 ) -> dict[str, Any]:
     seconds = {side: statistics.median(run.wall for run in done) for side, done in runs.items()}
     cpu = {side: statistics.median(run.cpu for run in done) for side, done in runs.items()}
     rates = {name: [round(each[name], 1) for each in bare] for name in bare[0]}
-    best = max(statistics.median(told) for told in rates.values())
+    embedder = LOCAL if sides.embeds_itself else "the server"
+    best = max(
+        statistics.median(told) for name, told in rates.items() if (name == LOCAL) == (embedder == LOCAL)
+    )
     own = len(job.texts) / seconds["lathe"]
     return {
         "files": [manual.path.name for manual in job.manuals],
         "chunks": len(job.texts),
         "seconds": {side: [round(run.wall, 2) for run in done] for side, done in runs.items()},
         "cpu_seconds": {side: round(spent, 2) for side, spent in cpu.items()},
-        "steps_seconds": [dict(told) for told in steps],
+        "steps_seconds": [dict(told) for told in sides.steps],
+        "embedder": embedder,
         "bare_chunks_per_second": rates,
         "chunks_per_second": round(own, 1),
         "ratio": round(seconds["peer"] / seconds["lathe"], 2),

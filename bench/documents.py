@@ -245,8 +245,8 @@ def show(result: Mapping[str, Any]) -> None:
         print(
             f"{job['chunks']:,} chunks of {len(job['files'])} files, to searchable: {job['ratio']} times as "
             f"fast as the peer by sentence-transformers, {job['ratio_with_our_server']} as the peer by our "
-            f"llama-server (no goal), {job['of_embedder']} of what that does alone; seconds "
-            f"{json.dumps(job['seconds'])}, CPU-seconds {json.dumps(job['cpu_seconds'])}, steps "
+            f"llama-server (no goal), {job['of_embedder']} of what its embedder ({job['embedder']}) does "
+            f"alone; seconds {json.dumps(job['seconds'])}, CPU-seconds {json.dumps(job['cpu_seconds'])}, steps "
             f"{json.dumps(job['steps_seconds'])}"
         )
     if "loads" in result:

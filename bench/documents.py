@@ -246,8 +246,8 @@ def show(result: Mapping[str, Any]) -> None:
             f"{job['chunks']:,} chunks of {len(job['files'])} files, to searchable: {job['ratio']} times as "
             f"fast as the peer by sentence-transformers, {job['ratio_with_our_server']} as the peer by our "
             f"llama-server (no goal), {job['of_embedder']} of what its embedder ({job['embedder']}) does "
-            f"alone; seconds {json.dumps(job['seconds'])}, CPU-seconds {json.dumps(job['cpu_seconds'])}, steps "
-            f"{json.dumps(job['steps_seconds'])}"
+            f"alone; seconds {json.dumps(job['seconds'])}, CPU-seconds {json.dumps(job['cpu_seconds'])}, "
+            f"steps {json.dumps(job['steps_seconds'])}"
         )
     if "loads" in result:
         print("loads", json.dumps(result["loads"]))

@@ -4,7 +4,9 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from api.auditing import Ledger
 from api.edge import Edge
+from db.session import SessionFactory
 from tests.api.conftest import error_of, serving
 from tests.api.model_server import answer_lifespan
 
@@ -19,8 +21,8 @@ async def fails(scope: Scope, receive: Receive, send: Send) -> None:
     raise RuntimeError("a secret of ours")
 
 
-def test_what_nobody_foresaw_is_a_500_that_tells_only_its_id() -> None:
-    with serving(Edge(fails)) as url:
+def test_what_nobody_foresaw_is_a_500_that_tells_only_its_id(session_factory: SessionFactory) -> None:
+    with serving(Edge(fails, Ledger(session_factory))) as url:
         answer = httpx.get(f"{url}/", trust_env=False)
     assert answer.status_code == 500
     error = error_of(answer)
@@ -29,6 +31,6 @@ def test_what_nobody_foresaw_is_a_500_that_tells_only_its_id() -> None:
     assert "secret" not in answer.text
 
 
-def test_half_an_answer_is_never_taken_for_a_whole_one() -> None:
-    with serving(Edge(fails)) as url, pytest.raises(httpx.RemoteProtocolError):
+def test_half_an_answer_is_never_taken_for_a_whole_one(session_factory: SessionFactory) -> None:
+    with serving(Edge(fails, Ledger(session_factory))) as url, pytest.raises(httpx.RemoteProtocolError):
         httpx.get(f"{url}/midway", trust_env=False)

@@ -42,6 +42,12 @@ CREATE_NOTHING = {
     "/v1/completions",
     "/v1/embeddings",
     "/v1/files",
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel",
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/pause",
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/resume",
+    "/v1/uploads/{upload_id}/cancel",
+    "/v1/uploads/{upload_id}/complete",
+    "/v1/uploads/{upload_id}/parts",  # of which only those count that `complete` names
     "/v1/jobs/{job_id}/cancel",
     "/v1/jobs/{job_id}/pause",
     "/v1/jobs/{job_id}/resume",

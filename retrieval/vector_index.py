@@ -43,13 +43,14 @@ SESSION = text(
            set_config('idle_session_timeout', '60s', false)
     """
 )
+# Two bounds of the pair: with `collection_id = …` beside it Postgres begins at the collection's first chunk.
 STATE = text(
     """
     SELECT dimensions, index_name, indexed_through, indexed_chunks,
            (SELECT coalesce(sum(chunk_count), 0) FROM documents WHERE collection_id = c.id) AS chunks,
            (SELECT coalesce(max(id), 0) FROM chunks WHERE collection_id = c.id) AS newest,
            (SELECT count(*) FROM chunks
-            WHERE collection_id = c.id AND (collection_id, id) > (c.id, c.indexed_through)) AS later,
+            WHERE collection_id <= c.id AND (collection_id, id) > (c.id, c.indexed_through)) AS later,
            EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(c.index_name) AND indisvalid) AS usable
     FROM collections c WHERE id = :id
     """
@@ -125,6 +126,7 @@ class IndexBuilder:
         self._driver: Any = connection.connection.dbapi_connection
         self.pid: int = connection.scalar(text("SELECT pg_backend_pid()"))
         self.building_chunks = 0  # how many the index will hold that is being built just now
+        self.waiting = False  # for another builder
 
     def refresh(self, collection_id: str) -> Refreshed:
         """Build the collection's index if it pays, anew if the old one leaves out too much. How many chunks
@@ -250,9 +252,10 @@ class IndexBuilder:
         alone = self._lock()
         if patient and not alone:
             self._tell("Another vector index is being built: waiting for it.")
+            self.waiting = True
             while not self._lock():
                 self._cancelled.wait(LOOK_SECONDS)
-            alone = True
+            self.waiting, alone = False, True
         try:
             yield alone
         finally:

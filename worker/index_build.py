@@ -120,8 +120,11 @@ class IndexBuild:
         self._messages.put({"type": "event", "level": "info", "message": message, "data": {}})
 
     def _look(self) -> None:
-        """Say how far Postgres is. No news is no sign of life."""
+        """Say how far Postgres is. No news is no sign of life, unless another builder has its turn: it makes
+        progress, or else is ended by its own worker."""
         builder = self._builder
+        if builder is not None and builder.waiting:
+            self._progressed(0, self._input.results["embed"]["chunks"])
         if builder is None or not builder.building_chunks:
             return
         try:
@@ -131,6 +134,8 @@ class IndexBuild:
             return  # who builds will notice
         if row is not None and row.tuples_done != self._progress:
             self._progress = row.tuples_done
-            done, total = min(row.tuples_done, builder.building_chunks), builder.building_chunks
-            message = {"type": "progress", "done": done, "total": total, "eta_seconds": None}
-            self._messages.put({**message, "unit": "chunks"})
+            self._progressed(min(row.tuples_done, builder.building_chunks), builder.building_chunks)
+
+    def _progressed(self, done: int, total: int) -> None:
+        message = {"type": "progress", "done": done, "total": total, "eta_seconds": None, "unit": "chunks"}
+        self._messages.put(message)

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
 
 from db.ids import new_id
-from db.models import Chunk, Collection, Document, File
+from db.models import Chunk, Collection, Document, File, Step
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents, list_documents
 from db.queries.ingests import assign
@@ -19,6 +20,7 @@ from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobKind, JobStatus
 from db.storage import job_folder
+from retrieval.vector_index import BUILD_LOCK
 from tests.embedding_server import UNEMBEDDABLE, EmbeddingStandIn
 from tests.worker.conftest import REPOSITORY, Bench, environment
 
@@ -189,6 +191,8 @@ def test_a_refused_text_stops_no_other(ingests: Ingests) -> None:
     assert (ended.result["documents"], ended.result["failed"]) == (2, 2)
     assert ingests.check(collection) == 2
     with ingests.factory() as session:
+        chunks = session.scalars(select(func.count()).select_from(Chunk)).one()
+        assert ended.result["chunks"] == chunks
         events, _ = list_events(session, job)
     warnings = [event.message for event in events if event.level == "warn"]
     assert [warning[:6] for warning in warnings] == ["3.txt:", "1.txt:"]
@@ -336,3 +340,22 @@ def test_a_build_can_be_cancelled(ingests: Ingests) -> None:
         assert ingests.bench.ended(job, seconds=60).status == JobStatus.CANCELLED
         assert ingests.building() == 0
     assert len(ingests.completed(collection)) == 1
+
+
+def test_one_that_waits_for_another_builder_does_not_stall(ingests: Ingests) -> None:
+    ingests.smallest_indexed = 10
+    _, job = ingests.submit(texts(1))
+    progress = select(Step.progress, Step.progressed_at).where(Step.job_id == job, Step.name == "index")
+
+    def told() -> tuple[Any, Any]:
+        with ingests.factory() as session:
+            return tuple(session.execute(progress).one())
+
+    with ingests.factory() as builder:
+        builder.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": BUILD_LOCK})
+        ingests.start_worker()
+        ingests.bench.wait_for(lambda: bool(told()[0]), seconds=60)
+        first = told()
+        assert (first[0]["done"], first[0]["unit"]) == (0, "chunks")
+        ingests.bench.wait_for(lambda: told()[1] > first[1], seconds=30)
+    assert ingests.bench.ended(job, seconds=60).status == JobStatus.SUCCEEDED

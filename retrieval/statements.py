@@ -6,19 +6,21 @@ of use where the planner sees that its condition holds.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import count
+from hashlib import sha256
 from typing import Any
 
 from pgvector.sqlalchemy import HALFVEC
 from psycopg2.extensions import AsIs
-from sqlalchemy import ColumnElement, Connection, Select, Text, bindparam, cast
+from sqlalchemy import ColumnElement, Connection, CursorResult, Select, Text, bindparam, cast
 from sqlalchemy.dialects.postgresql import psycopg2
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
 PREPARED = "prepared_statements"
 PREPARED_MOST = 32  # on a connection: the plan of each takes some 50 kB of the server
-NUMBERS = count(1)
+# SQLSTATEs of a name that the server does not have, or has already.
+NOT_PREPARED, PREPARED_ALREADY = "26000", "42P05"
 
 Values = Mapping[str, Any]
 
@@ -64,8 +66,13 @@ class Statements:
         connection = self._session.connection()
         name = _prepared(connection, statement, fixed, list(values))
         given = ", ".join(f"%({value})s" for value in values)
+        execute = f"EXECUTE {name} ({given})"
         told = self._told(untried, settings or {})
-        return connection.exec_driver_sql(f"{told}EXECUTE {name} ({given})", dict(values)).all()
+        rows = _unless(NOT_PREPARED, connection, execute, values, first=told)
+        if rows is None:
+            _prepare(connection, name, statement, fixed, list(values))
+            rows = connection.exec_driver_sql(execute, dict(values))
+        return rows.all()
 
     def let_planner_choose(self) -> None:
         """Take back what the last statement's `untried` said."""
@@ -81,19 +88,45 @@ class Statements:
 
 
 def _prepared(connection: Connection, statement: str, fixed: Values, given: Sequence[str]) -> str:
-    """The name by which the connection's server has the statement. It outlives transactions."""
+    """The name by which the connection's server has the statement. It outlives transactions.
+
+    Behind a proxy that gives each transaction another of its connections, that server may lack it, or have it
+    from somebody else: so a name stands for one text everywhere.
+    """
     names: dict[tuple[str, str], str] = connection.info.setdefault(PREPARED, {})
     key = (statement, str(fixed))
     if key not in names:
         if len(names) >= PREPARED_MOST:
-            connection.exec_driver_sql(f"DEALLOCATE {names.pop(next(iter(names)))}")
-        name = f"search_{next(NUMBERS)}"
-        places = {value: AsIs(f"${number}") for number, value in enumerate(given, 1)}
-        connection.exec_driver_sql(f"PREPARE {name} AS {statement}", {**fixed, **places})
+            _unless(NOT_PREPARED, connection, f"DEALLOCATE {names.pop(next(iter(names)))}", {})
+        name = f"search_{sha256(repr((key, given)).encode()).hexdigest()[:32]}"
+        _prepare(connection, name, statement, fixed, given)
         names[key] = name
     else:
         names[key] = names.pop(key)  # the one that was not used for longest comes first
     return names[key]
+
+
+def _prepare(connection: Connection, name: str, statement: str, fixed: Values, given: Sequence[str]) -> None:
+    places = {value: AsIs(f"${number}") for number, value in enumerate(given, 1)}
+    _unless(PREPARED_ALREADY, connection, f"PREPARE {name} AS {statement}", {**fixed, **places})
+
+
+def _unless(
+    sqlstate: str, connection: Connection, statement: str, values: Values, *, first: str = ""
+) -> CursorResult[Any] | None:
+    """What a statement gives; None where it fails with `sqlstate`, and the transaction goes on.
+
+    Args:
+        first: statements that stay done in any case.
+    """
+    try:
+        # In one request, since each costs a way to the server and back.
+        return connection.exec_driver_sql(f"{first}SAVEPOINT prepared; {statement}", dict(values))
+    except DBAPIError as error:
+        if getattr(error.orig, "pgcode", None) != sqlstate:
+            raise
+    connection.exec_driver_sql("ROLLBACK TO SAVEPOINT prepared")
+    return None
 
 
 def compiled(statement: Select[Any]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from retrieval.statements import PREPARED_MOST, Statements, written
+from retrieval.statements import PREPARED, PREPARED_MOST, Statements, written
 
 ADD = "SELECT %(one)s + %(other)s::int"
 KEPT = "SELECT name FROM pg_prepared_statements ORDER BY prepare_time, name"
@@ -44,6 +44,38 @@ class TestPrepared:
             assert len(names) == PREPARED_MOST
             assert add(session, 0, 7) == 7
             assert kept(session) == names
+
+
+class TestBehindAProxy:
+    """Whose every transaction may go to another server's connection."""
+
+    def test_is_prepared_again_where_it_is_not(self, engine: Engine) -> None:
+        with Session(engine) as session:
+            statements = Statements(session)
+            assert add(session, 3, 4) == 7
+            session.execute(text("CREATE TEMPORARY TABLE written (one int) ON COMMIT DROP"))
+            session.execute(text("DEALLOCATE ALL"))
+            fixed, given, untried = {"one": 3}, {"other": 5}, ["enable_sort"]
+            [row] = statements.run_prepared(ADD, fixed, given, untried=untried)
+            assert row[0] == 8
+            assert session.scalars(text("SHOW enable_sort")).one() == "off"
+            # The transaction was not lost over it.
+            assert session.scalars(text("SELECT count(*) FROM written")).one() == 0
+
+    def test_takes_what_another_has_prepared(self, engine: Engine) -> None:
+        with Session(engine) as session:
+            assert add(session, 5, 5) == 10
+            before = kept(session)
+            session.connection().info.pop(PREPARED)
+            assert add(session, 5, 6) == 11
+            assert kept(session) == before
+
+    def test_forgets_what_is_gone_already(self, engine: Engine) -> None:
+        with Session(engine) as session:
+            for one in range(PREPARED_MOST):
+                add(session, one, 0)
+            session.execute(text("DEALLOCATE ALL"))
+            assert add(session, -1, 2) == 1
 
 
 class TestPlanner:

@@ -63,10 +63,11 @@ async def find(
     found = Found(queries=list(texts))
     queries: list[Query] = []
     if model is not None:
-        if rewrite_with is not None:
-            await _rewrite(services, found, rewrite_with)
         with found.timed("embedding"):
-            queries = await _embedded_with_variants(services, found, texts, model)
+            queries = await _embedded(services, texts, model)
+        # Only what can be searched for is worth a chat model's time.
+        if rewrite_with is not None:
+            queries += await _rewritten(services, found, model, rewrite_with)
 
     def compare(ranking: Ranking, limit: int) -> Awaitable[None]:
         return services.run_in_transaction(
@@ -114,13 +115,28 @@ def _compare(
         note_search(unit.session, collection.id)
 
 
-async def _rewrite(services: Services, found: Found, model: str) -> None:
-    """Search for the question in other words, too; or as it is, if the model does not help."""
+async def _rewritten(
+    services: Services, found: Found, model: EmbeddingModel, rewrite_with: str
+) -> list[Query]:
+    """The question in other words, too; none, if no model helps, or the embedding server refuses them."""
     try:
         with found.timed("rewrite"):
-            found.queries += await rewrite(services, found.queries, model)
+            variants = await rewrite(services, found.queries, rewrite_with)
     except Unavailable as error:
         found.notices.append(f"The question was searched for as it is. {error.message}")
+        return []
+    # However many variants there are, together they count no more than what was asked.
+    weight = min(1.0, len(found.queries) / len(variants))
+    try:
+        with found.timed("embedding"):
+            queries = await _embedded(services, variants, model, weight)
+    except InvalidInput as error:
+        found.notices.append(
+            f"The question was searched for as it is, and not in other words. {error.message}"
+        )
+        return []
+    found.queries += variants
+    return queries
 
 
 async def _rerank(services: Services, found: Found, texts: Sequence[str], *, demanded: bool) -> None:
@@ -172,30 +188,10 @@ def _named(model: EmbeddingModel) -> str:
     return f"{model.name} ({model.revision})" if model.revision else model.name
 
 
-async def _embedded_with_variants(
-    services: Services, found: Found, texts: Sequence[str], model: EmbeddingModel
-) -> list[Query]:
-    """What is searched for with its vectors; without the other words, if the server refuses those."""
-    try:
-        return await _embedded(services, found.queries, len(texts), model)
-    except InvalidInput as error:
-        if len(found.queries) == len(texts):
-            raise
-        refusal = error.message
-    queries = await _embedded(services, texts, len(texts), model)
-    found.queries = list(texts)
-    found.notices.append(f"The question was searched for as it is, and not in other words. {refusal}")
-    return queries
-
-
 async def _embedded(
-    services: Services, texts: Sequence[str], originals: int, model: EmbeddingModel
+    services: Services, texts: Sequence[str], model: EmbeddingModel, weight: float = 1.0
 ) -> list[Query]:
-    """The texts with their vectors.
-
-    Args:
-        originals: how many of them, the first, were asked for; the others count less.
-    """
+    """The texts with their vectors."""
     settings = services.settings
     try:
         now, vectors = await embed_queries(
@@ -212,12 +208,9 @@ async def _embedded(
             f"{_named(now)}: ingest the documents into a new collection.",
             code="embedding_model_changed",
         )
-    # However many variants there are, together they count no more than what was asked.
-    less = min(1.0, originals / max(1, len(texts) - originals))
-    weights = [1.0] * originals + [less] * (len(texts) - originals)
     return [
         Query(text, list(struct.unpack(f"<{len(vector) // 4}f", vector)), weight)
-        for text, vector, weight in zip(texts, vectors, weights, strict=True)
+        for text, vector in zip(texts, vectors, strict=True)
     ]
 
 

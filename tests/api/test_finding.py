@@ -195,7 +195,7 @@ class TestRewriting:
         found = look([collection], ["leave of absence"], rewrite_with="rewrites", limit=1)
         assert texts_of(found) == ["We grant thirty holidays."]
         assert found.queries == ["leave of absence", "duration of vacation", "days of holidays"]
-        assert found.used == ["rewrite", "embedding", "vector_exact", "full_text", "rrf"]
+        assert found.used == ["embedding", "rewrite", "vector_exact", "full_text", "rrf"]
         assert set(found.seconds) == set(found.used)
         assert found.notices == []
         sent = json.loads(backend[0].bodies[-1])
@@ -350,7 +350,7 @@ class TestWithOpenAIsClient:
             found = client.vector_stores.search(collection, query="fox", rewrite_query=True)
             told = found.model_extra or {}
             assert told["search_query"] == ["fox", "quick animal"]
-            assert (told["used"][0], told["notices"]) == ("rewrite", [])
+            assert (told["used"][:2], told["notices"]) == (["embedding", "rewrite"], [])
             options = {"diversity": 0.5}
             found = client.vector_stores.search(collection, query="fox", ranking_options=options)
             assert (found.model_extra or {})["used"][-1] == "mmr"

@@ -17,6 +17,7 @@ from db.queries.jobs import create_job
 from db.queries.models import get_model
 from db.session import SessionFactory, transaction
 from db.states import JobKind
+from tests.api.answers.answering_server import rendered
 from tests.api.answers.conftest import QUESTION, Desk
 from tests.api.conftest import error_of, wait_until
 from tests.api.model_server import streamed_bytes
@@ -128,6 +129,18 @@ class TestAnswer:
         assert answer["citations"]
         error = error_of(desk.ask("wordy", UNEMBEDDABLE, collections=["worded"]))
         assert error["param"] == "query"
+
+    def test_one_that_is_too_long_is_rewritten_once(self, desk: Desk) -> None:
+        desk.ready("once")
+        desk.fill("halved", {"a.txt": "There are thirty days of holidays a year."})
+        desk.server.says = "How long is the yearly leave?"
+        long = f"{UNEMBEDDABLE} {'x' * 150} {'days of holidays a year ' * 9}"
+        asked = {"collections": ["halved"], "retrieval": {"rewrite_query": True}}
+        answer = desk.ask("once", long, **asked).json()
+        [_, rewritten] = answer["retrieval"]["queries"]
+        assert rewritten == desk.server.says
+        prompts = [rendered(each["messages"]) for each in desk.server.asked]
+        assert [UNEMBEDDABLE in prompt for prompt in prompts] == [False, True]
 
     def test_is_searched_in_other_words_too(self, desk: Desk, handbook: bytes) -> None:
         desk.ready("rewrites")

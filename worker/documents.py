@@ -85,7 +85,7 @@ def write_document(session: Session, claim: Claim, folder: Path, message: Messag
                 loading.rollback()
     document = _locked(session, claim, message["document_id"])
     if document is None:
-        _say(session, claim, "A document was taken out of the collection before it was ready.")
+        _say(session, claim, _lost(session, message["document_id"]))
     elif error is not None:
         document.status, document.error, document.password = str(DocumentStatus.FAILED), error, None
         _say(session, claim, f"{document.filename}: {error['message']}", level="warn", code=error["code"])
@@ -101,6 +101,15 @@ def write_document(session: Session, claim: Claim, folder: Path, message: Messag
             language=document.language,
         )
     return True
+
+
+def _lost(session: Session, document_id: str) -> str:
+    """What is told of a document that is not this job's to write any more."""
+    query = select(Document.filename).where(Document.id == document_id)
+    filename = session.scalars(query).one_or_none()
+    if filename is None:
+        return "A document was taken out of the collection before it was ready."
+    return f"{filename} is left to another job, which was asked for it since."
 
 
 def _loaded(document: Document) -> str:

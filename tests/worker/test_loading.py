@@ -139,6 +139,16 @@ def test_the_collection_can_be_deleted_meanwhile(loading: Loading) -> None:
     assert "A document was taken out of the collection before it was ready." in loading.said(claim)
 
 
+def test_one_that_another_job_took_over_is_not_said_to_be_gone(loading: Loading) -> None:
+    taken, claim = loading.add()
+    _, other_claim = loading.add()
+    with transaction(loading.factory) as session:
+        session.get_one(Document, taken).job_id = other_claim.job_id
+    loading.write(claim, loading.message(taken))
+    assert loading.said(claim)[-1] == "f.txt is left to another job, which was asked for it since."
+    assert loading.chunks(taken) == 0
+
+
 def test_no_two_models_come_together_however_close_they_finish(loading: Loading) -> None:
     first, claim = loading.add()
     second, other_claim = loading.add()

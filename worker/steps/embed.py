@@ -41,12 +41,13 @@ def run(step: Step) -> dict[str, Any]:
         embedder = _Embedder(step, EmbeddingChoice(step, server, chunks=waiting), by_id)
         for _ in executor.map(embedder.embed, _windows(step.input.documents, by_id)):
             pass
+    embedded = [row for row in by_id.values() if row["id"] not in embedder.failed]
     return {
         "collection": step.input.params["collection"],
-        "documents": len(by_id) - embedder.failed,
-        "failed": extracted["failed"] + embedder.failed,
-        "chunks": sum(row["chunks"] for row in by_id.values()),
-        "pages": sum(row["pages"] for row in by_id.values()),
+        "documents": len(embedded),
+        "failed": extracted["failed"] + len(embedder.failed),
+        "chunks": sum(row["chunks"] for row in embedded),
+        "pages": sum(row["pages"] for row in embedded),
     }
 
 
@@ -80,7 +81,7 @@ class _Embedder:
         self._languages = {
             document_id: row.get("language") or SIMPLE for document_id, row in extracted.items()
         }
-        self.failed = 0
+        self.failed: set[str] = set()
         self._total = sum(row["chunks"] for row in extracted.values())
         waiting = sum(extracted[document.id]["chunks"] for document in step.input.documents)
         self._done = self._total - waiting
@@ -151,7 +152,7 @@ class _Embedder:
 
     def _refused(self, document: DocumentInput, error: InvalidInput) -> None:
         with self._lock:
-            self.failed += 1
+            self.failed.add(document.id)
         self._step.document_failed(document.id, error.code, error.message)
 
     def _add(self, done: int) -> None:

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from cli import made_models
 from cli.client import connect
 from cli.jobs import table
 from cli.output import JsonFlag, print_json, stdout
@@ -15,7 +16,10 @@ from cli.text import harmless, size
 
 JSON = dict[str, Any]
 
-app = typer.Typer(help="List models; `lathe models delete NAME` deletes one.", invoke_without_command=True)
+app = typer.Typer(help="List models; create, copy, pull, show and delete them.", invoke_without_command=True)
+
+
+made_models.register(app)
 
 
 @app.callback()
@@ -37,16 +41,23 @@ def models(
 @app.command()
 def delete(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(help="faq: the name and all its versions. faq@1: that version.", show_default=False),
-    ],
+    ] = None,
+    all_created: Annotated[
+        bool, typer.Option("--all-created", help="All that were created or copied, and no others.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Delete a model, or one version of it."""
+    if (name is None) != all_created:
+        raise typer.BadParameter("give a name, or --all-created.")
     if not yes and not json and sys.stdin.isatty():
-        whole = "" if "@" in name else ", all its versions and its own documents"
-        typer.confirm(f"Delete {name}{whole}?", abort=True)
+        typer.confirm(_question(name), abort=True)
+    if name is None:
+        _delete_all(json)
+        return
     with connect() as client:
         answer = client.delete_model(name)
     if json:
@@ -60,6 +71,23 @@ def delete(
     if answer.get("current_version"):
         bare = name.partition("@")[0]
         console.print(f"{bare} answers with @{answer['current_version']} now.", markup=False)
+
+
+def _question(name: str | None) -> str:
+    if name is None:
+        return "Delete all models that were created or copied?"
+    whole = "" if "@" in name else ", all its versions and its own documents"
+    return f"Delete {name}{whole}?"
+
+
+def _delete_all(json: bool) -> None:
+    with connect() as client:
+        answer = client.delete("/v1/models", created="true", confirm="delete")
+    if json:
+        print_json(answer)
+        return
+    names = ", ".join(row["id"] for row in answer["data"])
+    stdout().print(f"Deleted: {names}." if names else "There were none.", markup=False)
 
 
 def _print_models(rows: list[JSON], versions: bool) -> None:

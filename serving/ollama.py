@@ -32,6 +32,11 @@ PARAMETER_TYPES: dict[str, type | tuple[type, ...]] = {
     "top_p": (int, float),
     "top_k": int,
     "num_predict": int,
+    "min_p": (int, float),
+    "typical_p": (int, float),
+    "repeat_last_n": int,
+    "presence_penalty": (int, float),
+    "frequency_penalty": (int, float),
     "seed": int,
 }
 
@@ -91,6 +96,31 @@ class Ollama:
                 name, files={FILE_NAME: digest}, template=template, parameters=parameters, stream=False
             )
         return digest
+
+    def create_from(
+        self,
+        name: str,
+        base: str,
+        *,
+        parameters: dict[str, Any],
+        system: str | None = None,
+        template: str | None = None,
+        messages: Messages | None = None,
+    ) -> None:
+        """Make the model `name` of one that the server has, as a Modelfile does.
+
+        Raises:
+            InvalidInput: a parameter would not work, or the template does not compile.
+            NotFound: the server does not have `base`; it would try to pull it.
+        """
+        check_name(name)
+        check_parameters(parameters)
+        with _translated():
+            self._client.show(base)
+            self._client.create(
+                name, from_=base, system=system, template=template, parameters=parameters or None,
+                messages=messages, stream=False,
+            )  # fmt: skip
 
     def pull(self, name: str) -> Iterator[tuple[str, int, int]]:
         """Have the server pull a model of its library: what it does, and how many bytes of how many it has.

@@ -2,6 +2,8 @@
 
 import math
 import re
+from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import exists, select
 
@@ -13,6 +15,7 @@ from db.queries.devices import Holding, find_refusing
 from db.queries.models import resolve
 from serving.backends.roster import Backends, Place
 from serving.backends.target import Target
+from serving.prompting import Prompting
 
 # Asking anew costs little, and a step may end early; an estimate of hours need not be waited for in one go.
 RETRY_AFTER_MIN_SECONDS, RETRY_AFTER_MAX_SECONDS = 2, 3600
@@ -33,13 +36,21 @@ def target_of(unit: Unit, backends: Backends, reference: str) -> Target:
     """
     named = own_places(unit, backends, reference)
     try:
-        file = resolve(unit.session, unit.project_id, reference).file
+        served = resolve(unit.session, unit.project_id, reference)
     except NotFound as error:
         if not named:
             raise _telling_of_backends(error, backends) from None
         return target_at(unit, backends, reference, named)
+    file = served.file
     twins = [Place(name, file.backend_name) for name in backends.standing_in(file.backend)]
-    return target_at(unit, backends, reference, [Place(file.backend, file.backend_name), *twins, *named])
+    found = target_at(unit, backends, reference, [Place(file.backend, file.backend_name), *twins, *named])
+    # Ollama was given it when the model was created.
+    given = served.version.prompting if file.backend != "ollama" else None
+    return found if given is None else replace(found, prompting=_prompting(given))
+
+
+def _prompting(given: dict[str, Any]) -> Prompting:
+    return Prompting(given.get("system"), given.get("messages") or (), given.get("parameters") or {})
 
 
 def _telling_of_backends(error: NotFound, backends: Backends) -> NotFound:

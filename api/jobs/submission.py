@@ -18,7 +18,6 @@ from db.params import (
     ExportParams,
     FineTuneParams,
     IngestParams,
-    Params,
     PretrainParams,
     PullParams,
 )
@@ -70,7 +69,7 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         unit.takes_long()  # its files are held
         chosen = exporting.choose(unit, params)
         params = exporting.named(unit, params, chosen)
-        _check_name(params, params.name or "")
+        check_model_name(params.name or "")
     stored = params.model_dump(mode="json")
     refuse_unstorable({**stored, "metadata": request.metadata})
     waits_for = None
@@ -105,7 +104,7 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
 
 def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
     """Return the job that makes the base model's weights first, if there has to be one."""
-    _check_name(params, params.name)
+    check_model_name(params.name)
     model = find_model(unit.session, unit.project_id, params.name)
     if model is not None and model.recipe is not None:
         raise InvalidInput(
@@ -129,7 +128,7 @@ def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
 
 
 def _check_pretrain(unit: Unit, params: PretrainParams) -> None:
-    _check_name(params, params.name)
+    check_model_name(params.name)
     if params.training_file is not None:
         _file(unit, params.training_file, "training_file")
     for field, reference in (("start_from", params.start_from), ("tokenizer", params.tokenizer)):
@@ -144,7 +143,7 @@ def _check_pretrain(unit: Unit, params: PretrainParams) -> None:
 
 
 def _check_pull(unit: Unit, params: PullParams) -> None:
-    _check_name(params, params.name)
+    check_model_name(params.name)
     model = find_model(unit.session, unit.project_id, params.name)
     if model is not None and model.recipe is not None:
         raise InvalidInput(
@@ -169,7 +168,8 @@ def _check_pull(unit: Unit, params: PullParams) -> None:
             kind_of(opened.read(HEAD_BYTES), file.filename, param="source.file")
 
 
-def _check_name(params: Params, name: str) -> None:
+def check_model_name(name: str) -> None:
+    """See that no other surface means something else by a new model's name."""
     if name in RESERVED_NAMES:
         raise InvalidInput(f"name: {name!r} is the embedding model's. Take another name.", param="name")
     if CHECKPOINT_ID.fullmatch(name):

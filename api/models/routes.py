@@ -1,12 +1,24 @@
 """HTTP of models."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
 
 from api.chat.service import target_of
 from api.errors import CONFLICT
-from api.models import service
+from api.idempotency import REUSED_KEY, repeatable
+from api.models import creating, service
 from api.models.of_backends import own_models, show
-from api.models.schemas import ModelDeleted, ModelList, ModelLoaded, ModelOut, ModelUnloaded
+from api.models.schemas import (
+    CopyModel,
+    CreateModel,
+    ModelDeleted,
+    ModelList,
+    ModelLoaded,
+    ModelOut,
+    ModelsDeleted,
+    ModelUnloaded,
+)
 from api.unit_of_work import Unit, services_of, transactional
 
 router = APIRouter(tags=["models"])
@@ -21,6 +33,50 @@ async def list_models(request: Request) -> ModelList:
         lambda unit: [*service.list_all(unit), *own_models(unit, services.backends, listed)]
     )
     return ModelList(data=data)
+
+
+@router.post(
+    "/v1/models",
+    status_code=201,
+    response_model=ModelOut,
+    summary="Create a model from another",
+    responses=REUSED_KEY,
+)
+@repeatable
+def create_model(unit: Unit, body: CreateModel) -> ModelOut:
+    """With a system prompt, parameters and messages of its own, as Ollama's Modelfile does.
+
+    A name that exists gets a new version. Nothing is trained, and no weights are copied.
+    """
+    return creating.create(unit, body)
+
+
+@router.post(
+    "/v1/models/{model:path}/copy",
+    status_code=201,
+    response_model=ModelOut,
+    summary="Copy a model",
+    responses=REUSED_KEY,
+)
+@repeatable
+def copy_model(unit: Unit, model: str, body: CopyModel) -> ModelOut:
+    """Under another name, which stays when the first one is deleted."""
+    return creating.copy(unit, model, body.name)
+
+
+@router.delete(
+    "/v1/models", response_model=ModelsDeleted, summary="Delete all created models", responses=CONFLICT
+)
+@transactional
+def delete_models(
+    unit: Unit,
+    created: Annotated[
+        Literal["true"], Query(description="Those that were created or copied, and no others.")
+    ],
+    confirm: Annotated[Literal["delete"], Query(description="That all of them are meant.")],
+) -> ModelsDeleted:
+    """What jobs have trained or pulled stays."""
+    return ModelsDeleted(data=creating.delete_all(unit))
 
 
 @router.get("/v1/models/{model:path}", response_model=ModelOut, summary="Look at a model")

@@ -223,6 +223,7 @@ def _version_out(model: Model, version: ModelVersion) -> VersionOut:
         job_id=version.job_id,
         base_model=version.base_model,
         details=version.details,
+        prompting=version.prompting,
         aliases=[alias.name for alias in version.aliases],
         can_be_base=version.weights is not None,
         quantizations=[

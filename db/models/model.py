@@ -52,6 +52,8 @@ class ModelVersion(Base):
     base_model: Mapped[str | None]
     weights: Mapped[str | None]
     details: Mapped[JSONObject]
+    # Of one that was created from another: system, messages, parameters, template.
+    prompting: Mapped[JSONObject | None]
     created_at: Mapped[CreatedAt]
 
     aliases: Mapped[list["ModelAlias"]] = relationship(

@@ -9,6 +9,7 @@ from db.errors import Unavailable
 from serving.backends.guarding import Guarded, Route
 from serving.backends.interface import Answer, Request
 from serving.context_window import Gauge
+from serving.prompting import Prompting, PromptingGauge
 
 log = structlog.get_logger(__name__)
 
@@ -17,9 +18,11 @@ log = structlog.get_logger(__name__)
 class Target:
     """Args:
     places: backends, each with the model's name there; at least one.
+    prompting: what each request is given besides.
     """
 
     places: list[tuple[Guarded, str]]
+    prompting: Prompting | None = None
 
     async def ask(self, route: Route, make: Callable[[str], Request]) -> Answer:
         """Ask the first; the next one if it does not answer, or has too many to answer.
@@ -32,10 +35,13 @@ class Target:
         *others, (last, last_model) = self.places
         for backend, model in others:
             try:
-                return await backend.ask(route, make(model))
+                return await backend.ask(route, self._prompted(make(model)))
             except Unavailable as error:
                 log.warning("asked_another_backend", backend=backend.name, model=model, error=error.message)
-        return await last.ask(route, make(last_model))
+        return await last.ask(route, self._prompted(make(last_model)))
+
+    def _prompted(self, request: Request) -> Request:
+        return request if self.prompting is None else self.prompting.put_into(request)
 
     async def gauge(self) -> Gauge:
         """How long a prompt may be, and how tokens are counted.
@@ -43,6 +49,10 @@ class Target:
         Raises:
             Unavailable: none of them can tell.
         """
+        gauge = await self._gauge()
+        return gauge if self.prompting is None else PromptingGauge(gauge, self.prompting)
+
+    async def _gauge(self) -> Gauge:
         *others, (last, last_model) = self.places
         for backend, model in others:
             try:

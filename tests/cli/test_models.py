@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from tests.cli.conftest import Hand, Run
@@ -36,3 +38,33 @@ class TestDelete:
         ran = run("models", "delete", "nothing")
         assert ran.status == 4
         assert "What can be deleted: faq." in ran.err
+
+
+@pytest.mark.usefixtures("api_url")
+class TestMadeWithoutTraining:
+    def test_create_copy_show_and_delete_all(self, run: Run, hand: Hand) -> None:
+        hand.publish("faq", "Q4_K_M")
+        said = ("--system", "Be brief.", "-p", "temperature=0.5", "-p", "stop=END", "-m", "user:Hi")
+        assert (
+            "pirate@1 is created from faq@1." in run("models", "create", "pirate", "--from", "faq", *said).out
+        )
+        shown = run("models", "show", "pirate").json()["versions"][0]["prompting"]
+        assert shown == {
+            "system": "Be brief.", "messages": [{"role": "user", "content": "Hi"}],
+            "parameters": {"temperature": 0.5, "stop": ["END"]},
+        }  # fmt: skip
+        assert "mate@1 is made from pirate@1." in run("models", "copy", "pirate", "mate").out
+        assert "Deleted: pirate, mate." in run("models", "delete", "--all-created", "--yes").out
+        assert "There were none." in run("models", "delete", "--all-created", "--yes").out
+        assert run("models", "delete").status == 2
+
+    def test_pull_submits_a_job(self, run: Run, tmp_path: Path) -> None:
+        job = run("models", "pull", "org/name", "--name", "mine", "--revision", "v1", "--json").json()
+        assert job["params"]["source"] == {
+            "hub": "org/name", "revision": "v1", "file": None, "filename": None, "ollama": None,
+        }  # fmt: skip
+        old = tmp_path / "old.bin"
+        old.write_bytes(b"tjgg\x01\0\0\0" + bytes(16))
+        refused = run("models", "pull", str(old), "--name", "old")
+        assert refused.status != 0
+        assert "GGJT v1" in refused.err

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Model:
     parameters: dict[str, Any]
     process: LlamaProcess | None = None
     on_cpu: bool = False
+    system: str | None = None
+    turns: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -48,6 +50,8 @@ class FakeOllama:
     folder: Path
     version: str = "0.34.1"
     templates_broken: bool = False
+    library: dict[str, Path] = field(default_factory=dict)
+    library_down: bool = False
     models: dict[str, Model] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)  # of each chat request
@@ -101,6 +105,8 @@ class FakeOllama:
                 raise Refused(400, "LoRA adapters are no longer supported")
             if body.get("quantize"):
                 raise Refused(400, "quantization of GGUF models is not supported")
+        if body.get("from"):
+            return self._create_from(name, body)
         if not body.get("files"):
             raise Refused(400, "neither 'from' or 'files' was specified")
         [digest] = body["files"].values()
@@ -117,6 +123,48 @@ class FakeOllama:
         self.models[name] = Model(path, body.get("template"), jinja, body.get("parameters") or {})
         return {"status": "success"}
 
+    def _create_from(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        base = self.find(body["from"])
+        self.models[name] = Model(
+            base.blob,
+            body.get("template") or base.template,
+            base.jinja,
+            {**base.parameters, **(body.get("parameters") or {})},
+            system=body.get("system") or base.system,
+            turns=body.get("messages") or base.turns,
+        )
+        return {"status": "success"}
+
+    def pull(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Lines of a stream, as the real ones say them; what goes wrong is said in the midst of it."""
+        begun = {"status": "pulling manifest"}
+        name = body["model"]
+        if self.library_down:
+            reason = 'pull model manifest: Get "https://registry.ollama.ai": dial tcp: connection refused'
+            return [begun, {"error": reason}]
+        if name not in self.library:
+            return [begun, {"error": "pull model manifest: file does not exist"}]
+        content = self.library[name].read_bytes()
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        self.put_blob(digest, content)
+        self.create({"model": name, "files": {"model.gguf": digest}})
+        part = {"status": f"pulling {digest[7:19]}", "digest": digest, "total": len(content)}
+        return [begun, part, {**part, "completed": len(content)}, {"status": "success"}]
+
+    def copy(self, body: dict[str, Any]) -> None:
+        if not NAME.fullmatch(body["destination"]):
+            raise Refused(400, "invalid model name")
+        self.models[body["destination"]] = replace(self.find(body["source"]), process=None)
+
+    def tags(self) -> dict[str, Any]:
+        rows = []
+        for name, model in self.models.items():
+            content = model.blob.read_bytes()
+            # The real ones' is the manifest's, and has no prefix.
+            row = {"size": len(content), "digest": hashlib.sha256(content).hexdigest()}
+            rows.append({"name": name, "model": name, **row, "modified_at": "2026-01-01T00:00:00Z"})
+        return {"models": rows}
+
     def find(self, name: str) -> Model:
         if name not in self.models:
             raise Refused(404, f"model '{name}' not found")
@@ -125,7 +173,7 @@ class FakeOllama:
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         model = self.find(body["model"])
         self.options.append(body.get("options") or {})
-        prompt = self._render(model, body["messages"])
+        prompt = self._render(model, _with_own(model, body["messages"]))
         if body.get("_debug_render_only") and self._numbers >= (0, 12):
             return {"model": body["model"], "_debug_info": {"rendered_template": prompt}}
         options = {**model.parameters, **(body.get("options") or {})}
@@ -185,6 +233,12 @@ class FakeOllama:
         return render(parse(model.template), {"Messages": rows})
 
 
+def _with_own(model: Model, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A model's own turns come first, before them its system prompt unless the request begins with one."""
+    begins = [] if messages[:1] and messages[0]["role"] == "system" else [model.system]
+    return [*({"role": "system", "content": text} for text in begins if text), *model.turns, *messages]
+
+
 def _jinja_of(path: Path) -> str | None:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
@@ -209,11 +263,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200 if self.ollama.blob(digest).exists() else 404, None)
 
     def do_GET(self) -> None:
-        ps = self.path == "/api/ps"
-        self._run(lambda _: (200, self.ollama.loaded() if ps else {"version": self.ollama.version}))
+        routes = {"/api/ps": self.ollama.loaded, "/api/tags": self.ollama.tags}
+        version = {"version": self.ollama.version}
+        self._run(lambda _: (200, routes.get(self.path, lambda: version)()))
 
     def do_POST(self) -> None:
         routes = {
+            "/api/copy": lambda body: (200, self.ollama.copy(json.loads(body))),
+            "/api/pull": lambda body: (200, self.ollama.pull(json.loads(body))),
             "/api/create": lambda body: (200, self.ollama.create(json.loads(body))),
             "/api/show": lambda body: (200, self._show(json.loads(body))),
             "/api/chat": lambda body: (200, self.ollama.chat(json.loads(body))),
@@ -237,7 +294,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._run(delete)
 
     def _show(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"template": self.ollama.find(body["model"]).template or "", "model_info": {}}
+        model = self.ollama.find(body["model"])
+        details = {"family": "llama", "quantization_level": "Q8_0"}
+        return {
+            "template": model.template or "",
+            "details": details,
+            "model_info": {"llama.context_length": 256},
+        }
 
     def _run(self, route: Any) -> None:
         self.ollama.requests.append((self.command, self.path))
@@ -257,8 +320,9 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("content-length", 0)))
 
-    def _send(self, status: int, answer: dict[str, Any] | None) -> None:
-        content = b"" if answer is None else json.dumps(answer).encode()
+    def _send(self, status: int, answer: dict[str, Any] | list[dict[str, Any]] | None) -> None:
+        lines = answer if isinstance(answer, list) else [answer] if answer is not None else []
+        content = b"\n".join(json.dumps(line).encode() for line in lines)
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from db.errors import InvalidInput
+from db.errors import InvalidInput, Unavailable
 from db.params import PullParams
 from serving.gguf_header import read_header
 from tests.serving.fake_ollama import FakeOllama
@@ -175,3 +175,28 @@ class TestSafetensors:
         with pytest.raises(InvalidInput, match="no safetensors"):
             Pulling(tmp_path / "job", {"file": FILE}, upload=archive).run(pull, "pull")
         assert not list(tmp_path.rglob("evil.json"))
+
+
+class TestOllamasLibrary:
+    def job(self, root: Path, ollama: FakeOllama, name: str) -> Pulling:
+        return Pulling(root / "job", {"ollama": name}, chat_backend="ollama", ollama_url=ollama.url)
+
+    def test_is_pulled_by_ollama_and_served_under_our_name(
+        self, tmp_path: Path, gguf: Path, ollama: FakeOllama
+    ) -> None:
+        ollama.library["qwen3:0.6b"] = gguf
+        job = self.job(tmp_path, ollama, "qwen3:0.6b")
+        for module, name in ((pull, "pull"), (verify_pulled, "verify"), (publish, "publish")):
+            published = job.run(module, name)
+        assert list(ollama.models) == [published["default"]["backend_name"]]
+        assert published["default"]["quantization"] == "Q8_0"
+        assert {row["total"] for row in job.said if row["type"] == "progress"} >= {gguf.stat().st_size}
+
+    def test_what_the_library_lacks_is_refused_and_an_outage_is_not(
+        self, tmp_path: Path, ollama: FakeOllama
+    ) -> None:
+        with pytest.raises(InvalidInput, match="library has no nobody"):
+            self.job(tmp_path, ollama, "nobody:1b").run(pull, "pull")
+        ollama.library_down = True
+        with pytest.raises(Unavailable, match="connection refused"):
+            self.job(tmp_path, ollama, "nobody:1b").run(pull, "pull")

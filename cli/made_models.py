@@ -1,0 +1,156 @@
+"""`lathe models create|copy|pull|show`: models that are made without training."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.client import connect, model_path
+from cli.output import JsonFlag, print_json, stderr, stdout
+from cli.submit import WatchFlag, show_submitted, take_back, upload
+from db.errors import InvalidInput, LatheError
+
+JSON = dict[str, Any]
+FILE_ID = re.compile(r"file-[0-9a-z]{1,64}")
+
+Name = Annotated[str, typer.Argument(help="The name it answers to.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (create, copy, pull, show):
+        app.command()(command)
+
+
+def create(
+    name: Name,
+    *,
+    base: Annotated[str, typer.Option("--from", help="A model that answers.")] = "tiny",
+    system: Annotated[str | None, typer.Option(help="Stands before every conversation.")] = None,
+    template: Annotated[Path | None, typer.Option(help="A file with a Go template; on Ollama only.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="temperature=0.2; stop may come again.")
+    ] = None,
+    message: Annotated[
+        list[str] | None, typer.Option("--message", "-m", help="user:Hi, then assistant:Hello, and so on.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Create a model from another, with a prompt and parameters of its own.
+
+    $ lathe models create pirate --from tiny --system "Talk as a pirate." -p temperature=0.9
+    """
+    body: JSON = {"name": name, "from": base, "parameters": _parameters(parameter or [])}
+    if system is not None:
+        body["system"] = system
+    if template is not None:
+        body["template"] = template.read_text(encoding="utf-8")
+    if message:
+        body["messages"] = [_turn(each) for each in message]
+    with connect() as client:
+        made = client.post("/v1/models", body)
+    _tell(made, "is created", json)
+
+
+def copy(
+    model: Annotated[str, typer.Argument(help="What is copied: faq, faq@2.", show_default=False)],
+    name: Name,
+    json: JsonFlag = False,
+) -> None:
+    """Let another name answer as a model does, whatever becomes of the first."""
+    with connect() as client:
+        made = client.post(f"{model_path(model)}/copy", {"name": name})
+    _tell(made, "is made", json)
+
+
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="org/name of a hub; ollama:name:tag; a .gguf file; a .zip of a folder of safetensors.",
+            show_default=False,
+        ),
+    ],
+    *,
+    name: Annotated[str, typer.Option("--name", "-n", help="The name it answers to.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Of the hub: a branch, tag or commit.")] = None,
+    filename: Annotated[str | None, typer.Option(help="Of the hub: which GGUF file.")] = None,
+    quantization: Annotated[
+        list[str] | None, typer.Option("--quantization", help="Of safetensors; may come again.")
+    ] = None,
+    watch: WatchFlag = False,
+    json: JsonFlag = False,
+) -> None:
+    """Fetch a model that is made already: from a hub, Ollama's library, or a file.
+
+    $ lathe models pull Qwen/Qwen3-0.6B --name qwen --watch
+    """
+    given: JSON = {"revision": revision, "filename": filename}
+    more = {name: value for name, value in given.items() if value is not None}
+    with connect() as client:
+        found = {"file": upload(client, source, stderr())} if _is_file(source) else _by_name(source)
+        params: JSON = {"source": {**found, **more}, "name": name}
+        if quantization:
+            params["quantizations"] = quantization
+        try:
+            job = client.submit("pull", params)
+        except LatheError:
+            if "file" in found and found["file"] != source:
+                take_back(client, [found["file"]])
+            raise
+        show_submitted(client, job, watch=watch, json=json)
+
+
+def show(
+    model: Annotated[str, typer.Argument(help="faq, faq@2, faq:Q8_0.", show_default=False)],
+) -> None:
+    """Print all that is known of a model, as JSON."""
+    with connect() as client:
+        print_json(client.model(model))
+
+
+def _is_file(source: str) -> bool:
+    return FILE_ID.fullmatch(source) is not None or Path(source).expanduser().is_file()
+
+
+def _by_name(source: str) -> JSON:
+    if source.startswith("ollama:"):
+        return {"ollama": source.removeprefix("ollama:")}
+    if source.lower().endswith((".gguf", ".zip")):
+        raise InvalidInput(f"There is no file {source}.", param="SOURCE")
+    return {"hub": source}
+
+
+def _parameters(given: list[str]) -> JSON:
+    found: JSON = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{each!r} is no name=value.", param_hint="--parameter")
+        if name == "stop":
+            found.setdefault(name, []).append(value)
+        else:
+            found[name] = _number(name, value)
+    return found
+
+
+def _number(name: str, value: str) -> int | float:
+    try:
+        return int(value) if re.fullmatch(r"-?\d+", value) else float(value)
+    except ValueError:
+        raise typer.BadParameter(f"{name}: {value!r} is no number.", param_hint="--parameter") from None
+
+
+def _turn(given: str) -> JSON:
+    role, colon, content = given.partition(":")
+    if not colon or role not in ("system", "user", "assistant"):
+        raise typer.BadParameter(f"{given!r} is no role:text.", param_hint="--message")
+    return {"role": role, "content": content}
+
+
+def _tell(made: JSON, what: str, json: bool) -> None:
+    if json:
+        print_json(made)
+        return
+    version = made["versions"][-1]
+    stdout().print(f"{made['id']}@{version['number']} {what} from {version['base_model']}.", markup=False)

@@ -208,6 +208,9 @@ class TestBodies:
             },
             "base_model": {"kind": "fine_tune", "params": {**train, "base_model": foreign["model"]}},
             "start_from": {"kind": "pretrain", "params": {"name": "x", "start_from": foreign["model"]}},
+            "source.file": {
+                "kind": "pull", "params": {"source": {"file": foreign["file_id"]}, "name": "x"},
+            },
             "checkpoint": {"kind": "export", "params": {"checkpoint": theirs.checkpoint}},
             "job": {"kind": "export", "params": {"job": theirs.training_job}},
             "collection": {"kind": "ingest", "params": {**ingest, "collection": foreign["vector_store_id"]}},
@@ -217,7 +220,7 @@ class TestBodies:
     @pytest.mark.parametrize(
         "field",
         ["training_file", "validation_file", "base_model", "start_from", "checkpoint", "job", "collection",
-         "files"],
+         "files", "source.file"],
     )  # fmt: skip
     def test_jobs(self, ours: Owned, params: dict[str, dict[str, Any]], field: str) -> None:
         answer = ours.client.post("/v1/jobs", json=params[field])
@@ -235,6 +238,10 @@ class TestBodies:
         ):
             answer = ours.client.post(path, json=body)
             assert (answer.status_code, error_of(answer)["code"]) == (400, "file_not_found"), path
+
+    def test_models_to_create_from(self, ours: Owned, theirs: Owned) -> None:
+        answer = ours.client.post("/v1/models", json={"name": "mine", "from": theirs.things["model"]})
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "model_not_found")
 
     @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate"])
     def test_models(self, ours: Owned, theirs: Owned, path: str) -> None:

@@ -1,0 +1,46 @@
+"""From what a pull's steps returned to a model's version."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from db.models import ModelVersion
+from db.queries.jobs import create_job
+from db.queries.models import resolve
+from db.states import JobKind
+from worker.publishing import publish_version
+
+
+def published(session: Session, folder: str | None) -> ModelVersion:
+    """The version that a pull comes to."""
+    params = {"source": {"file": None, "hub": "org/name", "ollama": None}, "name": "pulled"}
+    job = create_job(session, project_id="default", kind=JobKind.PULL, params=params)
+    session.flush()
+    row: dict[str, Any] = {"quantization": "Q8_0", "path": "pulled-Q8_0.gguf", "bytes": 4, "sha256": "0" * 64}
+    results = {
+        "pull": {"files": [row], "folder": folder, "architecture": "llama", "source": {"revision": "abc"}},
+        "verify": {"files": [{"quantization": "Q8_0", "answers": 1}]},
+        "publish": {
+            "model": "pulled",
+            "files": [{**row, "backend": "llama_server", "backend_name": "pulled-v-000000000000"}],
+            "context_length": 256,
+        },
+    }
+    for step in job.steps:
+        step.result, step.succeeded_attempt = results[step.name], 1
+    session.flush()
+    result = publish_version(session, job, job.steps)
+    assert (result["model"], result["version"]) == ("pulled", 1)
+    return resolve(session, "default", "pulled").version
+
+
+class TestPull:
+    @pytest.mark.parametrize("folder", [None, "model"])
+    def test_says_where_it_came_from_and_is_a_base_if_it_has_weights(
+        self, session: Session, folder: str | None
+    ) -> None:
+        version = published(session, folder)
+        assert version.details["source"] == {"revision": "abc"}
+        assert version.weights == (f"jobs/{version.job_id}/pull/1/model" if folder else None)
+        assert version.files[0].verification == {"quantization": "Q8_0", "answers": 1}

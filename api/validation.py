@@ -16,6 +16,9 @@ SHOWN_AT_ONCE = 3
 # What pydantic adds to the place of an error to say which member of a union it tried.
 UNION_MEMBERS = re.compile(r"int|float|bool|str|none|constrained-\w+|list\[.*|literal\[.*|function-.*|.*\(.*")
 
+# The types of filters, by which their models are chosen.
+FILTER_TYPES = frozenset({"eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "and", "or"})
+
 FIELD = re.compile(r"[a-z][a-z0-9_]*")
 PATTERNS = {
     r"^[a-z0-9][a-z0-9._-]{0,62}$": "is lower-case letters, digits, '.', '_' and '-', begins with a letter "
@@ -102,6 +105,8 @@ def field_of(place: tuple[int | str, ...]) -> str:
     for part in parts:
         if isinstance(part, int):
             name += f"[{part}]"
+        elif part in FILTER_TYPES and re.search(r"(^|\.)filters(\[\d+\])?$", name):
+            continue
         elif UNION_MEMBERS.fullmatch(part):
             break
         else:
@@ -123,7 +128,8 @@ def _in_words(row: ErrorDetails, field: str, annotation: Any) -> tuple[str, str 
         word = message.split(" ", 1)[0] if field in ("", "params") else field
         return message, word if FIELD.match(word) else None, "invalid_input"
     if kind.startswith("union_tag"):
-        field = str(context["discriminator"]).strip("'")
+        tag = str(context["discriminator"]).strip("'")
+        field = f"{field}.{tag}" if field else tag
     return _sentence(row, field or "the body"), field, "invalid_input"
 
 
@@ -171,11 +177,14 @@ def _fields_beside(place: tuple[int | str, ...], annotation: Any) -> list[str]:
 
 def _step_into(annotation: Any, part: int | str) -> Any:
     for member in _members(annotation):
+        if isinstance(part, int) and get_origin(member) is list:
+            return get_args(member)[0]
         if not _is_model(member):
             continue
         if part in member.model_fields:
             return member.model_fields[part].annotation
-        if "kind" in member.model_fields and part in get_args(member.model_fields["kind"].annotation):
+        tags = [member.model_fields[tag] for tag in ("kind", "type") if tag in member.model_fields]
+        if any(part in get_args(tag.annotation) for tag in tags):
             return member
     return None
 

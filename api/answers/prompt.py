@@ -1,7 +1,8 @@
 """Passages into a prompt, within the model's window; counted by the server that will read it.
 
 A handful of short requests, whatever the number of passages: the window, the conversation alone, all passages
-together, and the whole once more, since a prompt has more tokens than its parts where they meet.
+together, and the whole once more, since a prompt has more tokens than its parts where they meet; and the
+passages again where some were joined.
 """
 
 import asyncio
@@ -72,7 +73,11 @@ async def pack(gauge: Gauge, body: JSON, passages: Sequence[Passage], page_start
         notices.append("The best passage was cut, to fit into the model's window.")
     while chosen:
         given = joined(chosen)
-        quoted = fenced(given, boundary, counted.controls)
+        controls = counted.controls
+        if len(given) < len(chosen):
+            # Where two passages meet, a control token may form that was in neither.
+            controls |= (await gauge.count(fenced(given, boundary))).controls
+        quoted = fenced(given, boundary, controls)
         messages = with_passages(body["messages"], quoted, boundary, in_system=in_system)
         if (await gauge.prompt({**body, "messages": messages})).tokens <= most:
             notices += _left_out(len(passages) - len(chosen), len(passages), gauge.window)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import func
 
+from api.chat.passing import unless_left
 from api.errors import CONFLICT
 from api.idempotency import REUSED_KEY, repeatable
 from api.pages import After, Limit, Page, page
@@ -118,4 +119,4 @@ def delete_vector_store(unit: Unit, vector_store_id: str) -> CollectionDeleted:
 )
 async def search_vector_store(request: Request, vector_store_id: str, body: SearchRequest) -> SearchOut:
     """Passages with their document, page, section and characters, best first."""
-    return await search(services_of(request), vector_store_id, body)
+    return await unless_left(request, lambda: search(services_of(request), vector_store_id, body))

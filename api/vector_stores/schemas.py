@@ -227,7 +227,7 @@ class CompoundFilter(Body):
     filters: list["Filter"] = Field(min_length=1, max_length=64)
 
 
-Filter = ComparisonFilter | CompoundFilter
+Filter = Annotated[ComparisonFilter | CompoundFilter, Field(discriminator="type")]
 
 
 LEAST_WEIGHT = 0.001

@@ -24,6 +24,8 @@ class Document(Base):
         Index("ix_documents_collection_id_content_hash", "collection_id", "content_hash"),
         Index("ix_documents_file_id", "file_id"),
         Index("ix_documents_job_id", "job_id"),
+        # Every search tells how many of a collection are still being read, and they are few.
+        Index("ix_documents_unfinished", "collection_id", postgresql_where="status = 'in_progress'"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -30,7 +32,7 @@ from db.states import JobKind
 from retrieval.search import Found, Ranking
 from serving import llama_cpp
 from serving.local_port import free_port
-from tests.api.conftest import Publish
+from tests.api.conftest import Publish, wait_until
 from tests.api.model_server import ModelServer
 from tests.api.serving import serving
 from tests.embedding_server import DIMENSIONS, UNEMBEDDABLE, EmbeddingStandIn
@@ -242,6 +244,25 @@ class TestRewriting:
         assert why in notice
         assert "rewrite" not in found.used
         assert "rewrite" in found.seconds
+
+    def test_ends_when_the_caller_leaves(
+        self, finding: Settings, fill: Fill, publish: Publish, backend: tuple[ModelServer, str]
+    ) -> None:
+        publish("hangs-searching")
+        collection, server = fill("left", ["red fox"]), backend[0]
+        app = create_app(finding.model_copy(update={"rewrite_model": "hangs-searching"}))
+        begun, left = server.begun, server.left
+        body = json.dumps({"query": "fox", "rewrite_query": True})
+        head = (
+            f"POST /v1/vector_stores/{collection}/search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with serving(app) as url:
+            address = urlsplit(url)
+            with socket.create_connection((address.hostname, address.port)) as connection:
+                connection.sendall((head + body).encode())
+                wait_until(lambda: server.begun == begun + 1)
+            wait_until(lambda: server.left == left + 1)
 
     def test_lets_no_model_think_first(self) -> None:
         asked = question(GenerateRequest(prompt="x"), thinking=False)("m")

@@ -9,12 +9,14 @@ import pytest
 from sqlalchemy import ColumnElement, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 
+from db.models import Document
 from db.queries.answers import BY_FINGERPRINT, BY_KEY, FORGET
+from db.queries.documents import count_by_status
 from db.queries.jobs import create_job
 from db.queries.outlook import LINE_UP_TO, RUNNING, TYPICAL
 from db.queries.runtime import RUNTIME
 from db.settings import Settings
-from db.states import JobKind
+from db.states import DocumentStatus, JobKind
 from retention import RULES, House, Rule
 from tests.conftest import PostgresServer
 from worker.claim import BEST_STEP, HAS_WORK, QUEUES_WITH_WORK
@@ -42,6 +44,11 @@ HISTORY = """
     INSERT INTO answers (project_id, path, key, fingerprint, status, body, expires_at)
     SELECT 'default', '/v1/jobs', n::text, sha256(n::text::bytea), 202, '{}', now() + interval '1 day'
     FROM generate_series(1, 100000) AS n;
+    INSERT INTO documents (id, project_id, collection_id, file_id, filename, content_hash, status, attributes,
+                           chunking, configuration, chunk_count, usage_bytes)
+    SELECT 'doc-' || n, 'default', 'vs-1', 'file-' || n, 'f', n::text,
+           CASE WHEN n % 1000 = 0 THEN 'in_progress' ELSE 'completed' END, '{}', '{}', 'simple', 1, 1
+    FROM generate_series(1, 10000) AS n;
 """
 
 
@@ -53,7 +60,7 @@ def engine(postgres_server: PostgresServer, migrated_template: str) -> Iterator[
         session.execute(text(HISTORY))
         create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "next"})
     with engine.begin() as connection:
-        connection.execute(text("ANALYZE jobs, steps, attempts, checkpoints, answers"))
+        connection.execute(text("ANALYZE jobs, steps, attempts, checkpoints, answers, documents"))
     yield engine
     engine.dispose()
     postgres_server.execute("DROP DATABASE history WITH (FORCE)")
@@ -151,3 +158,19 @@ def test_a_claim_finds_each_job_by_its_id(engine: Engine) -> None:
             connection.execute(text(f"EXPLAIN {BEST_STEP}"), {"queue": "train", "depth": 64}).scalars()
         )
     assert "ix_jobs_unfinished" not in plan, plan
+
+
+def test_a_search_counts_what_is_being_read_without_the_rest(engine: Engine) -> None:
+    asked: list[tuple[str, Any]] = []
+    with Session(engine) as session:
+        connection = session.connection()
+        event.listen(
+            connection,
+            "before_cursor_execute",
+            lambda connection, cursor, statement, parameters, *_: asked.append((statement, parameters)),
+        )
+        unread = (Document.collection_id.in_(["vs-1"]), Document.status == DocumentStatus.IN_PROGRESS)
+        assert sum(count_by_status(session, *unread).values()) == 10
+        [(statement, parameters)] = asked
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
+    assert "ix_documents_unfinished" in plan, plan

@@ -1,17 +1,23 @@
 """Documents without pages: plain text, Markdown, HTML, DOCX. Each function gives blocks of text in order."""
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from charset_normalizer import from_bytes
 
 from db.errors import InvalidInput
 from retrieval.clean_text import clean
 from retrieval.content import Content, Section
+
+if TYPE_CHECKING:
+    from docx.document import Document
+    from docx.table import Table, _Cell
 
 # A text larger than that is a table or a log, which deserves a file a part.
 MAX_BYTES = 32 * 1024**2
@@ -23,6 +29,17 @@ BYTE_ORDER_MARKS = {
     b"\xfe\xff": "utf-16",
 }
 BLOCK_SEPARATOR = "\n\n"
+# Of DOCX. A hostile file nests tables by the thousand.
+TABLES_DEEPEST = 8
+WORD_PART = "application/vnd.openxmlformats-officedocument.wordprocessingml."
+BESIDES_BODY = {
+    "header": "headers",
+    "footer": "footers",
+    "footnotes": "footnotes",
+    "endnotes": "endnotes",
+    "comments": "comments",
+}
+WORD_TEXT = re.compile(rb"<w:t[ >][^<]*[^<\s]")
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,9 @@ def read_markdown(path: Path) -> Content:
     from markdown_it import MarkdownIt
 
     text, warnings = _decoded(path)
-    text, _ = clean(text)
+    text, nuls = clean(text)
+    if nuls:
+        warnings = [*warnings, nul_warning(nuls)]
     starts = [0]
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line) + 1)
@@ -87,14 +106,42 @@ def read_docx(path: Path) -> Content:
     blocks = []
     for item in document.iter_inner_content():
         if isinstance(item, Table):
-            rows = (" | ".join(cell.text.strip() for cell in row.cells) for row in item.rows)
-            blocks.append(Block("\n".join(rows)))
+            blocks.append(Block(_table_text(item)))
         else:
             style = item.style.name if item.style is not None else None
             blocks.append(Block(item.text, (style or "").startswith(("Heading", "Title"))))
     core = document.core_properties
-    details = {"title": core.title, "author": core.author}
-    return _content(blocks, [], {name: value for name, value in details.items() if value})
+    details = {name: value for name, value in (("title", core.title), ("author", core.author)) if value}
+    return _content(blocks, _besides_body(document), details)
+
+
+def _table_text(table: "Table", depth: int = 0) -> str:
+    """A line a row. What stands in a table within a cell is part of the cell."""
+    # One that spans several columns is given for each.
+    rows = (dict.fromkeys(row.cells) for row in table.rows)
+    return "\n".join(" | ".join(_cell_text(cell, depth) for cell in row) for row in rows)
+
+
+def _cell_text(cell: "_Cell", depth: int) -> str:
+    from docx.table import Table
+
+    parts = []
+    for item in cell.iter_inner_content():
+        if not isinstance(item, Table):
+            parts.append(item.text)
+        elif depth < TABLES_DEEPEST:
+            parts.append(_table_text(item, depth + 1))
+    return "\n".join(parts).strip()
+
+
+def _besides_body(document: "Document") -> list[str]:
+    """What a DOCX holds besides its body, none of which is read; a part that has no text is not told of."""
+    found = set()
+    for part in document.part.package.iter_parts():
+        kind = part.content_type.removeprefix(WORD_PART).removesuffix("+xml")
+        if kind in BESIDES_BODY and WORD_TEXT.search(part.blob):
+            found.add(kind)
+    return [f"Its {name} are not read." for kind, name in BESIDES_BODY.items() if kind in found]
 
 
 def _docx_of(path: Path) -> bytes:

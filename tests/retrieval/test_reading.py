@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import docx
 import psutil
 import pypdf
 import pytest
+from docx.document import Document as DocxDocument
 
 from retrieval.readers import Clock, Reader, Readers, TooSlow, Unreadable
 from retrieval.reading import SECONDS
@@ -114,6 +116,25 @@ class TestOthers:
         assert content.section_at(content.text.index("Dear")) == "Costs"
         assert "a | b" in content.text
 
+    def test_docx_with_tables_within_tables(self, read: Read) -> None:
+        document = docx.Document()
+        outer = document.add_table(rows=2, cols=2)
+        outer.cell(0, 0).text = "left"
+        outer.cell(1, 0).merge(outer.cell(1, 1)).text = "wide"
+        inner = outer.cell(0, 1).add_table(rows=1, cols=2)
+        inner.cell(0, 0).text, inner.cell(0, 1).text = "inner one", "inner two"
+        content = read(saved(document), "a.docx")
+        assert content.text == "left | inner one | inner two\nwide"
+        assert content.warnings == []
+
+    def test_what_a_docx_holds_besides_its_body_is_said(self, read: Read) -> None:
+        document = docx.Document()
+        document.add_paragraph("Body.")
+        document.sections[0].header.paragraphs[0].text = "Confidential"
+        document.sections[0].footer.is_linked_to_previous = False  # and has no text
+        content = read(saved(document), "a.docx")
+        assert (content.text, content.warnings) == ("Body.", ["Its headers are not read."])
+
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
     def test_text_in_any_encoding(self, read: Read, encoding: str) -> None:
         text = "Größe und Maße: fünf Äpfel, süße Öle, schöne Häuser über dem Fluß. " * 3
@@ -122,8 +143,15 @@ class TestOthers:
         assert bool(content.warnings) == (encoding == "cp1252")
 
     def test_nuls_are_dropped_and_said(self, read: Read) -> None:
-        content = read(b"a\0b", "a.txt")
-        assert (content.text, content.warnings) == ("ab", ["1 NUL character was dropped."])
+        for name in ("a.txt", "a.md"):
+            content = read(b"a\0b", name)
+            assert (content.text, content.warnings) == ("ab", ["1 NUL character was dropped."])
+
+
+def saved(document: DocxDocument) -> bytes:
+    out = io.BytesIO()
+    document.save(out)
+    return out.getvalue()
 
 
 def bomb() -> bytes:

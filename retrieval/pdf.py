@@ -95,8 +95,8 @@ def read_pages(path: Path, password: str | None, first: int, last: int) -> list[
     return list(pages.values())
 
 
-def recognise(path: Path, password: str | None, number: int) -> PageText:
-    """Read a scanned page by tesseract; takes seconds."""
+def recognise(path: Path, password: str | None, number: int, data: str | None = None) -> PageText:
+    """Read a scanned page by tesseract, with the data of a language or else its default; takes seconds."""
     import pytesseract
 
     try:
@@ -105,7 +105,7 @@ def recognise(path: Path, password: str | None, number: int) -> PageText:
             # A page of a few bytes may say that it is as large as a house.
             scale = min(OCR_DOTS_PER_INCH / 72, (OCR_MOST_PIXELS / max(1.0, width * height)) ** 0.5)
             image = page.render(scale=scale, grayscale=True).to_pil()
-        read = pytesseract.image_to_string(image, timeout=TESSERACT_SECONDS)
+        read = pytesseract.image_to_string(image, lang=data, timeout=TESSERACT_SECONDS)
     except (_NotByPdfium, pytesseract.TesseractError, RuntimeError, OSError):
         return PageText("", Source.ILLEGIBLE)
     text, nuls = clean(join_broken_words(read))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
-from retrieval import pdf, plain_formats
+from retrieval import pdf, plain_formats, tesseract
 from retrieval.cutting import cut_content
 from retrieval.kinds import Kind, kind_of
 
@@ -86,8 +86,12 @@ def _pages(path: str, password: str | None, first: int, last: int) -> dict[str, 
     return {"pages": [asdict(page) for page in pages]}
 
 
-def _recognise(path: str, password: str | None, number: int) -> dict[str, Any]:
-    return asdict(pdf.recognise(Path(path), password, number))
+def _recognise(path: str, password: str | None, number: int, data: str | None) -> dict[str, Any]:
+    return asdict(pdf.recognise(Path(path), password, number, data))
+
+
+def _tesseract_data() -> dict[str, Any]:
+    return {"installed": tesseract.installed()}
 
 
 def _describe(path: str, password: str | None) -> dict[str, Any]:
@@ -98,6 +102,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "open": _open,
     "pages": _pages,
     "recognise": _recognise,
+    "tesseract_data": _tesseract_data,
     "describe": _describe,
     "cut": cut_content,
 }

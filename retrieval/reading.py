@@ -4,6 +4,7 @@ The pages of a PDF are read in ranges, over all readers at once. A range that en
 the page is found that does it, and only that page is missing.
 """
 
+import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from db.languages import SIMPLE
 from retrieval.content import Content, Section, join_pages
 from retrieval.pdf import Source
 from retrieval.plain_formats import nul_warning
 from retrieval.readers import Clock, ReaderDied, Readers, TooSlow, Unreadable
+from retrieval.tesseract import DATA
 
 # What any file gets; each page beyond the first 500 of a long one adds to it.
 SECONDS = 30.0
@@ -37,6 +40,7 @@ class DocumentFile:
     path: Path
     filename: str
     password: str | None = None
+    language: str | None = None  # its name, where it was given
 
 
 def read_document(
@@ -67,11 +71,13 @@ def read_document(
     for part in _in_order(reading):
         texts += part
         progress(len(texts) - len(_scanned(texts)), pages)
-    if shutil.which("tesseract") is not None:
-        _recognise_scanned(where, texts, readers, executor, progress)
+    untold: list[str] = []
+    if _scanned(texts) and shutil.which("tesseract") is not None:
+        data, untold = _tesseract_data(file.language, readers)
+        _recognise_scanned({**where, "data": data}, texts, readers, executor, progress)
     description, warnings = describing.result()
     text, starts = join_pages(page["text"] for page in texts)
-    warnings += _page_warnings(texts)
+    warnings += [*_page_warnings(texts), *untold]
     if not text.strip():
         raise _without_text(texts)
     return Content(
@@ -113,6 +119,21 @@ def _recognise_scanned(
     for left, (number, page) in enumerate(zip(numbers, _in_order(reading), strict=True), 1 - len(numbers)):
         pages[number] = page
         progress(len(pages) + left, len(pages))
+
+
+def _tesseract_data(language: str | None, readers: Readers) -> tuple[str | None, list[str]]:
+    """What tesseract is to read a language with, None for its default; and what to warn of."""
+    if language in (None, SIMPLE):
+        return None, []
+    data = DATA.get(language)
+    with contextlib.suppress(Unreadable):
+        installed = readers.do({"task": "tesseract_data"}, clock=Clock(DESCRIBE_SECONDS))["installed"]
+        if data in installed:
+            return data, []
+    return None, [
+        f"tesseract has no data here for {language}, and reads it in its default language: install that data "
+        "on the worker's machine before such files are ingested."
+    ]
 
 
 def _recognise(where: dict[str, Any], number: int, clock: Clock, readers: Readers) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def tesseract(
     """Put a program on the path that stands in for tesseract, and read three scanned pages by it."""
     pool, open_readers = ThreadPoolExecutor(2), []
 
-    def install(script: str) -> Callable[[], Content]:
+    def install(script: str, language: str | None = None) -> Callable[[], Content]:
         programs = tmp_path / "programs"
         programs.mkdir()
         program = write(programs, "tesseract", f"#!/bin/sh\n{script}\n".encode())
@@ -241,7 +241,7 @@ def tesseract(
         monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.defpath}")
         readers = Readers(2)
         open_readers.append(readers)
-        scan = DocumentFile(write(tmp_path, "scan", scanned_pdf(3)), "scan.pdf")
+        scan = DocumentFile(write(tmp_path, "scan", scanned_pdf(3)), "scan.pdf", language=language)
         return lambda: read_document(scan, readers, pool)
 
     with pool:
@@ -259,6 +259,27 @@ class TestScanned:
         )()
         assert content.text == "\n\n".join(["international"] * 3)
         assert content.warnings == ["Pages 1, 2, 3 are scanned images, read by tesseract: expect mistakes."]
+
+    @pytest.mark.parametrize(
+        ("language", "given", "warnings"), [("german", True, 1), ("french", False, 2), (None, False, 1)]
+    )
+    def test_reads_the_language_that_was_given(
+        self,
+        tesseract: Callable[..., Callable[[], Content]],
+        language: str | None,
+        given: bool,
+        warnings: int,
+    ) -> None:
+        script = (
+            'case "$1" in --version) echo tesseract 5.3.0;; '
+            "--list-langs) printf 'List of available languages (2):\ndeu\neng\n';; "
+            '*) echo "$@" > "$2.txt";; esac'
+        )
+        content = tesseract(script, language)()
+        assert ("-l deu" in content.text) == given
+        assert content.text.count(" -l ") == (3 if given else 0)
+        assert len(content.warnings) == warnings
+        assert ("no data here for french" in content.warnings[-1]) == (language == "french")
 
     def test_one_that_fails_is_not_said_to_be_missing(
         self, tesseract: Callable[..., Callable[[], Content]]

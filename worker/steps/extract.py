@@ -99,7 +99,7 @@ class _Extractor:
         Raises:
             Unreadable: with the reason.
         """
-        file = DocumentFile(document.path, document.filename, document.password)
+        file = DocumentFile(document.path, document.filename, document.password, document.language)
         content = read_document(
             file,
             self._readers,

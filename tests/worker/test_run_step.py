@@ -91,7 +91,9 @@ class TestEndsByItself:
         assert one.child.exit is not None
         assert one.child.exit.code == 0
         assert one.of("result")[0]["result"]["step"] == "train"
-        assert one.of("artifact") == [{"type": "artifact", "name": "train.bin", "path": "model/weights.bin"}]
+        [artifact] = one.of("artifact")
+        assert (artifact["name"], artifact["path"]) == ("train.bin", "model/weights.bin")
+        assert artifact["purpose"] is None
         manifest = json.loads((one.step_input.folder / "manifest.json").read_text())
         content = (one.step_input.folder / "model/weights.bin").read_bytes()
         assert manifest["files"] == {

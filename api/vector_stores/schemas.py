@@ -228,6 +228,7 @@ class CompoundFilter(Body):
 
 
 Filter = Annotated[ComparisonFilter | CompoundFilter, Field(discriminator="type")]
+CompoundFilter.model_rebuild()
 
 
 LEAST_WEIGHT = 0.001

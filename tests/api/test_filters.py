@@ -24,9 +24,7 @@ import pytest
         (1, "filters", "filters must be an object."),
     ],
 )
-def test_bad_filters_name_the_field(
-    self, api: httpx.Client, filters: object, param: str, message: str
-) -> None:
+def test_bad_filters_name_the_field(api: httpx.Client, filters: object, param: str, message: str) -> None:
     body = {"query": "x", "filters": filters}
     answer = api.post("/v1/vector_stores/vs-1/search", json=body)
     error = answer.json()["error"]

@@ -102,16 +102,21 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
     return job
 
 
-def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
-    """Return the job that makes the base model's weights first, if there has to be one."""
-    check_model_name(params.name)
-    model = find_model(unit.session, unit.project_id, params.name)
+def _check_new_name(unit: Unit, name: str, *, replaced_by: str) -> None:
+    """Refuse a name that no model can have, or that a model of the catalogue has."""
+    check_model_name(name)
+    model = find_model(unit.session, unit.project_id, name)
     if model is not None and model.recipe is not None:
         raise InvalidInput(
-            f"name: {params.name!r} is a base model of this server, which a fine-tune must not replace. "
+            f"name: {name!r} is a base model of this server, which a {replaced_by} must not replace. "
             "Take another name.",
             param="name",
         )
+
+
+def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
+    """Return the job that makes the base model's weights first, if there has to be one."""
+    _check_new_name(unit, params.name, replaced_by="fine-tune")
     if params.name == params.base_model.partition("@")[0]:
         raise InvalidInput("name must differ from base_model, or the base would be replaced.", param="name")
     for field, file_id in (
@@ -143,14 +148,7 @@ def _check_pretrain(unit: Unit, params: PretrainParams) -> None:
 
 
 def _check_pull(unit: Unit, params: PullParams) -> None:
-    check_model_name(params.name)
-    model = find_model(unit.session, unit.project_id, params.name)
-    if model is not None and model.recipe is not None:
-        raise InvalidInput(
-            f"name: {params.name!r} is a base model of this server, which a pull must not replace. "
-            "Take another name.",
-            param="name",
-        )
+    _check_new_name(unit, params.name, replaced_by="pull")
     source = params.source
     if source.ollama is not None and unit.settings.chat_backend != "ollama":
         raise InvalidInput(

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from db.errors import InvalidInput
-from db.params import PARAMS
+from db.kinds import PARAMS
 
 SHOWN_AT_ONCE = 3
 # What pydantic adds to the place of an error to say which member of a union it tried.

@@ -19,7 +19,7 @@ from cli.submit import (
     upload,
 )
 from cli.watching import JobId
-from db.params import PARAMS
+from db.kinds import PARAMS
 
 JSON = dict[str, Any]
 

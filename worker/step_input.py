@@ -7,8 +7,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
+from db.kinds import files_of
 from db.models import Attempt, Device, Job, Step
-from db.params import files_of
 from db.queries.base_models import resolve_base_model
 from db.queries.devices import find_refusing
 from db.queries.files import get_file

@@ -8,17 +8,16 @@ from starlette.responses import Response
 
 from api.chat.body import read_body
 from api.chat.passing import pass_on
-from api.chat.service import own_places, target_at
 from api.unit_of_work import Unit, services_of
-from db.errors import InvalidInput, NotFound
+from db.errors import InvalidInput
 from db.settings import Settings
 from serving.backends.interface import Request as Asked
-from serving.backends.roster import Backends, Place
+from serving.backends.roster import Backends
+from serving.backends.routing import EMBEDDING_MODEL, find_embedding_destination
 from serving.backends.target import Target
 
 router = APIRouter(tags=["embeddings"])
 
-EMBEDDING_MODEL = "default"
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -69,14 +68,7 @@ async def embeddings(request: Request) -> Response:
 
 
 def _target(unit: Unit, backends: Backends, name: str) -> Target:
-    places = [Place("embeddings", name)] if name == EMBEDDING_MODEL else own_places(unit, backends, name)
-    if not places:
-        raise NotFound(
-            f"There is no embedding model {name!r}. There is: {EMBEDDING_MODEL}.",
-            param="model",
-            code="model_not_found",
-        )
-    return target_at(unit, backends, name, places)
+    return backends.target(find_embedding_destination(unit.session, unit.project_id, backends.configs, name))
 
 
 def _refuse_dimensions(settings: Settings, body: Mapping[str, Any]) -> None:

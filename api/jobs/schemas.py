@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from api.devices.schemas import DeviceName
 from api.pages import Identified
-from db.params import PARAMS, Metadata, Params
+from db.kinds import PARAMS
+from db.params import Metadata, Params
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "fine_tune": {

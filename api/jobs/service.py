@@ -8,8 +8,8 @@ from api.jobs.schemas import RetryRequest
 from api.quotas import admit_job
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound
+from db.kinds import files_of
 from db.models import Job
-from db.params import files_of
 from db.queries.files import get_file
 from db.queries.jobs import add_event, get_job, lock_steps, resume_job
 from db.queries.retention import delete_job_rows, is_held

@@ -1,7 +1,6 @@
 """Rows as the bodies that show them."""
 
 import re
-from datetime import UTC, datetime
 from typing import Any
 
 from api.devices.schemas import DeviceName
@@ -21,9 +20,10 @@ from api.jobs.schemas import (
 )
 from api.pages import unix_seconds, unix_seconds_or_none
 from db.errors import InvalidInput
+from db.kinds import PARAMS
 from db.models import Artifact, Attempt, Checkpoint, Device, Event, Job, Step
-from db.params import PARAMS
 from db.queries.outlook import Outlook
+from db.queries.runtime import seconds_left
 from db.queries.series import Series
 from db.states import StepStatus
 
@@ -126,15 +126,6 @@ def _progress_of(job: Job) -> Progress | None:
         unit=step.progress.get("unit"),
         eta_seconds=seconds_left(step),
     )
-
-
-def seconds_left(step: Step) -> float | None:
-    """How long a running step will take, if it has said so."""
-    eta: float | None = (step.progress or {}).get("eta_seconds")
-    if eta is not None and step.progressed_at is not None:
-        # The estimate is as old as the progress; the time since then has been spent.
-        eta = max(0.0, round(eta - (datetime.now(UTC) - step.progressed_at).total_seconds(), 1))
-    return eta
 
 
 def event_id(number: int) -> str:

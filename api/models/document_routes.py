@@ -9,7 +9,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from api.idempotency import REUSED_KEY, repeatable
-from api.models.service import EMBEDDING_MODEL
 from api.pages import Page, page
 from api.unit_of_work import Unit, transactional
 from api.vector_stores.file_routes import Status
@@ -28,6 +27,7 @@ from db.models import Collection, Model
 from db.queries.collections import create_collection, empty, own_collection
 from db.queries.documents import document_as_told, get_document, list_documents
 from db.queries.models import get_model, named_model
+from serving.backends.routing import EMBEDDING_MODEL
 
 router = APIRouter(tags=["models"])
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from api.chat.service import own_places
 from api.models import service
 from api.models.schemas import ModelOut
 from api.unit_of_work import Unit
 from db.errors import NotFound
 from db.queries.models import list_models
 from serving.backends.roster import Backends
+from serving.backends.routing import own_places
 
 Listed = Mapping[str, Sequence[str]]
 
@@ -23,7 +23,7 @@ def own_models(unit: Unit, backends: Backends, listed: Listed) -> list[ModelOut]
     return [
         _model_out(name, backend)
         for name, backend in {**given, **found}.items()
-        if own_places(unit, backends, name)
+        if own_places(unit.session, backends.configs, name)
     ]
 
 

@@ -20,6 +20,7 @@ from api.models.schemas import (
     ModelUnloaded,
 )
 from api.unit_of_work import Unit, services_of, transactional
+from serving.backends.routing import named
 
 router = APIRouter(tags=["models"])
 
@@ -83,7 +84,7 @@ def delete_models(
 async def get_model(request: Request, model: str) -> ModelOut:
     """By any name it answers to: `faq`, `faq@2`, `faq:Q8_0`, `backend/model`."""
     services = services_of(request)
-    listed = await services.backends.listed() if services.backends.named(model) else {}
+    listed = await services.backends.listed() if named(services.backends.configs, model) else {}
     return await services.run_in_transaction(lambda unit: show(unit, services.backends, listed, model))
 
 

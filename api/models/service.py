@@ -7,8 +7,8 @@ from api.models.schemas import ModelDeleted, ModelOut, QuantizationOut, VersionO
 from api.pages import unix_seconds
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound
+from db.kinds import MODEL_FIELDS
 from db.models import Job, Model, ModelFile, ModelVersion
-from db.params import MODEL_FIELDS
 from db.queries.aliases import is_alias
 from db.queries.collections import own_collection, own_collections
 from db.queries.models import (
@@ -21,9 +21,8 @@ from db.queries.models import (
     versions_by_model,
 )
 from db.states import ENDED_JOB
+from serving.backends.routing import EMBEDDING_MODEL
 from serving.removal import remove_served
-
-EMBEDDING_MODEL = "default"
 
 
 def list_all(unit: Unit) -> list[ModelOut]:

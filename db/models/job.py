@@ -3,8 +3,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from db.kinds import FILE_FIELDS
 from db.models.base import Base, CreatedAt, JSONObject, Timestamp, one_of
-from db.params import FILE_FIELDS
 from db.states import JobKind, JobStatus
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.errors import NotFound
+from db.kinds import FILE_FIELDS
 from db.models import File, Job
-from db.params import FILE_FIELDS
 
 
 def unexpired() -> ColumnElement[bool]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,23 +14,14 @@ from serving.backends.configuration import SETTING, BackendConfig, BackendSettin
 from serving.backends.guarding import LOOK_SECONDS, Guarded
 from serving.backends.interface import Backend
 from serving.backends.openai_server import LlamaServer, OpenAIServer
+from serving.backends.routing import Destination
+from serving.backends.target import Target
 from serving.backends.vllm_generate import VllmGenerate
 
 # How long a backend's list of its models is good for, and for how long one that did not answer is left alone.
 LISTED_SECONDS = 15
 
-# As with names of ours: neither NUL nor halves of surrogate pairs, which Postgres cannot take.
-MODEL = re.compile(r"[^\x00-\x1f\ud800-\udfff]{1,256}")
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Place:
-    """A model as one backend has it."""
-
-    backend: str
-    model: str
 
 
 @dataclass(frozen=True)
@@ -48,8 +38,8 @@ class Backends:
     """
 
     def __init__(self, settings: BackendSettings, client: httpx.AsyncClient) -> None:
-        configs = read_backends(settings)
-        self._all = {name: Guarded(_made(config, client)) for name, config in configs.items()}
+        self.configs = read_backends(settings)
+        self._all = {name: guarded(config, client) for name, config in self.configs.items()}
         self._listings: dict[str, _Listing] = {}
 
     def __iter__(self) -> Iterator[Guarded]:
@@ -58,20 +48,9 @@ class Backends:
     def get(self, name: str) -> Guarded | None:
         return self._all.get(name)
 
-    def named(self, reference: str) -> list[Place]:
-        """Who answers to a name of the operator's: `backend/model`, or what the file's `models` say."""
-        name, slash, model = reference.partition("/")
-        if slash and name in self._all and self._all[name].config.own_models:
-            return [Place(name, model)] if MODEL.fullmatch(model) else []
-        return [
-            Place(config.name, config.models[reference])
-            for config in (backend.config for backend in self)
-            if reference in config.models
-        ]
-
-    def standing_in(self, name: str) -> list[str]:
-        """Who has the same models as another backend, under the same names."""
-        return [backend.name for backend in self if backend.config.stands_in_for == name]
+    def target(self, found: Destination) -> Target:
+        """Who is asked, in the order in which `configs` had them found."""
+        return Target([(self._all[place.backend], place.model) for place in found.places], found.prompting)
 
     async def listed(self) -> dict[str, list[str]]:
         """The models that each has by itself. One that does not answer has none, and keeps nobody waiting."""
@@ -96,6 +75,15 @@ class Backends:
     async def close(self) -> None:
         for backend in self:
             await backend.close()
+
+
+def guarded(config: BackendConfig, client: httpx.AsyncClient) -> Guarded:
+    """A backend of the settings, with what stands before it.
+
+    Raises:
+        InvalidInput: its type is none that there is.
+    """
+    return Guarded(_made(config, client))
 
 
 def _made(config: BackendConfig, client: httpx.AsyncClient) -> Backend:

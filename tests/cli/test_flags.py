@@ -4,7 +4,8 @@ import pytest
 import typer
 
 from cli.flags import PANELS, check_values, flags_of, read_values, spelling_of, understand
-from db.params import PARAMS, FineTuneParams, PretrainParams
+from db.kinds import PARAMS
+from db.params import FineTuneParams, PretrainParams
 from tests.cli.conftest import Run
 
 REQUIRED = {"base_model": "tiny", "training_file": "file-0", "name": "faq"}

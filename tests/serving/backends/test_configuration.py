@@ -8,7 +8,8 @@ import pytest
 from db.errors import InvalidInput
 from db.settings import Settings
 from serving.backends.configuration import BackendConfig, read_backends
-from serving.backends.roster import Backends, Place
+from serving.backends.roster import Backends
+from serving.backends.routing import Place, named, standing_in
 from serving.openai_compatible import make_async_client
 
 Write = Callable[[str], Settings]
@@ -103,11 +104,11 @@ class TestRoster:
                 "stands_in_for = 'llama_server'"
             )
         )
-        assert found.named("a/Qwen/Qwen3-8B") == [Place("a", "Qwen/Qwen3-8B")]
-        assert found.named("qwen") == [Place("a", "Qwen/Qwen3-8B"), Place("b", "qwen")]
-        assert found.standing_in("llama_server") == ["b"]
+        assert named(found.configs, "a/Qwen/Qwen3-8B") == [Place("a", "Qwen/Qwen3-8B")]
+        assert named(found.configs, "qwen") == [Place("a", "Qwen/Qwen3-8B"), Place("b", "qwen")]
+        assert standing_in(found.configs, "llama_server") == ["b"]
         for reference in ("b/qwen", "c/x", "a/", "llama_server/faq-v-012345678901", "gpt-5"):
-            assert found.named(reference) == []
+            assert named(found.configs, reference) == []
 
 
 def test_every_field_is_documented() -> None:

@@ -12,6 +12,7 @@ from db.settings import Settings
 from serving.backends.guarding import Guarded
 from serving.backends.interface import Answer, request_of
 from serving.backends.roster import Backends
+from serving.backends.routing import named
 from serving.openai_compatible import make_async_client
 from tests.serving.backends.asking import ask
 
@@ -33,7 +34,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 async def echo(settings: Settings, work: Any) -> Any:
     async with make_async_client() as client:
         backends = Backends(settings, client)
-        [place] = backends.named("echo")
+        [place] = named(backends.configs, "echo")
         guarded = backends.get(place.backend)
         assert guarded is not None
         return await work(guarded)

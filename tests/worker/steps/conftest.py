@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from db.params import PARAMS
+from db.kinds import PARAMS
 from worker.step import BaseWeights, FileInput, Message, Step, StepInput, StepSettings
 
 TEXT = (

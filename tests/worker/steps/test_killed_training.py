@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select, text
 
+from db.kinds import PARAMS
 from db.models import Artifact, Attempt, Event, File, Job, Step
-from db.params import PARAMS
 from db.queries.jobs import create_job
 from db.session import transaction
 from db.states import ENDED_JOB, JobKind, Outcome, StepStatus

@@ -1,0 +1,41 @@
+"""The params of each kind of job, and which of them name other rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from db.params import (
+    ExportParams,
+    FineTuneParams,
+    IngestParams,
+    Params,
+    PretrainParams,
+    PullParams,
+)
+
+PARAMS: dict[str, type[Params]] = {
+    "fine_tune": FineTuneParams,
+    "pretrain": PretrainParams,
+    "export": ExportParams,
+    "ingest": IngestParams,
+    "pull": PullParams,
+}
+
+# The params that name rows: what a job needs until it has ended.
+FILE_FIELDS = ("training_file", "validation_file", "source.file")
+MODEL_FIELDS = ("base_model", "start_from", "tokenizer")
+
+
+def files_of(params: Mapping[str, Any]) -> dict[str, str]:
+    """The files that a job's params name, by field."""
+    found = {field: _inner(params, field.split(".")) for field in FILE_FIELDS}
+    return {field: file_id for field, file_id in found.items() if file_id is not None}
+
+
+def _inner(value: Any, names: list[str]) -> Any:
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+# The model every new installation has: made here, from nothing, at the first job that names it.
+TINY_RECIPE: dict[str, Any] = {"name": "tiny"}

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from api.audit.routes import router as audit
 from api.auditing import Ledger
+from api.browsers import Browsers
 from api.chat.routes import router as chat
 from api.devices.routes import router as devices
 from api.documentation import add_documentation
@@ -130,6 +131,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_middleware(Gate, settings=settings, keyring=keyring, ledger=ledger, counter=counter)
+    app.add_middleware(Browsers, settings=settings)
     app.add_middleware(Edge, ledger=ledger)  # added last, so outermost
     app.openapi = _openapi_of(app)  # type: ignore[method-assign]
     return app

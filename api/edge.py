@@ -23,6 +23,13 @@ from db.ids import new_id
 
 # A caller's own id is taken if it cannot do harm in a log.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
+# A file that somebody uploaded must never run as a page of ours, nor a page of ours be shown within another,
+# nor an answer be taken into one as an image or a script.
+ALWAYS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+}
 PLAIN_ERRORS = {
     400: ("The request cannot be read", "invalid_input"),
     416: ("The file has no such range of bytes", "range_not_satisfiable"),
@@ -104,8 +111,7 @@ class _Answer:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
-            # A file that somebody uploaded must never run as a page of ours.
-            headers["x-content-type-options"] = "nosniff"
+            headers.update(ALWAYS)
             headers.update(self._state.get("headers", {}))
             if self.status >= 400 and headers.get("content-type", "").startswith("text/plain"):
                 await self._replace(headers)

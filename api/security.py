@@ -1,16 +1,11 @@
-"""Who may ask, and with what kind of body. Every request passes here before any route sees it.
-
-A page in the user's browser can reach a server on loopback, key or no key: by a form post, by a script
-with a foreign Origin, or under a name that it made point here (DNS rebinding). So Host must be ours, an
-Origin must be the page's own server, what the browser itself says comes from another site may at most be a
-link that somebody followed, and a body must be declared as what the route takes. There are no CORS headers.
+"""Who may ask, and with what kind of body. Every request that `api.browsers` lets through passes here before
+any route sees it; a body must be declared as what the route takes, which no form of a foreign page can do.
 """
 
 import contextlib
 import json
 import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -35,8 +30,6 @@ OPEN_PATHS = documentation.PATHS | {"/healthz", "/readyz", "/openapi.json"}
 MAX_FIELDS = 2000  # of one JSON object; a job of every kind has fewer than fifty
 # A multipart body is a little longer than the file in it.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
-# Another port of this machine is the same site, and another server.
-ELSEWHERE = frozenset({"cross-site", "same-site"})
 
 
 def is_loopback(host: str) -> bool:
@@ -52,45 +45,17 @@ class Gate:
         self._keyring = keyring
         self._ledger = ledger
         self._counter = counter
-        self._hosts = {
-            *LOOPBACK,
-            settings.api_host.lower(),
-            *(name.lower() for name in settings.allowed_hosts),
-        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        self._check_host(headers)
-        self._check_origin(headers)
-        self._check_site(scope["method"], headers)
         if scope["path"] not in OPEN_PATHS:
             await self._let_in(scope, headers)
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidInput("An address may not hold the character NUL.")
         await self._app(scope, await self._checked_body(scope, headers, receive), send)
-
-    def _check_host(self, headers: Headers) -> None:
-        host = _host_name(headers.get("host", ""))
-        if host not in self._hosts:
-            raise Forbidden(
-                f"This server is not {host or 'nameless'!r}. Ask it as 127.0.0.1 or localhost, or add the "
-                "name to LATHE_ALLOWED_HOSTS.",
-                code="foreign_host",
-            )
-
-    def _check_origin(self, headers: Headers) -> None:
-        origin = headers.get("origin")
-        if origin is not None and _address(origin) != headers.get("host", "").lower():
-            raise Forbidden(f"Pages of {origin} may not use this server.", code="foreign_origin")
-
-    def _check_site(self, method: str, headers: Headers) -> None:
-        """Not every request of a foreign page bears an Origin: those for images and scripts do not."""
-        followed = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
-        if headers.get("sec-fetch-site") in ELSEWHERE and not followed:
-            raise Forbidden("Pages of other servers may not use this one.", code="foreign_origin")
 
     async def _let_in(self, scope: Scope, headers: Headers) -> None:
         """Find out who asks, and whether they may."""
@@ -100,7 +65,7 @@ class Gate:
             self._ledger.used(caller.key_id)
         window = await self._counter.count(caller)
         if window is not None:
-            scope["state"]["headers"] = window.headers
+            scope["state"].setdefault("headers", {}).update(window.headers)
             window.check(caller.project_id)
         _check_scope(caller, scope["method"], scope["path"])
 
@@ -193,22 +158,6 @@ def _check_fields(body: bytes) -> None:
     if rb"\u0000" in body:
         with contextlib.suppress(ValueError, RecursionError):
             refuse_unstorable(json.loads(body))
-
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
-
-
-def _address(origin: str) -> str | None:
-    """The host and port of an Origin header; None if it has none, such as `null`."""
-    try:
-        return urlsplit(origin).netloc.lower() or None
-    except ValueError:
-        return None
 
 
 def _length(headers: Headers) -> int:

@@ -6,6 +6,7 @@ people know: `DATABASE_URL`, `REDIS_URL`, `OLLAMA_HOST`.
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -26,6 +27,7 @@ TRACKER_PACKAGES: dict[Tracker, str] = {
 }
 Days = Annotated[float | None, Field(gt=0, le=36_500)]  # what is over a century overflows a time
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+ORIGIN = re.compile(r"(?i)https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 def _home(variable: str, fallback: str) -> Path:
@@ -86,6 +88,9 @@ class Settings(BaseSettings):
     api_url: str | None = None
     api_key: SecretStr = SecretStr("")
     allowed_hosts: Annotated[list[str], NoDecode] = []
+    allowed_origins: Annotated[
+        list[str], NoDecode
+    ] = []  # whose pages may use the API (docs/how-to/access.md)
     flower_port: int = Field(default=5555, ge=1, le=65535)
     flower_user: str = "lathe"
     flower_password: SecretStr = SecretStr("")
@@ -186,7 +191,25 @@ class Settings(BaseSettings):
             return value
         return [ip_network(part) if isinstance(part, str) else part for part in value]
 
-    @field_validator("allowed_hosts", "trackers", "webhook_allowed_networks", mode="before")
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _in_small_letters(cls, names: list[str]) -> list[str]:
+        return [name.lower() for name in names]
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _as_browsers_write_them(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: they are written https://name or http://name:port, without a "
+                    "path. There is no word for all of them: any page could use a server without keys."
+                )
+        return [origin.lower() for origin in origins]
+
+    @field_validator(
+        "allowed_hosts", "allowed_origins", "trackers", "webhook_allowed_networks", mode="before"
+    )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):

@@ -7,7 +7,7 @@ from db.keys import Scope
 
 # Whose bodies go on as they came, to servers that have limits of their own.
 PASSED_ON = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
-ASKING = PASSED_ON | {"/generate"}
+ASKING = PASSED_ON | {"/generate", "/agenerate", "/embeddings"}
 ADMINISTERING = ("/v1/keys/", "/v1/projects/", "/v1/audit/")
 MODELS, COLLECTIONS = "/v1/models/", "/v1/vector_stores/"
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

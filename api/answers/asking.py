@@ -1,4 +1,4 @@
-"""The two routes that answer from documents: what is found is put before the model, and told of."""
+"""The routes that answer from documents: what is found is put before the model, and told of."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,12 +11,13 @@ from api.answers.completions import (
     with_grounding,
 )
 from api.answers.schemas import FIELDS, Sources
-from api.answers.service import ground, nothing_found
+from api.answers.service import Grounded, ground, nothing_found
 from api.chat.body import Body
 from api.chat.checkpoints import find_target
 from api.chat.generation import ask, conversation, question
 from api.chat.passing import PassedOn, pass_on, unless_left
 from api.chat.schemas import GenerateRequest, GroundedAnswer
+from api.chat.text_stream import named_event, stream_text, text_event, whole_stream
 from api.unit_of_work import services_of
 from api.validation import refuse_unstorable
 from serving.backends.interface import Request as Asked
@@ -50,9 +51,7 @@ async def generate_from(
     request: Request, body: GenerateRequest, target: Target, model: str
 ) -> GroundedAnswer | Response:
     """One prompt's answer from documents."""
-    services = services_of(request)
-    asked = {"messages": conversation(body), "max_tokens": body.params.n_predict}
-    found = await unless_left(request, lambda: ground(services, target, asked, body, model=model))
+    found = await _found(request, body, target, model)
     grounding = found.grounding
     if found.messages is None:
         return GroundedAnswer(
@@ -76,3 +75,18 @@ async def generate_from(
         citations=grounding.citations,
         retrieval=grounding.retrieval,
     )
+
+
+async def stream_from(request: Request, body: GenerateRequest, target: Target, model: str) -> Response:
+    """The same as it comes, after the passages that it rests on."""
+    found = await _found(request, body, target, model)
+    before = named_event("grounding", found.grounding)
+    if found.messages is None:
+        return whole_stream(before, text_event(nothing_found(found.grounding)))
+    return await stream_text(request, target, question(body, found.messages, stream=True), before=before)
+
+
+async def _found(request: Request, body: GenerateRequest, target: Target, model: str) -> Grounded:
+    services = services_of(request)
+    asked = {"messages": conversation(body), "max_tokens": body.params.n_predict}
+    return await unless_left(request, lambda: ground(services, target, asked, body, model=model))

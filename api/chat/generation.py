@@ -1,4 +1,5 @@
-"""POST /generate: one prompt as one turn of a chat, so that it meets the template that the model learnt."""
+"""POST /generate and /agenerate: one prompt as one turn of a chat, so that it meets the template that the
+model learnt."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +26,11 @@ def conversation(request: GenerateRequest) -> list[dict[str, Any]]:
 
 
 def question(
-    request: GenerateRequest, messages: list[dict[str, Any]] | None = None, *, thinking: bool = True
+    request: GenerateRequest,
+    messages: list[dict[str, Any]] | None = None,
+    *,
+    thinking: bool = True,
+    stream: bool = False,
 ) -> Callable[[str], interface.Request]:
     """Put a prompt, or the conversation that was made of it, as a backend takes it that knows the model by a
     name.
@@ -34,6 +39,8 @@ def question(
         thinking: False keeps a model that can think before it answers from doing so.
     """
     body = {"messages": messages or conversation(request), **_named(request.params)}
+    if stream:
+        body["stream"] = True
     if not thinking:
         body["chat_template_kwargs"] = {"enable_thinking": False}
     return lambda model: request_of(model, body)

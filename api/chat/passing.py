@@ -44,7 +44,7 @@ async def pass_on(
     if content is None:
         return PassedOn(answer, before)
     if answer.status >= 400:
-        return _error_of(answer, content)
+        return error_of(answer, content)
     return Response(content, answer.status, {"content-type": answer.content_type})
 
 
@@ -126,7 +126,7 @@ async def _close(answer: interface.Answer) -> None:
         await answer.close()
 
 
-def _error_of(answer: interface.Answer, body: bytes) -> Response:
+def error_of(answer: interface.Answer, body: bytes) -> Response:
     """The backend's error: its status and its message, in our shape."""
     message, param, code = read_error(body, answer.status)
     status, again = answer.status, answer.retry_after_seconds

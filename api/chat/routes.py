@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.answers.asking import complete, generate_from
+from api.answers.asking import complete, generate_from, stream_from
 from api.answers.schemas import FIELDS, read_sources
 from api.chat.body import Body, read_body
 from api.chat.checkpoints import find_target
@@ -13,15 +13,18 @@ from api.chat.schemas import (
     CHAT_ANSWER,
     CHAT_BODY,
     COMPLETION_BODY,
+    TEXT_EVENTS,
     GenerateAnswer,
     GenerateRequest,
     GroundedAnswer,
 )
 from api.chat.service import newest_model
+from api.chat.text_stream import stream_text
 from api.unit_of_work import services_of
 from db.errors import InvalidInput
 from serving.backends.guarding import Route
 from serving.backends.interface import Request as Asked
+from serving.backends.target import Target
 
 router = APIRouter(tags=["chat"])
 
@@ -78,11 +81,31 @@ async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | 
 
     With `collections` or `documents` the answer rests on passages that are found in them, and tells which.
     """
+    name, target = await _asked(request, body)
+    if body.is_grounded:
+        return await generate_from(request, body, target, name)
+    return await ask(request, question(body), target, name)
+
+
+@router.post(
+    "/agenerate", summary="Answer one prompt, as it comes", response_class=Response, responses=TEXT_EVENTS
+)
+async def agenerate(request: Request, body: GenerateRequest) -> Response:
+    """The same as a stream: each event's data is a piece of the text, and the stream's end is the answer's.
+
+    With `collections` or `documents` an event `grounding` comes first, with the passages; an error amid the
+    answer is an event `error`.
+    """
+    name, target = await _asked(request, body)
+    if body.is_grounded:
+        return await stream_from(request, body, target, name)
+    return await stream_text(request, target, question(body, stream=True))
+
+
+async def _asked(request: Request, body: GenerateRequest) -> tuple[str, Target]:
+    """The model that is asked, and who answers for it."""
     services = services_of(request)
     name = body.model
     if name is None:
         name = await services.run_in_transaction(newest_model)
-    target = await find_target(services, name)
-    if body.is_grounded:
-        return await generate_from(request, body, target, name)
-    return await ask(request, question(body), target, name)
+    return name, await find_target(services, name)

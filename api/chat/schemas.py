@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from api.answers.schemas import Annotation, Grounding, Retrieval, Sources
 
@@ -64,6 +64,20 @@ CHAT_ANSWER: dict[int | str, JSONBody] = {
 }
 
 
+TEXT_EVENTS: dict[int | str, JSONBody] = {
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {}}}
+}
+
+
+def _listed(given: object) -> object:
+    return [given] if isinstance(given, str) else given
+
+
+StopTexts = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(max_length=16), BeforeValidator(_listed)
+]
+
+
 class GenerateParams(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -71,7 +85,7 @@ class GenerateParams(BaseModel):
     temp: float | None = Field(default=None, ge=0, le=10)
     top_k: int | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    stop: list[Annotated[str, Field(min_length=1)]] | None = Field(default=None, max_length=16)
+    stop: StopTexts | None = None
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     seed: int | None = Field(default=None, ge=-1, le=2**31 - 1)
 
@@ -88,7 +102,7 @@ class GenerateRequest(Sources):
 
     prompt: str = Field(min_length=1)
     model: str | None = Field(default=None, description="Default: the model that was published last.")
-    params: GenerateParams = GenerateParams()
+    params: Annotated[GenerateParams, BeforeValidator(lambda given: given or {})] = GenerateParams()
 
 
 class GenerateAnswer(BaseModel):

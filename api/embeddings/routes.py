@@ -1,17 +1,20 @@
 """HTTP of embeddings."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from api.chat.body import read_body
 from api.chat.passing import pass_on
 from api.unit_of_work import Unit, services_of
-from db.errors import InvalidInput
+from db.errors import InvalidInput, Unavailable
 from db.settings import Settings
 from serving.backends.interface import Request as Asked
+from serving.backends.interface import request_of
 from serving.backends.roster import Backends
 from serving.backends.routing import EMBEDDING_MODEL, find_embedding_destination
 from serving.backends.target import Target
@@ -65,6 +68,32 @@ async def embeddings(request: Request) -> Response:
     return await pass_on(
         request, target, "embed", lambda model: Asked(model, body.members, body.with_model(model))
     )
+
+
+class Text(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "What is a lathe?"}]})
+
+    text: str = Field(min_length=1)
+
+
+@router.post("/embeddings", summary="Embed one text", response_model=list[float])
+async def embedding_of(request: Request, body: Text) -> list[float] | Response:
+    """The short way: a text in, its vector out, of the model `default`."""
+    services = services_of(request)
+    target = await services.run_in_transaction(lambda unit: _target(unit, services.backends, EMBEDDING_MODEL))
+    asked = {"model": EMBEDDING_MODEL, "input": body.text, "encoding_format": "float"}
+    answer = await pass_on(request, target, "embed", lambda model: request_of(model, asked))
+    return answer if answer.status_code >= 400 else _vector(bytes(answer.body))
+
+
+def _vector(answer: bytes) -> list[float]:
+    try:
+        [row] = json.loads(answer)["data"]
+        return [float(each) for each in row["embedding"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise Unavailable(
+            "The embedding server gave an answer that is none.", code="bad_backend_answer"
+        ) from error
 
 
 def _target(unit: Unit, backends: Backends, name: str) -> Target:

@@ -36,6 +36,8 @@ CREATE_NOTHING = {
     "/v1/vector_stores/{vector_store_id}/files/{file_id}",
     "/v1/vector_stores/{vector_store_id}/search",
     "/generate",
+    "/agenerate",
+    "/embeddings",
     "/v1/models/{model:path}/load",
     "/v1/models/{model:path}/unload",
     "/v1/chat/completions",

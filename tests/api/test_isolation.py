@@ -243,7 +243,7 @@ class TestBodies:
         answer = ours.client.post("/v1/models", json={"name": "mine", "from": theirs.things["model"]})
         assert (answer.status_code, error_of(answer)["code"]) == (400, "model_not_found")
 
-    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate"])
+    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate", "/agenerate"])
     def test_models(self, ours: Owned, theirs: Owned, path: str) -> None:
         body = {"messages": [{"role": "user", "content": "?"}]} if "chat" in path else {"prompt": "?"}
         answer = ours.client.post(path, json={**body, "model": theirs.things["model"]})
@@ -256,6 +256,7 @@ class TestBodies:
         for path, question in (
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": "?"}]}),
             ("/generate", {"prompt": "?"}),
+            ("/agenerate", {"prompt": "?"}),
         ):
             body = {**question, "model": ours.things["model"], "collections": [named]}
             answer = ours.client.post(path, json=body)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from openai import OpenAI
+from openai._streaming import SSEDecoder
 from pypdf import PdfReader
 
 from api.answers.service import NOTHING_FOUND
@@ -279,6 +280,19 @@ class TestGenerate:
         body |= {"prompt": "xylophone", "retrieval": {"min_similarity": 0.9}}
         answer = desk.api.post("/generate", json=body).json()
         assert (answer["text"], answer["prompt_tokens"], answer["citations"]) == (NOTHING_FOUND, 0, [])
+
+    def test_a_stream_tells_first_what_it_rests_on(self, desk: Desk, handbook: bytes) -> None:
+        desk.ready("pour-short")
+        desk.fill("poured", {"handbook.pdf": handbook})
+        body = {"prompt": QUESTION, "model": "pour-short", "collections": ["poured"]}
+        first, *pieces = SSEDecoder().iter_bytes(iter([desk.api.post("/agenerate", json=body).content]))
+        assert first.event == "grounding"
+        assert "thirty days" in first.json()["citations"][0]["text"]
+        assert "".join(piece.data for piece in pieces).startswith("w0 w1 ")
+        assert "thirty days" in json.dumps(desk.server.asked[-1]["messages"])
+        body |= {"prompt": "xylophone", "retrieval": {"min_similarity": 0.9}}
+        first, *pieces = SSEDecoder().iter_bytes(iter([desk.api.post("/agenerate", json=body).content]))
+        assert (first.json()["citations"], [piece.data for piece in pieces]) == ([], [NOTHING_FOUND])
 
     def test_ollama_gets_it_in_the_users_turn(self, desk: Desk) -> None:
         desk.ready("herd", backend="ollama")

@@ -1,4 +1,4 @@
-"""`lathe models create|copy|pull|show`: models that are made without training."""
+"""`lathe models create|copy|pull|push|show`: models that are made without training, and where they go."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,13 @@ from db.errors import InvalidInput, LatheError
 
 JSON = dict[str, Any]
 FILE_ID = re.compile(r"file-[0-9a-z]{1,64}")
+JOB_OR_CHECKPOINT = re.compile(r"(job|checkpoint)-[0-9a-f]{32}$")
 
 Name = Annotated[str, typer.Argument(help="The name it answers to.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
-    for command in (create, copy, pull, show):
+    for command in (create, copy, pull, push, show):
         app.command()(command)
 
 
@@ -98,6 +99,35 @@ def pull(
             if "file" in found and found["file"] != source:
                 take_back(client, [found["file"]])
             raise
+        show_submitted(client, job, watch=watch, json=json)
+
+
+def push(
+    source: Annotated[
+        str, typer.Argument(help="A model (faq, faq@2), a job-… or a checkpoint-….", show_default=False)
+    ],
+    repository: Annotated[str, typer.Argument(help="org/name of a hub.", show_default=False)],
+    *,
+    what: Annotated[str, typer.Option(help="adapter, merged or gguf.")] = "auto",
+    quantization: Annotated[
+        list[str] | None, typer.Option("--quantization", help="Of gguf; may come again. Default: all.")
+    ] = None,
+    branch: Annotated[str, typer.Option(help="It is made if there is none.")] = "main",
+    public: Annotated[bool, typer.Option("--public", help="A new repository is private without it.")] = False,
+    message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,
+    watch: WatchFlag = False,
+    json: JsonFlag = False,
+) -> None:
+    """Upload a model to a Hugging Face hub: its adapter, merged weights, or GGUF files.
+
+    $ lathe models push faq my-org/faq --what gguf --watch
+    """
+    named = JOB_OR_CHECKPOINT.match(source)
+    params: JSON = {named[1] if named else "model": source, "repository": repository, "what": what}
+    params |= {"branch": branch, "private": not public}
+    given = {"quantizations": quantization or None, "message": message}
+    with connect() as client:
+        job = client.submit("push", params | {name: value for name, value in given.items() if value})
         show_submitted(client, job, watch=watch, json=json)
 
 

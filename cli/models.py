@@ -16,7 +16,9 @@ from cli.text import harmless, size
 
 JSON = dict[str, Any]
 
-app = typer.Typer(help="List models; create, copy, pull, show and delete them.", invoke_without_command=True)
+app = typer.Typer(
+    help="List models; create, copy, pull, push, show and delete them.", invoke_without_command=True
+)
 
 
 made_models.register(app)

@@ -10,6 +10,7 @@ from db.params import (
     Params,
     PretrainParams,
     PullParams,
+    PushParams,
 )
 
 PARAMS: dict[str, type[Params]] = {
@@ -18,6 +19,7 @@ PARAMS: dict[str, type[Params]] = {
     "export": ExportParams,
     "ingest": IngestParams,
     "pull": PullParams,
+    "push": PushParams,
 }
 
 # The params that name rows: what a job needs until it has ended.

@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     hub_offline: bool = Field(
         default=False, validation_alias=AliasChoices("LATHE_HUB_OFFLINE", "HF_HUB_OFFLINE")
     )
+    # Organisations and accounts that jobs may push to; unset: wherever the token may write
+    hub_push_to: Annotated[list[str], NoDecode] = []
 
     rerank_server_url: str | None = None  # anything with /v1/rerank; none is started without it
     rerank_server_key: SecretStr = SecretStr("")
@@ -208,7 +210,12 @@ class Settings(BaseSettings):
         return [origin.lower() for origin in origins]
 
     @field_validator(
-        "allowed_hosts", "allowed_origins", "trackers", "webhook_allowed_networks", mode="before"
+        "allowed_hosts",
+        "allowed_origins",
+        "hub_push_to",
+        "trackers",
+        "webhook_allowed_networks",
+        mode="before",
     )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:

@@ -1,13 +1,14 @@
-"""What an export is made from, held by hard links in the export job's own folder.
+"""What an export or a push is made from, held by hard links in that job's own folder.
 
 The links are made when the job is submitted: afterwards the training may let the checkpoint go for newer
 ones, its attempt may be given up, its job deleted. Files of a checkpoint or of a finished attempt never
 change, so a link is as good as a copy and costs nothing. What was linked is listed in `source.json` with the
-sizes and hashes that it had when it was written; the export checks them before it begins.
+sizes and hashes that it had when it was written; the job checks them before it begins.
 
 source/trained/     the adapter or the whole model, with the training tokenizer
 source/rows/        of a fine-tune: the prepared rows, by split
 source/text         of a model from scratch: the text it was given, if it was given one
+source/gguf/        of a push: the files that are published
 """
 
 import errno
@@ -65,6 +66,10 @@ def rows_source(source: Path) -> Path:
     return source / "rows"
 
 
+def gguf_source(source: Path) -> Path:
+    return source / "gguf"
+
+
 def text_source(source: Path) -> Path | None:
     path = source / "text"
     return path if path.is_file() else None
@@ -89,7 +94,7 @@ def of_checkpoint(root: Path, job: Job, checkpoint: Checkpoint, text: File | Non
             source.files += _tokenizer(folder, listed)
         source.files += _proof(root, job, text, tokenizer=True)
     except (FileNotFoundError, KeyError) as error:
-        raise _gone(f"checkpoint {checkpoint.id}") from error
+        raise gone(f"checkpoint {checkpoint.id}") from error
     return source
 
 
@@ -117,8 +122,42 @@ def of_job(root: Path, job: Job, text: File | None) -> Source:
             raise KeyError(inner)
         source.files += _proof(root, job, text, tokenizer=False)
     except (FileNotFoundError, KeyError) as error:
-        raise _gone(f"job {job.id}") from error
+        raise gone(f"job {job.id}") from error
     return source
+
+
+def of_weights(root: Path, weights: str) -> Source:
+    """The files of a model that lies in a finished attempt's folder, whole.
+
+    Args:
+        weights: its folder, relative to the root.
+    Raises:
+        Conflict: they are no longer there.
+    """
+    attempt, _, inner = weights.rpartition("/")
+    try:
+        listed = _listed(root / attempt / ATTEMPT_MANIFEST)
+    except FileNotFoundError as error:
+        raise gone("the model") from error
+    names = [name for name in listed if name.startswith(f"{inner}/")]
+    held = (
+        _held(root / attempt, listed, name, f"trained/{name.removeprefix(inner + '/')}") for name in names
+    )
+    return Source({}, list(held))
+
+
+def held_by(root: Path, job_id: str) -> Source | None:
+    """What another job holds; None once it has let go."""
+    folder = source_folder(root, job_id)
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text())
+    except FileNotFoundError:
+        return None
+    files = described["files"].items()
+    return Source(
+        described["about"],
+        [Held(folder / name, name, entry["bytes"], entry["sha256"]) for name, entry in files],
+    )
 
 
 def hold(source: Source, folder: Path) -> None:
@@ -139,7 +178,7 @@ def hold(source: Source, folder: Path) -> None:
         (folder / DESCRIPTION).write_text(json.dumps({"about": source.about, "files": listed}, indent=1))
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            raise _gone("what is to be exported") from error
+            raise gone("what was chosen") from error
         if error.errno in NO_ROOM:
             raise Exhausted(
                 "The disk of the data folder is full: free some space.", code="disk_full"
@@ -238,7 +277,7 @@ def _listed(manifest: Path) -> dict[str, Any]:
     return files
 
 
-def _gone(what: str) -> Conflict:
+def gone(what: str) -> Conflict:
     return Conflict(
         f"The files of {what} are no longer all there. A training keeps its newest checkpoints "
         "(keep_checkpoints): GET /v1/jobs/{id}/checkpoints lists them.",
@@ -247,4 +286,4 @@ def _gone(what: str) -> Conflict:
 
 
 def _broken(name: str, how: str) -> InvalidInput:
-    return InvalidInput(f"What is to be exported is not whole: {name} {how}.", code="source_broken")
+    return InvalidInput(f"What was held for this job is not whole: {name} {how}.", code="source_broken")

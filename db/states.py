@@ -91,6 +91,7 @@ class JobKind(StrEnum):
     EXPORT = "export"
     INGEST = "ingest"
     PULL = "pull"
+    PUSH = "push"
 
 
 class Queue(StrEnum):
@@ -123,6 +124,7 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
     ),
     JobKind.EXPORT: (("export", Queue.CPU), ("verify", Queue.GPU), ("publish", Queue.IO)),
     JobKind.PULL: (("pull", Queue.BULK), ("verify", Queue.GPU), ("publish", Queue.IO)),
+    JobKind.PUSH: (("push", Queue.BULK),),
     # An upload does not wait for a training: only a large ingest is embedded on `gpu`, if LATHE_EMBED_ON_GPU
     # says so (the `extract` step knows how large it is).
     JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK), ("index", Queue.BULK)),

@@ -105,7 +105,7 @@ class StepInput:
         documents: what an ingest has still to bring in.
         device: the name of the GPU that the attempt holds; None: it holds none.
         configurations: the names of Postgres's text search configurations, for an ingest.
-        source: for an export, the folder that holds what is exported (see `db/sources.py`).
+        source: for an export or a push, the folder that holds what it is made from (see `db/sources.py`).
         chat_unloaded: the chat server's models have made room for another step; none may be loaded now.
     """
 

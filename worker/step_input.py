@@ -26,6 +26,8 @@ from worker.step import BaseWeights, FileInput, StepInput, StepSettings
 
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.
 BASE_PARAM = {JobKind.FINE_TUNE: "base_model", JobKind.PRETRAIN: "start_from"}
+# Kinds of job for which files are held from the moment of their submit.
+HOLDING = (JobKind.EXPORT, JobKind.PUSH)
 
 
 def build_step_input(session: Session, settings: Settings, claim: Claim) -> StepInput:
@@ -63,7 +65,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         configurations=text_search_configurations(session) if job.kind == JobKind.INGEST else [],
         documents=documents_to_ingest(session, claim, root, job) if job.kind == JobKind.INGEST else [],
         device=session.get_one(Device, claim.device_id).name if claim.device_id is not None else None,
-        source=source_folder(root, job.id) if job.kind == JobKind.EXPORT else None,
+        source=source_folder(root, job.id) if job.kind in HOLDING else None,
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
 

@@ -7,7 +7,7 @@ from api.unit_of_work import Unit
 from db import sources
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Checkpoint, File, Job
-from db.params import ExportParams
+from db.params import ExportParams, PushParams
 from db.queries.checkpoints import find_checkpoint
 from db.queries.files import get_file
 from db.queries.jobs import get_job
@@ -28,7 +28,7 @@ class Chosen:
     checkpoint: Checkpoint | None
 
 
-def choose(unit: Unit, params: ExportParams) -> Chosen:
+def choose(unit: Unit, params: ExportParams | PushParams) -> Chosen:
     """Find what the params name.
 
     Raises:
@@ -86,22 +86,38 @@ def hold_source(unit: Unit, chosen: Chosen, export: Job) -> None:
     Raises:
         Conflict: the files, or the base, are no longer there.
     """
-    training, root = chosen.job, unit.settings.storage_root
-    if training.kind == JobKind.FINE_TUNE:
-        export.base = _base_of(unit, training)
-    text = _text_of(unit, training)
-    source: Source = (
-        sources.of_checkpoint(root, training, chosen.checkpoint, text)
-        if chosen.checkpoint is not None
-        else sources.of_job(root, training, text)
-    )
-    folder = job_folder(root, export.id)
+    if chosen.job.kind == JobKind.FINE_TUNE:
+        export.base = base_of(unit, chosen.job)
+    hold(unit, source_of(unit, chosen), export)
+
+
+def source_of(unit: Unit, chosen: Chosen) -> Source:
+    """The files of what was chosen.
+
+    Raises:
+        Conflict: they are no longer there.
+    """
+    root, text = unit.settings.storage_root, _text_of(unit, chosen.job)
+    if chosen.checkpoint is not None:
+        return sources.of_checkpoint(root, chosen.job, chosen.checkpoint, text)
+    return sources.of_job(root, chosen.job, text)
+
+
+def hold(unit: Unit, source: Source, job: Job) -> None:
+    """Hold the files for a job, for as long as its request is not undone."""
+    root = unit.settings.storage_root
+    folder = job_folder(root, job.id)
     unit.if_undone(lambda: shutil.rmtree(folder, ignore_errors=True))
     allow_silence(unit.session)  # a file system without hard links has gigabytes copied
-    sources.hold(source, sources.source_folder(root, export.id))
+    sources.hold(source, sources.source_folder(root, job.id))
 
 
-def _base_of(unit: Unit, training: Job) -> dict[str, str] | None:
+def base_of(unit: Unit, training: Job) -> dict[str, str] | None:
+    """The base that an adapter goes with, kept from being deleted.
+
+    Raises:
+        Conflict: it has been.
+    """
     base = training.base
     if base is not None and base["source"] == "storage":
         # Locked, so that it cannot be deleted until the job that needs it is there.

@@ -28,6 +28,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "pretrain": {"kind": "pretrain", "params": {"name": "my-tiny", "layers": 4, "steps": 300}},
     "pull": {"kind": "pull", "params": {"source": {"hub": "Qwen/Qwen3-0.6B"}, "name": "qwen"}},
+    "push": {"kind": "push", "params": {"model": "faq", "repository": "org/faq", "what": "adapter"}},
     "export": {
         "kind": "export",
         "params": {

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from api.jobs import exporting
+from api.jobs import exporting, pushing
 from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
 from api.unit_of_work import Unit
@@ -20,6 +20,7 @@ from db.params import (
     IngestParams,
     PretrainParams,
     PullParams,
+    PushParams,
 )
 from db.queries.base_models import resolve_base_model
 from db.queries.files import get_file
@@ -70,6 +71,11 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         chosen = exporting.choose(unit, params)
         params = exporting.named(unit, params, chosen)
         check_model_name(params.name or "")
+    pushed: pushing.Chosen | None = None
+    if isinstance(params, PushParams):
+        unit.takes_long()  # as an export's
+        pushed = pushing.choose(unit, params)
+        params = pushed.params
     stored = params.model_dump(mode="json")
     refuse_unstorable({**stored, "metadata": request.metadata})
     waits_for = None
@@ -98,6 +104,9 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
     if chosen is not None:
         job = get_job(unit.session, job.id, project_id=unit.project_id)
         exporting.hold_source(unit, chosen, job)
+    if pushed is not None:
+        job = get_job(unit.session, job.id, project_id=unit.project_id)
+        pushing.hold_source(unit, pushed, job)
     assign(unit.session, documents, job)
     return job
 

@@ -211,6 +211,7 @@ class TestBodies:
             "source.file": {
                 "kind": "pull", "params": {"source": {"file": foreign["file_id"]}, "name": "x"},
             },
+            "model": {"kind": "push", "params": {"model": foreign["model"], "repository": "org/x"}},
             "checkpoint": {"kind": "export", "params": {"checkpoint": theirs.checkpoint}},
             "job": {"kind": "export", "params": {"job": theirs.training_job}},
             "collection": {"kind": "ingest", "params": {**ingest, "collection": foreign["vector_store_id"]}},
@@ -220,7 +221,7 @@ class TestBodies:
     @pytest.mark.parametrize(
         "field",
         ["training_file", "validation_file", "base_model", "start_from", "checkpoint", "job", "collection",
-         "files", "source.file"],
+         "files", "source.file", "model"],
     )  # fmt: skip
     def test_jobs(self, ours: Owned, params: dict[str, dict[str, Any]], field: str) -> None:
         answer = ours.client.post("/v1/jobs", json=params[field])

@@ -63,6 +63,9 @@ class TestMadeWithoutTraining:
         assert job["params"]["source"] == {
             "hub": "org/name", "revision": "v1", "file": None, "filename": None, "ollama": None,
         }  # fmt: skip
+        pushed = run("models", "push", "nothing", "org/name", "--public", "--what", "gguf")
+        assert pushed.status != 0
+        assert "model: There is no model 'nothing'" in pushed.err
         old = tmp_path / "old.bin"
         old.write_bytes(b"tjgg\x01\0\0\0" + bytes(16))
         refused = run("models", "pull", str(old), "--name", "old")

@@ -16,6 +16,7 @@ STEP_MODULES: dict[tuple[str, str], str] = {
     ("pull", "pull"): "worker.steps.pull",
     ("pull", "verify"): "worker.steps.verify_pulled",
     ("pull", "publish"): "worker.steps.publish",
+    ("push", "push"): "worker.steps.push",
     ("export", "export"): "worker.steps.export",
     ("export", "verify"): "worker.steps.verify",
     ("export", "publish"): "worker.steps.publish",

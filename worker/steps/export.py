@@ -27,7 +27,7 @@ def run(step: Step) -> dict[str, Any]:
     tools = require_tools(step.input.settings)
     source = check_source(step.input.source) if step.input.source is not None else None
     with memory_errors_explained(MEMORY_ADVICE):
-        model = _weights(step)
+        model = merged_weights(step)
         template = write_tokenizer(trained_folder(step.input), model)
         files, full = export_weights(step, tools, model)
     keep_full = is_whole(step.input) or full.name in {row["path"] for row in files}
@@ -64,7 +64,7 @@ def take_weights(step: Step, source: Path, target: Path) -> None:
 
 
 def _quantizations(step: Step) -> list[str]:
-    return list(step.input.params["quantizations"])
+    return list(step.input.params["quantizations"] or [])
 
 
 def is_whole(step_input: StepInput) -> bool:
@@ -79,7 +79,7 @@ def trained_folder(step_input: StepInput) -> Path:
     return step_input.step_folders["train"] / ("model" if step_input.kind == "pretrain" else "adapter")
 
 
-def _weights(step: Step) -> Path:
+def merged_weights(step: Step) -> Path:
     """The 16-bit weights as `merged/`: merged with the adapter, or a copy of what was pretrained."""
     target = step.input.folder / "merged"
     if is_whole(step.input) or step.input.base is None:
@@ -105,7 +105,7 @@ def _require_disk(step: Step, weights: Path, *, copies: int) -> None:
         Exhausted: there is not.
     """
     bits = 16 * copies + sum(8.5 if name == "Q8_0" else 6.6 for name in _quantizations(step))
-    require_disk(step.input.folder, int(count_parameters(weights) * bits / 8), "This export")
+    require_disk(step.input.folder, int(count_parameters(weights) * bits / 8), "This")
 
 
 def _link_weights(source: Path, target: Path) -> None:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from db.errors import InvalidInput, LatheError, Unavailable
 from worker.step import Step, StepSettings
 from worker.steps.runtime import DISK_FULL
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,13 @@ class Hub:
     param: the field of the request that names the repository.
     """
 
+    cannot = "cannot be had"
+    offline = "LATHE_HUB_OFFLINE is set: only uploads are taken now"
+    meanwhile = (
+        "and it is not in the local cache. Check the network, or put its folder into LATHE_BASE_MODELS_DIR."
+    )
+    forbidden = "does LATHE_HUB_TOKEN hold the token of an account that may read it?"
+
     def __init__(self, settings: StepSettings, *, param: str, step: Step | None = None) -> None:
         self._settings, self._param, self._step = settings, param, step
 
@@ -41,13 +51,10 @@ class Hub:
             InvalidInput: there is none, or it may not be read; or the hub is not to be asked.
             Unavailable: the hub does not answer.
         """
-        from huggingface_hub import HfApi
-
         if self._settings.hub_offline:
-            raise self._refused(repository, "LATHE_HUB_OFFLINE is set: only uploads are taken now")
+            raise self._refused(repository, self.offline)
         with self._errors_named(repository, revision):
-            api = HfApi(endpoint=self._settings.hub_url, token=self._token)
-            info = api.model_info(repository, revision=revision, timeout=30)
+            info = self._api.model_info(repository, revision=revision, timeout=30)
         names = [file.rfilename for file in info.siblings or []]
         return Repository(repository, str(info.sha), names)
 
@@ -79,6 +86,12 @@ class Hub:
             )
 
     @property
+    def _api(self) -> "HfApi":
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self._settings.hub_url, token=self._token)
+
+    @property
     def _token(self) -> str | bool:
         """The operator's; without one nobody's, for the client would look for one in its own files."""
         return self._settings.hub_token or False
@@ -93,7 +106,8 @@ class Hub:
         except (OSError, EntryNotFoundError, HFValidationError, httpx2.HTTPError) as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
-            raise self._named(error, repository, revision) from error
+            # Not from it: the addresses in its text may bear signatures that let others read or write.
+            raise self._named(error, repository, revision) from None
 
     def _named(self, error: Exception, repository: str, revision: str | None) -> LatheError:
         """The client's error by what can be done about it."""
@@ -121,19 +135,26 @@ class Hub:
             )
         status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response else None
         if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
-            return self._refused(repository, f"the hub answers {status}")
+            advice = f": {self.forbidden}" if status in (401, 403) else ""
+            return self._refused(repository, f"the hub answers {status}{_said(error)}{advice}")
         if self._settings.hub_offline:
             return self._refused(
                 repository, "LATHE_HUB_OFFLINE is set, and it was not fetched before: fetch it while online"
             )
+        said = f"{type(error).__name__}{_said(error)}"
         return Unavailable(
-            f"{repository} cannot be had now: the hub cannot be reached ({type(error).__name__}) and it is "
-            "not in the local cache. Check the network, or put its folder into LATHE_BASE_MODELS_DIR.",
+            f"{repository} {self.cannot} now: the hub cannot be reached ({said}) {self.meanwhile}",
             code="hub_unavailable",
         )
 
     def _refused(self, repository: str, why: str) -> InvalidInput:
-        return InvalidInput(f"{repository} cannot be had: {why}.", param=self._param)
+        return InvalidInput(f"{repository} {self.cannot}: {why}.", param=self._param)
+
+
+def _said(error: Exception) -> str:
+    """What the hub itself said, which names no address."""
+    said = getattr(error, "server_message", None)
+    return f': "{str(said).strip()[:300]}"' if said else ""
 
 
 def progress_bar(report: Callable[..., None]) -> type:

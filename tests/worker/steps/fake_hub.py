@@ -1,8 +1,8 @@
 """A hub as huggingface_hub's own client meets it: model info and trees, resolve with its headers, redirects
 of large files to a store on another host, ranges, gated and missing repositories, and outages on demand.
 
-What this hub is strict about: unknown paths are 404 with the hub's X-Error-Code, and a gated repository wants
-the one token.
+What this hub is strict about: unknown paths are 404 with the hub's X-Error-Code, and a gated or private
+repository wants the one token. What it does for who pushes is in `fake_hub_writing.py`.
 """
 
 import hashlib
@@ -13,23 +13,39 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
+from tests.worker.steps.fake_hub_writing import LARGE_BYTES, TOKEN, Files, Repository, Writing, entry
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TOKEN = "hf_a-token-of-the-test"
-LARGE_BYTES = 4096  # from which on a file lies in the store
 
 
 @dataclass
 class FakeHub:
     """`repositories` holds files by name. `breaks` lets the next downloads stop after so many bytes, and
-    `down` answers everything with 503."""
+    `down` answers everything with 503. Of who pushes: `writable` are the accounts that the token may
+    write to, `store` holds large files, `failing` ends the path that is a 503, `puts_to_take` is how many
+    bodies are taken before connections break, and `received` counts their bytes."""
 
-    repositories: dict[str, dict[str, bytes]]
+    repositories: dict[str, Files]
     gated: set[str] = field(default_factory=set)
     breaks: list[int] = field(default_factory=list)
     down: bool = False
+    writable: set[str] = field(default_factory=lambda: {"org"})
+    ignored: set[str] = field(default_factory=set)
+    failing: str = ""
+    puts_to_take: int | None = None
+    received: int = 0
+    loses_answer_of_commit: bool = False
+    store: dict[str, bytes] = field(default_factory=dict)
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    held: dict[str, Repository] = field(init=False)
     ranges: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     _server: ThreadingHTTPServer | None = None
+
+    def __post_init__(self) -> None:
+        self.held = {
+            name: Repository({COMMIT: files}, {"main": COMMIT}) for name, files in self.repositories.items()
+        }
 
     @property
     def url(self) -> str:
@@ -49,7 +65,7 @@ class FakeHub:
         self._server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Writing, BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
 
@@ -71,33 +87,44 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._resolve(path)
 
-    def _repository(self, name: str) -> dict[str, bytes] | None:
-        """Its files, unless it was answered already why not."""
-        if name not in self.hub.repositories:
-            self._refuse(404, "RepoNotFound")
+    def _repository(self, name: str) -> Repository | None:
+        """It, unless it was answered already why not."""
+        repository = self.hub.held.get(name)
+        knows_token = self.headers.get("authorization") == f"Bearer {TOKEN}"
+        if repository is None or (repository.private and not knows_token):
+            self._refuse(404 if knows_token else 401, "RepoNotFound")
             return None
-        if name in self.hub.gated and self.headers.get("authorization") != f"Bearer {TOKEN}":
+        if name in self.hub.gated and not knows_token:
             self._refuse(401, "GatedRepo")
             return None
-        return self.hub.repositories[name]
+        return repository
 
     def _api(self, rest: str) -> None:
-        owner, name, *more = rest.split("/")
-        files = self._repository(f"{owner}/{name}")
-        if files is None:
+        owner, name, *more = rest.split("/", 3)
+        repository = self._repository(f"{owner}/{name}")
+        if repository is None:
             return
-        if more and (more[0] not in ("revision", "tree") or more[1] not in ("main", COMMIT)):
+        if more == ["refs"]:
+            branches = [
+                {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": commit}
+                for branch, commit in repository.branches.items()
+            ]
+            self._send(200, json.dumps({"branches": branches, "tags": [], "converts": []}).encode())
+            return
+        commit = repository.commit_of(more[1] if more else "main")
+        if commit is None or (more and more[0] not in ("revision", "tree")):
             self._refuse(404, "RevisionNotFound")
             return
+        files = repository.commits[commit]
         if more and more[0] == "tree":
-            self._send(200, json.dumps([_entry(path, files[path]) for path in sorted(files)]).encode())
+            self._send(200, json.dumps([entry(path, files[path]) for path in sorted(files)]).encode())
             return
         siblings = [{"rfilename": path} for path in sorted(files)]
         about = {
             "id": f"{owner}/{name}",
-            "sha": COMMIT,
+            "sha": commit,
             "siblings": siblings,
-            "private": False,
+            "private": repository.private,
             "gated": False,
         }
         self._send(200, json.dumps({**about, "tags": [], "downloads": 1, "likes": 1}).encode())
@@ -107,19 +134,19 @@ class _Handler(BaseHTTPRequestHandler):
         if len(parts) < 5 or parts[2] != "resolve":
             self._refuse(404, "EntryNotFound")
             return
-        files = self._repository("/".join(parts[:2]))
-        if files is None:
+        repository = self._repository("/".join(parts[:2]))
+        if repository is None:
             return
-        name = "/".join(parts[4:])
-        if parts[3] not in ("main", COMMIT):
+        name, commit = "/".join(parts[4:]), repository.commit_of(parts[3])
+        if commit is None:
             self._refuse(404, "RevisionNotFound")
-        elif name not in files:
+        elif name not in repository.commits[commit]:
             self._refuse(404, "EntryNotFound")
         else:
-            self._file(files[name], f"{'/'.join(parts[:2])}/{name}")
+            self._file(repository.commits[commit][name], f"{'/'.join(parts[:2])}/{commit}/{name}", commit)
 
-    def _file(self, content: bytes, where: str) -> None:
-        headers = {"x-repo-commit": COMMIT}
+    def _file(self, content: bytes, where: str, commit: str) -> None:
+        headers = {"x-repo-commit": commit}
         if len(content) < LARGE_BYTES:
             self._ranged(content, {**headers, "etag": f'"{hashlib.sha1(content).hexdigest()}"'})  # noqa: S324
             return
@@ -131,8 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(302, b"", headers)
 
     def _stored(self, where: str) -> None:
-        owner, name, path = where.split("/", 2)
-        self._ranged(self.hub.repositories[f"{owner}/{name}"][path], {})
+        owner, name, commit, path = where.split("/", 3)
+        self._ranged(self.hub.held[f"{owner}/{name}"].commits[commit][path], {})
 
     def _ranged(self, content: bytes, headers: dict[str, str]) -> None:
         wanted = self.headers.get("range")
@@ -145,31 +172,5 @@ class _Handler(BaseHTTPRequestHandler):
         headers |= {"content-range": f"bytes {first}-{last}/{len(content)}"}
         self._send(206, content[first : last + 1], headers)
 
-    def _refuse(self, status: int, code: str) -> None:
-        self._send(status, b"{}", {"x-error-code": code, "x-error-message": code})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"content-length": str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.path.startswith("/store/") and self.hub.breaks:
-            self.wfile.write(content[: self.hub.breaks.pop(0)])
-            self.close_connection = True
-            return
-        self.wfile.write(content)
-
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
-
-
-def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest(),  # noqa: S324
-    }  # fmt: skip
-    if len(content) >= LARGE_BYTES:
-        oid = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
-    return entry

@@ -87,12 +87,18 @@ class Stack:
         }
 
     def lathe(
-        self, name: str, *, prepare: str = "", more: Mapping[str, str] = MappingProxyType({})
+        self,
+        name: str,
+        *,
+        prepare: str = "",
+        more: Mapping[str, str] = MappingProxyType({}),
+        module: str = "api",
     ) -> tuple[int, Supervised, dict[str, str]]:
         """Start an API over a database of its own, in which the SQL `prepare` is done first.
 
         Args:
             more: settings of it and of its workers.
+            module: what runs the API.
 
         Returns:
             its port, the server, and the environment that a worker of it needs.
@@ -107,7 +113,7 @@ class Stack:
                 connection.execute(text("ANALYZE"))
             engine.dispose()
         environment = {**self.settings(name, url, port), **more}
-        server = self.python(f"api-{name}", "api", environment)
+        server = self.python(f"api-{name}", module, environment)
         wait_for(port)
         return port, server, environment
 

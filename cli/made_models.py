@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -10,11 +10,13 @@ from cli.client import connect, model_path
 from cli.output import JsonFlag, print_json, stderr, stdout
 from cli.submit import WatchFlag, show_submitted, take_back, upload
 from db.errors import InvalidInput, LatheError
+from db.params import PromptFormatName
 
 JSON = dict[str, Any]
 FILE_ID = re.compile(r"file-[0-9a-z]{1,64}")
 JOB_OR_CHECKPOINT = re.compile(r"(job|checkpoint)-[0-9a-f]{32}$")
 
+PROMPT_FORMATS = get_args(PromptFormatName)
 Name = Annotated[str, typer.Argument(help="The name it answers to.", show_default=False)]
 
 
@@ -79,6 +81,9 @@ def pull(
     quantization: Annotated[
         list[str] | None, typer.Option("--quantization", help="Of safetensors; may come again.")
     ] = None,
+    prompt_format: Annotated[
+        str | None, typer.Option(help=f"For one without a chat template: {', '.join(PROMPT_FORMATS)}.")
+    ] = None,
     watch: WatchFlag = False,
     json: JsonFlag = False,
 ) -> None:
@@ -93,6 +98,8 @@ def pull(
         params: JSON = {"source": {**found, **more}, "name": name}
         if quantization:
             params["quantizations"] = quantization
+        if prompt_format is not None:
+            params["prompt_format"] = prompt_format
         try:
             job = client.submit("pull", params)
         except LatheError:

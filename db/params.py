@@ -28,6 +28,8 @@ AttributeValue = Annotated[str, StringConstraints(max_length=512)] | bool | int 
 Metadata = Annotated[
     dict[AttributeName, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)
 ]
+# How a conversation is written for a model that brings no chat template (serving/backends/prompt_formats.py).
+PromptFormatName = Literal["chatml", "llama", "llama3", "alpaca", "vicuna", "plain"]
 HubId = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}$")
 ]
@@ -348,9 +350,16 @@ class PullParams(Params):
         max_length=8,
         description="Of safetensors: the first one is served by the name. A GGUF is served as it is.",
     )
+    prompt_format: PromptFormatName | None = Field(
+        default=None,
+        description="How conversations are written for a model that brings no chat template; else the "
+        "template that it brings is kept.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "PullParams":
+        if self.source.ollama is not None and self.prompt_format is not None:
+            raise ValueError("prompt_format: a model of Ollama's library brings its template, leave it out")
         if len(set(self.quantizations)) != len(self.quantizations):
             raise ValueError("quantizations names a type twice")
         return self

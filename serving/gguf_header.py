@@ -47,13 +47,16 @@ class Array:
 
 @dataclass
 class Header:
-    """What a GGUF file says of itself. `types` counts its tensors by how they are stored."""
+    """What a GGUF file says of itself. `types` counts its tensors by how they are stored; its pairs, and what
+    it says of its tensors, end before the bytes `pairs_end` and `tensors_end`."""
 
     version: int
     alignment: int = DEFAULT_ALIGNMENT
     metadata: dict[str, Any] = field(default_factory=dict)
     types: Counter[str] = field(default_factory=Counter)
     special_tokens: dict[str, str] = field(default_factory=dict)
+    pairs_end: int = 0
+    tensors_end: int = 0
 
     @property
     def architecture(self) -> str:
@@ -119,8 +122,10 @@ class _Reader:
             raise _Broken(f"it claims {pairs} metadata pairs; at most {PAIRS_MAX} are taken")
         for _ in range(pairs):
             self._pair(header.metadata)
+        header.pairs_end = self._at
         self._check_metadata(header)
         self._tensors(header, tensors)
+        header.tensors_end = self._at
         header.special_tokens = self._special_tokens(header.metadata)
         return header
 
@@ -178,10 +183,10 @@ class _Reader:
             # llama.cpp demands it as well: no two can overlap, and no gap hides anything.
             if offset != following:
                 raise _Broken(f"{name} is at {offset}, and not where the one before it ends, at {following}")
-            following = _aligned(offset + size, header.alignment)
+            following = aligned(offset + size, header.alignment)
             header.types[kind] += 1
             last = offset + size
-        needed = _aligned(self._at, header.alignment) + last
+        needed = aligned(self._at, header.alignment) + last
         if needed > self._size:
             raise _Broken(f"its tensors end at byte {needed}, and the file at {self._size}: it is not whole")
 
@@ -264,5 +269,5 @@ class _Reader:
             raise _Broken(reason)
 
 
-def _aligned(place: int, alignment: int) -> int:
+def aligned(place: int, alignment: int) -> int:
     return -(-place // alignment) * alignment

@@ -40,6 +40,7 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
         base_model=job.base["name"] if job.base else None,
         weights=_weights(job, by_name),
         details=_details(job, by_name, published),
+        prompting=_prompting(job, by_name),
     )
     figures = {row["quantization"]: row for row in (by_name["verify"].result or {}).get("files", [])}
     for position, file in enumerate(published["files"]):
@@ -80,6 +81,12 @@ def _weights(job: Job, steps: dict[str, Step]) -> str | None:
         return None
     train = steps["train"]
     return f"jobs/{job.id}/{train.name}/{train.succeeded_attempt}/model"
+
+
+def _prompting(job: Job, steps: dict[str, Step]) -> dict[str, Any] | None:
+    """The stops of a chat template that a pulled model did not bring, and so need not have learnt."""
+    stops = (steps["pull"].result or {}).get("stops") if job.kind == JobKind.PULL else None
+    return {"parameters": {"stop": stops}} if stops else None
 
 
 def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dict[str, Any]:

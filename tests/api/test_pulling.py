@@ -57,5 +57,12 @@ class TestSubmit:
         assert answer.status_code == 400, answer.text
         assert error_of(answer)["param"] == param
 
+    def test_a_prompt_format_is_for_files(self, api: httpx.Client) -> None:
+        for source, prompt_format in (({"ollama": "qwen3"}, "llama"), ({"hub": "a/b"}, "rwkv")):
+            params = {"source": source, "name": "pulled", "prompt_format": prompt_format}
+            answer = api.post("/v1/jobs", json={"kind": "pull", "params": params})
+            assert answer.status_code == 400
+            assert "prompt_format" in error_of(answer)["message"]
+
     def test_a_base_model_is_not_replaced(self, api: httpx.Client) -> None:
         assert error_of(pull(api, {"hub": "a/b"}, name="tiny"))["param"] == "name"

@@ -59,7 +59,9 @@ class TestMadeWithoutTraining:
         assert run("models", "delete").status == 2
 
     def test_pull_submits_a_job(self, run: Run, tmp_path: Path) -> None:
-        job = run("models", "pull", "org/name", "--name", "mine", "--revision", "v1", "--json").json()
+        chosen = ["--name", "mine", "--revision", "v1", "--prompt-format", "vicuna"]
+        job = run("models", "pull", "org/name", *chosen, "--json").json()
+        assert job["params"]["prompt_format"] == "vicuna"
         assert job["params"]["source"] == {
             "hub": "org/name", "revision": "v1", "file": None, "filename": None, "ollama": None,
         }  # fmt: skip

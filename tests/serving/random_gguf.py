@@ -13,11 +13,19 @@ WIDTH, HEADS, FEED_FORWARD = 32, 2, 64
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 
 
-def write_random_gguf(path: Path, *, context: int = 2048, seed: int = 0, more: Sequence[str] = ()) -> None:
+def write_random_gguf(
+    path: Path,
+    *,
+    context: int = 2048,
+    seed: int = 0,
+    more: Sequence[str] = (),
+    template: str | None = TEMPLATE,
+) -> None:
     """Write the model to `path`, whose context is `context` tokens of a byte each.
 
     Args:
         more: tokens besides, the first of the vocabulary.
+        template: of chats; None: it brings none.
     """
     # Letters stand for bytes as in GPT-2's own vocabulary, where a space is written Ġ.
     tokens = [*more, *map(chr, range(33, 127)), "Ġ", "Ċ", "th", "<|end|>"]
@@ -35,7 +43,8 @@ def write_random_gguf(path: Path, *, context: int = 2048, seed: int = 0, more: S
     writer.add_token_types([TokenType.NORMAL] * (len(tokens) - 1) + [TokenType.CONTROL])
     writer.add_token_merges(["t h"])
     writer.add_eos_token_id(len(tokens) - 1)
-    writer.add_chat_template(TEMPLATE)
+    if template is not None:
+        writer.add_chat_template(template)
     for name, shape in _shapes(len(tokens)).items():
         values = np.random.default_rng([seed, len(name)]).normal(size=shape).astype(np.float32)
         writer.add_tensor(name, np.ones(shape, np.float32) if "norm" in name else values)

@@ -37,11 +37,15 @@ def serving_template(template: str) -> str:
     return GENERATION_TAG.sub(r"{#\1 \2#}", template)
 
 
-def write_tokenizer(source: Path, target: Path) -> str:
-    """Copy a tokenizer beside merged weights, with the chat template that is served; returns it."""
+def write_tokenizer(source: Path, target: Path, template: str | None = None) -> str:
+    """Copy a tokenizer beside merged weights, with the chat template that is served; returns it.
+
+    Args:
+        template: in place of the tokenizer's own.
+    """
     if source.resolve() != target.resolve():
         copy_tokenizer(source, target)
-    template = serving_template(read_template(source)[0])
+    template = serving_template(template or read_template(source)[0])
     (target / "chat_template.jinja").write_text(template, encoding="utf-8")
     config = read_json(target / "tokenizer_config.json")
     if config.pop("chat_template", None) is not None:  # it would come before the file

@@ -65,11 +65,11 @@ def publish_foreign_to_ollama(
     """Create a model whose GGUF file was not made here, unless it exists; it is only seen to answer.
 
     Args:
-        made: has the file's own `chat_template` and `special_tokens`.
+        made: has the file's `chat_template`, its `special_tokens`, and `stops` besides.
     """
     tokens = made["special_tokens"]
     template = _template_of_file(step, made["chat_template"], tokens)
-    stops = [tokens["eos_token"]] if tokens.get("eos_token") else []
+    stops = [*([tokens["eos_token"]] if tokens.get("eos_token") else []), *made["stops"]]
     with contextlib.closing(Ollama(step.input.settings.ollama_url)) as server:
         if not server.exists(name):
             server.create(

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
-from serving.gguf_header import read_header
+from db.params import PromptFormatName
+from serving.backends.prompt_formats import FORMATS, PromptFormat
+from serving.gguf_header import Header, read_header
+from serving.gguf_template import TEMPLATE_KEY, write_with_chat_template
 from serving.llama_cpp import require_tools
 from serving.model_formats import HEAD_BYTES, PICKLES, kind_of
+from training_data.tokens import read_template
 from worker.step import Step
 from worker.steps.base_model import (
     CONFIG_FILES,
@@ -26,7 +30,7 @@ from worker.steps.gguf_files import architecture, place, write_tokenizer
 from worker.steps.hub import Hub, Repository
 from worker.steps.model_archive import unpack
 from worker.steps.pull_ollama import pull_from_ollama
-from worker.steps.runtime import memory_errors_explained, prepare_runtime
+from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
 from worker.steps.weights_cache import file_sha256
 
 PARAM = "source"
@@ -110,7 +114,9 @@ def _listed(names: list[str]) -> str:
 
 def _gguf(step: Step, path: Path, name: str, about: dict[str, Any]) -> dict[str, Any]:
     header = read_header(path, name, param=PARAM)
-    sha256, size = file_sha256(path), path.stat().st_size
+    target = step.input.folder / f"{step.input.params['name']}-{header.quantization}.gguf"
+    template, prompted = _place_with_template(step, path, name, header, target)
+    sha256, size = file_sha256(target), target.stat().st_size
     step.event(
         f"{name} is a {header.architecture} in GGUF v{header.version}, {header.quantization}: "
         f"{sum(header.types.values())} tensors, {size / 1e6:.1f} MB.",
@@ -119,25 +125,53 @@ def _gguf(step: Step, path: Path, name: str, about: dict[str, Any]) -> dict[str,
         bytes=size,
         sha256=sha256,
     )
-    if header.chat_template is None:
-        step.event(
-            f"{name} carries no chat template: its server makes one up (ChatML), which a model that learnt "
-            "another one answers badly.",
-            level="warn",
-        )
-    target = step.input.folder / f"{step.input.params['name']}-{header.quantization}.gguf"
-    place(path, target)
     step.artifact(target.name)
     row = {"quantization": header.quantization, "path": target.name, "bytes": size, "sha256": sha256}
     return {
         "files": [row],
         "context_length": header.context_length,
         "architecture": header.architecture,
-        "chat_template": header.chat_template,
+        "chat_template": template,
         "special_tokens": header.special_tokens,
+        "stops": _stops(prompted),
         "folder": None,
         "source": {**about, "format": "gguf"},
     }
+
+
+def _place_with_template(
+    step: Step, path: Path, name: str, header: Header, target: Path
+) -> tuple[str | None, PromptFormat | None]:
+    """Make `target` the file with a chat template; returns that, and its format if it is one of ours."""
+    prompted = _format_for(step, name, has_template=header.chat_template is not None)
+    if prompted is not None and TEMPLATE_KEY not in header.metadata:
+        require_disk(target.parent, path.stat().st_size, "A copy of the model with a chat template")
+        write_with_chat_template(path, target, header, prompted.template())
+        return prompted.template(), prompted
+    if header.chat_template is None:
+        step.event(
+            f"{name} carries no chat template: its server makes one up (ChatML), which a model that learnt "
+            "another one answers badly. prompt_format gives it one.",
+            level="warn",
+        )
+    place(path, target)
+    return header.chat_template, None
+
+
+def _format_for(step: Step, name: str, *, has_template: bool) -> PromptFormat | None:
+    """The asked prompt format, if the model has use for it."""
+    asked: PromptFormatName | None = step.input.params["prompt_format"]
+    if asked is None:
+        return None
+    if has_template:
+        step.event(f"{name} brings a chat template of its own, which is kept: {asked!r} is not needed.")
+        return None
+    step.event(f"{name} brings no chat template: it gets that of the prompt format {asked!r}.")
+    return FORMATS[asked]
+
+
+def _stops(prompted: PromptFormat | None) -> list[str]:
+    return list(prompted.stops) if prompted is not None else []
 
 
 def _safetensors(step: Step, source: Path, name: str, about: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +182,8 @@ def _safetensors(step: Step, source: Path, name: str, about: dict[str, Any]) -> 
     folder = step.input.folder / "model"
     with memory_errors_explained(MEMORY_ADVICE):
         take_weights(step, source, folder)
-        template = write_tokenizer(source, folder)
+        prompted = _format_for(step, name, has_template=not read_template(source)[1].startswith("lathe:"))
+        template = write_tokenizer(source, folder, prompted.template() if prompted is not None else None)
         files, full = export_weights(step, tools, folder)
     if full.name not in {row["path"] for row in files}:
         full.unlink()
@@ -157,6 +192,7 @@ def _safetensors(step: Step, source: Path, name: str, about: dict[str, Any]) -> 
         "context_length": context_length(folder),
         "architecture": architecture(folder),
         "chat_template": template,
+        "stops": _stops(prompted),
         "folder": folder.name,
         "source": {**about, "format": "safetensors"},
     }

@@ -1,5 +1,7 @@
 """Uploads that become models: checked, loaded by a real llama-server, and published by its router."""
 
+import hashlib
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +11,11 @@ import pytest
 
 from db.errors import InvalidInput, Unavailable
 from db.params import PullParams
+from serving.backends.prompt_formats import FORMATS
 from serving.gguf_header import read_header
 from tests.serving.fake_ollama import FakeOllama
 from tests.serving.llama_process import LlamaProcess
-from tests.serving.random_gguf import write_random_gguf
+from tests.serving.random_gguf import TEMPLATE, write_random_gguf
 from tests.worker.steps.export_fixtures import make_input, recording_step, step_settings
 from worker.step import FileInput
 from worker.steps import publish, pull, verify_pulled
@@ -25,9 +28,20 @@ class Pulling:
     """A job of kind pull, step by step."""
 
     def __init__(
-        self, root: Path, source: dict[str, Any], *, upload: Path | None = None, **settings: Any
+        self,
+        root: Path,
+        source: dict[str, Any],
+        *,
+        upload: Path | None = None,
+        prompt_format: str | None = None,
+        **settings: Any,
     ) -> None:
-        params = {"source": source, "name": "pulled", "quantizations": ["F16"]}
+        params = {
+            "source": source,
+            "name": "pulled",
+            "quantizations": ["F16"],
+            "prompt_format": prompt_format,
+        }
         self._fields: dict[str, Any] = {
             "kind": "pull",
             "params": PullParams.model_validate(params).model_dump(mode="json"),
@@ -126,6 +140,61 @@ class TestGGUF:
         gguf.write_bytes(gguf.read_bytes()[:-64])
         with pytest.raises(InvalidInput, match="not whole"):
             Pulling(tmp_path / "job", {"file": FILE}, upload=gguf).run(pull, "pull")
+
+
+class TestPromptFormat:
+    """A format that the request names is for models that bring no template."""
+
+    @pytest.fixture
+    def bare(self, tmp_path: Path) -> Path:
+        path = tmp_path / "bare.gguf"
+        write_random_gguf(path, template=None)
+        return path
+
+    def test_a_gguf_without_a_template_gets_the_formats(self, tmp_path: Path, bare: Path) -> None:
+        pulling = Pulling(tmp_path / "job", {"file": FILE}, upload=bare, prompt_format="alpaca")
+        result = pulling.run(pull, "pull")
+        path = tmp_path / "job" / "pull" / result["files"][0]["path"]
+        assert result["files"][0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (
+            read_header(path, "it").chat_template == FORMATS["alpaca"].template() == result["chat_template"]
+        )
+        assert result["stops"] == ["### Instruction:"]
+        assert "gets that of the prompt format 'alpaca'" in pulling.events("info")
+        assert not pulling.events("warn")
+
+    def test_without_a_format_it_is_told(self, tmp_path: Path, bare: Path) -> None:
+        pulling = Pulling(tmp_path / "job", {"file": FILE}, upload=bare)
+        assert pulling.run(pull, "pull")["stops"] == []
+        assert "makes one up (ChatML)" in pulling.events("warn")
+
+    def test_a_files_own_template_is_kept(self, tmp_path: Path, gguf: Path) -> None:
+        pulling = Pulling(tmp_path / "job", {"file": FILE}, upload=gguf, prompt_format="alpaca")
+        result = pulling.run(pull, "pull")
+        assert (result["chat_template"], result["stops"]) == (TEMPLATE, [])
+        assert "which is kept" in pulling.events("info")
+
+    def test_ollama_gets_its_stops_as_well(self, tmp_path: Path, bare: Path, ollama: FakeOllama) -> None:
+        served = {"chat_backend": "ollama", "ollama_url": ollama.url}
+        pulling = Pulling(tmp_path / "job", {"file": FILE}, upload=bare, prompt_format="vicuna", **served)
+        pulling.run(pull, "pull")
+        published = pulling.run(publish, "publish")
+        model = ollama.models[published["default"]["backend_name"]]
+        assert model.parameters["stop"] == ["<|end|>", "</s>", "USER:"]
+
+    def test_safetensors_without_one_get_it_before_they_are_converted(
+        self, tmp_path: Path, micro_model: Path
+    ) -> None:
+        files: dict[str, Path | bytes] = {
+            path.name: path for path in micro_model.iterdir() if path.is_file() and path.suffix != ".jinja"
+        }
+        config = json.loads((micro_model / "tokenizer_config.json").read_bytes())
+        config.pop("chat_template", None)
+        archive = zipped(tmp_path / "m.zip", {**files, "tokenizer_config.json": json.dumps(config).encode()})
+        pulling = Pulling(tmp_path / "job", {"file": FILE}, upload=archive, prompt_format="llama3")
+        result = pulling.run(pull, "pull")
+        path = tmp_path / "job" / "pull" / result["files"][0]["path"]
+        assert read_header(path, "it").chat_template == FORMATS["llama3"].template()
 
 
 class TestSafetensors:

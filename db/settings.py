@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from db import lathe_yaml
 from db.errors import InvalidInput
+from db.lathe_yaml import ConfiguredModel
 
 # In the environment of each process that a step starts: which attempt it belongs to.
 STEP_MARKER = "LATHE_ATTEMPT"
@@ -74,6 +82,12 @@ class Settings(BaseSettings):
     )
     # Organisations and accounts that jobs may push to; unset: wherever the token may write
     hub_push_to: Annotated[list[str], NoDecode] = []
+    hub_cache_dir: Path | None = None  # what was fetched; default: huggingface_hub's own folder
+
+    config: Path | None = None  # a lathe.yaml (docs/how-to/coming-from-earlier-projects.md)
+    configured_model: Annotated[ConfiguredModel | None, NoDecode] = (
+        None  # as that names it, and in no variable
+    )
 
     rerank_server_url: str | None = None  # anything with /v1/rerank; none is started without it
     rerank_server_key: SecretStr = SecretStr("")
@@ -106,6 +120,7 @@ class Settings(BaseSettings):
     llama_backend: Literal["auto", "cpu", "cuda", "vulkan"] = "auto"
     n_gpu_layers: int = Field(default=99, ge=0)
     context_size: int = Field(default=0, ge=0)  # 0: what the model was trained for
+    chat_batch_tokens: int = Field(default=0, ge=0)  # read at once by the chat server; 0: its own default
     threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
     models_loaded_max: int = Field(default=4, ge=1)
 
@@ -164,8 +179,28 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in code goes before the environment, and that before lathe.yaml."""
+        of_yaml = InitSettingsSource(settings_cls, lathe_yaml.read_settings(os.environ))
+        return init_settings, env_settings, of_yaml
+
     @field_validator(
-        "data_dir", "cache_dir", "base_models_dir", "llama_cpp_dir", "embedding_tokenizer", "backends"
+        "data_dir",
+        "cache_dir",
+        "base_models_dir",
+        "llama_cpp_dir",
+        "embedding_tokenizer",
+        "backends",
+        "hub_cache_dir",
+        "config",
     )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:

@@ -63,6 +63,8 @@ class ServerSettings(Protocol):
     @property
     def context_size(self) -> int: ...
     @property
+    def chat_batch_tokens(self) -> int: ...
+    @property
     def threads(self) -> int: ...
 
 
@@ -275,6 +277,8 @@ def chat_server_argv(tools: Tools, settings: ServerSettings) -> list[str]:
     ]  # fmt: skip
     if settings.context_size:
         argv += ["--ctx-size", str(settings.context_size)]
+    if settings.chat_batch_tokens:
+        argv += ["--batch-size", str(settings.chat_batch_tokens)]
     return argv
 
 

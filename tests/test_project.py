@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from db import lathe_yaml
 from db.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ def setting_names() -> set[str]:
     for field in Settings.model_fields.values():
         choices = getattr(field.validation_alias, "choices", ())
         names.update(choice for choice in choices if isinstance(choice, str))
-    return names
+    return names | {f"LATHE_{key.upper()}" for key in lathe_yaml.SHARED}
 
 
 def interpolated(text: str) -> set[str]:

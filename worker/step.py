@@ -80,6 +80,7 @@ class StepSettings:
     embedding_max_tokens: int
     hub_url: str
     hub_token: str
+    hub_cache: str | None  # the folder for what is fetched; None: the client's own
     hub_offline: bool  # only what was fetched before is taken
     min_top1_agreement: float
     max_kl_ratio: float

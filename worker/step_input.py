@@ -102,6 +102,7 @@ def step_settings(settings: Settings) -> StepSettings:
         embedding_max_tokens=settings.embedding_max_tokens,
         hub_url=settings.hub_url.rstrip("/"),
         hub_token=settings.hub_token.get_secret_value(),
+        hub_cache=str(settings.hub_cache_dir) if settings.hub_cache_dir is not None else None,
         hub_offline=settings.hub_offline,
         min_top1_agreement=settings.min_top1_agreement,
         max_kl_ratio=settings.max_kl_ratio,

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from db import lathe_yaml
 from db.errors import Conflict, InvalidInput
 from db.settings import LOOPBACK, Settings
 from db.states import DEVICE_QUEUES
@@ -214,6 +215,8 @@ def environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
         ("LATHE_LLAMA_CPP_DIR", settings.llama_cpp_dir),
         ("LATHE_EMBEDDING_TOKENIZER", settings.embedding_tokenizer),
         ("LATHE_BACKENDS", settings.backends),
+        ("LATHE_HUB_CACHE_DIR", settings.hub_cache_dir),
+        (lathe_yaml.SETTING, settings.config),
     ):
         if path is not None:
             changes[name] = str(path)

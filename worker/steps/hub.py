@@ -80,6 +80,7 @@ class Hub:
                     ignore_patterns=ignored,
                     endpoint=self._settings.hub_url,
                     token=self._token,
+                    cache_dir=self._settings.hub_cache,
                     local_files_only=self._settings.hub_offline,
                     tqdm_class=progress_bar(self._step.progress) if self._step is not None else None,
                 )

@@ -114,6 +114,7 @@ def step_settings(cache: Path) -> StepSettings:
         threads=1,  # a second one waits for the first more than it computes, on models so small
         hub_url="http://127.0.0.1:1",
         hub_token="",
+        hub_cache=None,
         hub_offline=False,
         min_top1_agreement=0.98,
         max_kl_ratio=1.5,

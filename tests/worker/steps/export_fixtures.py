@@ -201,6 +201,7 @@ def step_settings(served: Path, **changes: Any) -> StepSettings:
         "embedding_max_tokens": 256,
         "hub_url": "http://127.0.0.1:9",
         "hub_token": "",
+        "hub_cache": None,
         "hub_offline": False,
         "min_top1_agreement": 0.98,
         "max_kl_ratio": 1.5,

@@ -15,6 +15,7 @@ from api.audit.routes import router as audit
 from api.auditing import Ledger
 from api.browsers import Browsers
 from api.chat.routes import router as chat
+from api.chat_page.routes import add_chat_page
 from api.devices.routes import router as devices
 from api.documentation import add_documentation
 from api.edge import Edge
@@ -128,6 +129,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.state.operations = [route for router in ROUTERS for route in router.routes]
     add_documentation(app)
+    add_chat_page(app)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_middleware(Gate, settings=settings, keyring=keyring, ledger=ledger, counter=counter)

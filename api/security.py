@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import documentation
 from api.auditing import Ledger
 from api.caller import CALLER, OPERATORS_KEY, Caller
+from api.chat_page import routes as chat_page
 from api.errors import Forbidden, TooLarge, WrongContentType
 from api.keyring import Keyring
 from api.quotas import RequestCounter
@@ -25,8 +26,8 @@ from db.settings import LOOPBACK, Settings
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
 TAKES_MULTIPART = re.compile(r"POST (/v1/files|/v1/uploads/[^/]+/parts)")
-# What shows nothing that is the user's: for health checks, and for reading the documentation.
-OPEN_PATHS = documentation.PATHS | {"/healthz", "/readyz", "/openapi.json"}
+# What shows nothing that is the user's: for health checks, and pages before they ask for anything.
+OPEN_PATHS = documentation.PATHS | chat_page.PATHS | {"/healthz", "/readyz", "/openapi.json"}
 MAX_FIELDS = 2000  # of one JSON object; a job of every kind has fewer than fifty
 # A multipart body is a little longer than the file in it.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024

@@ -1,7 +1,7 @@
 """A strict stand-in for a llama-server that counts: it renders, tokenizes and answers as it is told to.
 
 Its tokens are words with the space before them. The template of a model named `no-system-…` refuses a
-system's message, as Gemma's does; `silent-…` knows nothing but the chat route.
+system's message, as Gemma's does; `silent-…` knows nothing but the chat route, `loading-…` not even that.
 """
 
 import json
@@ -56,18 +56,23 @@ class AnsweringServer(ModelServer):
         elif path == "/v1/chat/completions":
             self.bodies.append(body)
             self.asked.append(asked)
-            if asked.get("stream") and self.streams:
-                await self._say(send)
-            elif asked.get("stream"):
-                await self._stream(model, receive, send)
-            else:
-                await _answer(send, 200, self._completion(asked))
+            await self._chat(model, asked, receive, send)
         elif model.startswith("silent"):
             await _answer(send, 404, _error("File Not Found", 404, "not_found_error"))
         else:
             self.counted += 1
             status, answer = self._measure(path, asked)
             await _answer(send, status, json.dumps(answer).encode())
+
+    async def _chat(self, model: str, asked: JSON, receive: Receive, send: Send) -> None:
+        if model.startswith("loading"):
+            await _answer(send, 503, _error("Loading model", 503, "unavailable_error"))
+        elif asked.get("stream") and self.streams:
+            await self._say(send)
+        elif asked.get("stream"):
+            await self._stream(model, receive, send)
+        else:
+            await _answer(send, 200, self._completion(asked))
 
     async def _say(self, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream")]

@@ -33,6 +33,7 @@ from api.models.document_routes import router as model_documents
 from api.models.routes import router as models
 from api.projects.routes import router as projects
 from api.quotas import RequestCounter
+from api.responses.routes import router as responses
 from api.scopes import scopes_for
 from api.security import OPEN_PATHS, Gate
 from api.unit_of_work import Services
@@ -59,6 +60,7 @@ TAGS = [
     {"name": "fine-tuning", "description": "OpenAI's fine-tuning jobs: those of kind `fine_tune`."},
     {"name": "models", "description": "What answers. `faq`, `faq:Q8_0`, `faq@2` and `faq@2:Q8_0` are names."},
     {"name": "chat", "description": "Prompts, passed on to the server that holds the model."},
+    {"name": "responses", "description": "Answers as items, kept as conversations that can be gone on with."},
     {"name": "embeddings", "description": "Vectors of text, from the model `default`."},
     {"name": "devices", "description": "The GPUs that workers have, and what holds each."},
     {
@@ -73,8 +75,8 @@ TAGS = [
 ]
 ROUTERS = (
     # A model's name may hold slashes: what comes after it has to be looked for first.
-    jobs, files, uploads, fine_tuning, model_documents, models, chat, embeddings, vector_stores,
-    vector_store_files, devices, webhooks, keys, projects, audit, health,
+    jobs, files, uploads, fine_tuning, model_documents, models, chat, responses, embeddings,
+    vector_stores, vector_store_files, devices, webhooks, keys, projects, audit, health,
 )  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description} for status, description in DESCRIPTIONS.items()

@@ -19,6 +19,10 @@ UNION_MEMBERS = re.compile(r"int|float|bool|str|none|constrained-\w+|list\[.*|li
 # The types of filters, by which their models are chosen.
 FILTER_TYPES = frozenset({"eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "and", "or"})
 
+# The types of tools and of formats, likewise.
+TAGGED = re.compile(r"(^|\.)(tools\[\d+\]|tool_choice|text\.format)$")
+TAGS = frozenset({"function", "file_search", "allowed_tools", "text", "json_object", "json_schema"})
+
 FIELD = re.compile(r"[a-z][a-z0-9_]*")
 PATTERNS = {
     r"^[a-z0-9][a-z0-9._-]{0,62}$": "is lower-case letters, digits, '.', '_' and '-', begins with a letter "
@@ -105,13 +109,20 @@ def field_of(place: tuple[int | str, ...]) -> str:
     for part in parts:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif part in FILTER_TYPES and re.search(r"(^|\.)filters(\[\d+\])?$", name):
+        elif _is_tag(part, name):
             continue
         elif UNION_MEMBERS.fullmatch(part):
             break
         else:
             name += f".{part}" if name else part
     return name
+
+
+def _is_tag(part: str, name: str) -> bool:
+    """Whether it is the type by which the model of what `name` holds was chosen."""
+    if part in FILTER_TYPES:
+        return re.search(r"(^|\.)filters(\[\d+\])?$", name) is not None
+    return part in TAGS and TAGGED.search(name) is not None
 
 
 def _in_words(row: ErrorDetails, field: str, annotation: Any) -> tuple[str, str | None, str]:

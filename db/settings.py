@@ -161,6 +161,7 @@ class Settings(BaseSettings):
     keep_unused_files_days: Days = None
     keep_deliveries_days: Days = 30
     keep_audit_days: Days = 365
+    keep_responses_days: Days = 30  # since they were last gone on from
     housekeeping_seconds: float = Field(default=600, gt=0)
 
     # Webhooks go to public addresses, and into these networks

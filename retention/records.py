@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, delete, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from db.models import AuditEntry, Document, Event, File, Job, Upload, WebhookDelivery
+from db.models import AuditEntry, Document, Event, File, Job, StoredResponse, Upload, WebhookDelivery
 from db.queries.files import names_file
 from db.queries.retention import is_note
 from db.states import ENDED_JOB
@@ -234,6 +234,7 @@ RECORDS: tuple[Rule, ...] = (
     Metrics(),
     OldRows("webhook deliveries", "keep_deliveries_days", WebhookDelivery.id, WebhookDelivery.finished_at),
     OldRows("audit entries", "keep_audit_days", AuditEntry.id, AuditEntry.created_at),
+    OldRows("stored responses", "keep_responses_days", StoredResponse.id, StoredResponse.last_used_at),
     UnusedFiles(),
     ExpiredFiles(),
     OldUploads(),

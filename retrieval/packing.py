@@ -1,8 +1,9 @@
 """Which passages go to a model, and in what form: those that fit best, no text twice, each with its place."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Any
 
 from retrieval.search import Hit
 
@@ -24,6 +25,7 @@ class Passage:
     section: str | None
     score: float
     similarity: float
+    attributes: dict[str, Any] = field(default_factory=dict, compare=False)  # of the document
 
 
 def passage_of(hit: Hit) -> Passage:
@@ -43,6 +45,7 @@ def passage_of(hit: Hit) -> Passage:
         section=chunk.section,
         score=hit.score,
         similarity=hit.similarity,
+        attributes=document.attributes,
     )
 
 

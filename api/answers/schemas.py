@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from api.retrieval.rankers import RANKERS, Ranker
 from api.validation import explain
-from api.vector_stores.schemas import Filter
+from api.vector_stores.schemas import Filter, HybridWeights
 from db.errors import InvalidInput
 from db.params import FileId
 
@@ -32,6 +32,9 @@ class Retrieval(BaseModel):
         default=0.0, ge=0, le=1, description="Above 0, prefer passages that differ from each other (MMR)."
     )
     ranker: Ranker = Field(default="auto", description=RANKERS)
+    hybrid_search: HybridWeights | None = Field(
+        default=None, description="How much meaning and words each count."
+    )
     filters: Filter | None = Field(default=None, description="On the attributes of documents.")
 
 
@@ -88,6 +91,7 @@ class Citation(BaseModel):
     file_id: str
     document_id: str
     filename: str
+    attributes: dict[str, Any] = Field(description="Of the document.")
     first_page: int | None
     last_page: int | None
     page_label: str | None = Field(description="What is printed on the first page, where that differs.")

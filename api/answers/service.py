@@ -16,7 +16,7 @@ from api.unit_of_work import Services, Unit
 from db.errors import InvalidInput
 from db.models import Document
 from retrieval.packing import Passage, distinct, passage_of
-from retrieval.search import Found, Ranking
+from retrieval.search import Found, Ranking, Weights
 from serving.backends.target import Target
 
 # A question of this length is searched for as it is, or refused.
@@ -78,7 +78,7 @@ async def _find(services: Services, scope: Scope, question: str, asked: Retrieva
                 [question],
                 limit=asked.max_passages,
                 where=scope.where,
-                ranking=Ranking(weights_of(asked.ranker), asked.min_similarity, asked.diversity),
+                ranking=_ranking(asked),
                 rewrite_with=model if asked.rewrite_query else None,
                 rerank=reranks(asked.ranker),
             )
@@ -87,6 +87,12 @@ async def _find(services: Services, scope: Scope, question: str, asked: Retrieva
             if error.param != "query" or len(question) < SHORTEST_CHARACTERS:
                 raise
             question = question[len(question) // 2 :]
+
+
+def _ranking(asked: Retrieval) -> Ranking:
+    hybrid = asked.hybrid_search
+    weights = Weights(hybrid.embedding_weight, hybrid.text_weight) if hybrid is not None else Weights()
+    return Ranking(weights_of(asked.ranker, weights), asked.min_similarity, asked.diversity)
 
 
 def nothing_found(grounding: Grounding) -> str:
@@ -124,6 +130,7 @@ def _citation(number: int, passage: Passage) -> Citation:
         file_id=passage.file_id,
         document_id=passage.document_id,
         filename=passage.filename,
+        attributes=passage.attributes,
         first_page=passage.first_page,
         last_page=passage.last_page,
         page_label=passage.page_label,

@@ -18,6 +18,7 @@ from db.models.job import Job
 from db.models.model import Model, ModelAlias, ModelFile, ModelVersion
 from db.models.past_usage import PastUsage
 from db.models.project import DEFAULT_PROJECT, Project
+from db.models.response import StoredResponse
 from db.models.step import Step
 from db.models.upload import Upload, UploadPart
 from db.models.webhook_delivery import DeliveryTry, WebhookDelivery
@@ -50,6 +51,7 @@ __all__ = [
     "PastUsage",
     "Project",
     "Step",
+    "StoredResponse",
     "Upload",
     "UploadPart",
     "WebhookDelivery",

@@ -29,6 +29,7 @@ USAGE = text(
         + (SELECT coalesce(sum(bytes), 0) FROM uploads
            WHERE project_id = :project AND status = 'pending' AND expires_at > clock_timestamp())
         + (SELECT coalesce(sum(usage_bytes), 0) FROM documents WHERE project_id = :project)
+        + (SELECT coalesce(sum(bytes), 0) FROM responses WHERE project_id = :project)
         + (SELECT coalesce(sum(bytes), 0) FROM (
                SELECT sha256, artifacts.bytes FROM artifacts JOIN jobs ON jobs.id = artifacts.job_id
                WHERE jobs.project_id = :project

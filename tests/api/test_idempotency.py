@@ -42,6 +42,8 @@ CREATE_NOTHING = {
     "/v1/models/{model:path}/unload",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",  # which asks a model, whose answer comes as a stream
+    "/v1/responses/{response_id}/cancel",
     "/v1/embeddings",
     "/v1/files",
     "/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel",

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from db.ids import new_id
-from db.models import Artifact, Model, ModelFile, ModelVersion
+from db.models import Artifact, Model, ModelFile, ModelVersion, StoredResponse
 from db.session import transaction
 from tests.api.conftest import error_of, upload
 from tests.api.keyed import Keyed
@@ -59,6 +59,7 @@ def own_things(keyed: Keyed, project: str, tag: str) -> Owned:
     announced = {"filename": "large.csv", "bytes": 10, "mime_type": "text/csv", "purpose": "fine-tune"}
     upload_id = client.post("/v1/uploads", json=announced).json()["id"]
     things = {
+        "response_id": _keep_response(keyed, project),
         "upload_id": upload_id,
         "file_id": file_id,
         "endpoint_id": endpoint["id"],
@@ -92,6 +93,19 @@ def _publish(keyed: Keyed, project: str, job_id: str, name: str) -> None:
         path = f"jobs/{job_id}/metrics.json"
         kept = {"name": "metrics.json", "path": path, "bytes": 2, "sha256": "0" * 64}
         session.add(Artifact(job_id=job_id, step="train", attempt=1, **kept))
+
+
+def _keep_response(keyed: Keyed, project: str) -> str:
+    """A turn of a conversation that a model has answered."""
+    response_id = new_id("resp")
+    body = {
+        "id": response_id, "object": "response", "created_at": 1, "completed_at": 1, "status": "completed",
+        "model": "faq", "output": [], "error": None, "incomplete_details": None, "usage": None, "notices": [],
+    }  # fmt: skip
+    item = {"id": new_id("msg"), "type": "message", "role": "user", "status": "completed", "content": []}
+    with transaction(keyed.sessions) as session:
+        session.add(StoredResponse(id=response_id, project_id=project, input=[item], body=body, bytes=2))
+    return response_id
 
 
 @pytest.fixture(scope="module")
@@ -244,9 +258,12 @@ class TestBodies:
         answer = ours.client.post("/v1/models", json={"name": "mine", "from": theirs.things["model"]})
         assert (answer.status_code, error_of(answer)["code"]) == (400, "model_not_found")
 
-    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate", "/agenerate"])
+    @pytest.mark.parametrize(
+        "path", ["/v1/chat/completions", "/v1/completions", "/generate", "/agenerate", "/v1/responses"]
+    )
     def test_models(self, ours: Owned, theirs: Owned, path: str) -> None:
         body = {"messages": [{"role": "user", "content": "?"}]} if "chat" in path else {"prompt": "?"}
+        body = {"input": "?"} if "responses" in path else body
         answer = ours.client.post(path, json={**body, "model": theirs.things["model"]})
         assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
         assert theirs.things["model"] not in answer.text.replace(f"no model '{theirs.things['model']}'", "")

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from tests.api.model_server import OLLAMA_ANSWER, ModelServer, _answer, _error, _read, answer_lifespan
 
 JSON = dict[str, Any]
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 WORD = re.compile(r"\s*[^\s]+|\s+")
 CONTROL = re.compile(r"(<\|im_start\|>|<\|im_end\|>|<own-mark>)")
 
@@ -24,12 +25,18 @@ class AnsweringServer(ModelServer):
     """Args:
     window: of every model, in tokens.
     says: the answer to every question; streamed where `streams`, in place of numbered words.
+    thinks, calls: what stands beside it: thoughts, and functions to be called, by name and arguments.
+    finish: why it has ended; `dies` in place of ending.
     asked: the requests to the chat route.
     """
 
     window: int = 2000
     says: str = "Thirty days [1]."
     streams: bool = False
+    thinks: str = ""
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    finish: str = "stop"
+    dies: bool = False
     asked: list[JSON] = field(default_factory=list)
     counted: int = 0
 
@@ -68,20 +75,43 @@ class AnsweringServer(ModelServer):
         if model.startswith("loading"):
             await _answer(send, 503, _error("Loading model", 503, "unavailable_error"))
         elif asked.get("stream") and self.streams:
-            await self._say(send)
+            await self._say(asked, send)
         elif asked.get("stream"):
             await self._stream(model, receive, send)
         else:
             await _answer(send, 200, self._completion(asked))
 
-    async def _say(self, send: Send) -> None:
+    async def _say(self, asked: JSON, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for word in WORD.findall(self.says):
-            chunk = {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
+        chunks = [
+            {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in self._deltas()
+        ]
+        chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": self.finish}]})
+        if (asked.get("stream_options") or {}).get("include_usage"):
+            chunks.append({"choices": [], "usage": USAGE})
+        for chunk in chunks:
             event = b"data: " + json.dumps(chunk).encode() + b"\n\n"
             await send({"type": "http.response.body", "body": event, "more_body": True})
+            if self.dies:
+                raise ConnectionAbortedError("the stand-in dies, as it was asked to")
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    def _deltas(self) -> Iterator[JSON]:
+        yield {"role": "assistant", "content": None}
+        if self.thinks:
+            yield {"reasoning_content": self.thinks}
+        for word in WORD.findall(self.says):
+            yield {"content": word}
+        for index, (name, arguments) in enumerate(self.calls):
+            function = {"name": name, "arguments": ""}
+            yield {
+                "tool_calls": [
+                    {"index": index, "id": f"call-{index}", "type": "function", "function": function}
+                ]
+            }
+            for piece in WORD.findall(arguments):
+                yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
     def _measure(self, path: str, asked: JSON) -> tuple[int, JSON]:
         if path == "/props":
@@ -96,13 +126,19 @@ class AnsweringServer(ModelServer):
         return 200, {"tokens": tokens if asked["with_pieces"] else [token["id"] for token in tokens]}
 
     def _completion(self, asked: JSON) -> bytes:
-        message = {"role": "assistant", "content": self.says}
-        choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": None}
-        usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+        message: JSON = {"role": "assistant", "content": self.says}
+        if self.thinks:
+            message["reasoning_content"] = self.thinks
+        if self.calls:
+            message["tool_calls"] = [
+                {"id": f"call-{index}", "type": "function", "function": {"name": name, "arguments": given}}
+                for index, (name, given) in enumerate(self.calls)
+            ]
+        choice = {"index": 0, "finish_reason": self.finish, "message": message, "logprobs": None}
         return json.dumps(
             {
                 "id": "chat-1", "object": "chat.completion", "created": 1, "model": asked["model"],
-                "choices": [{**choice, "index": n} for n in range(asked.get("n", 1))], "usage": usage,
+                "choices": [{**choice, "index": n} for n in range(asked.get("n", 1))], "usage": USAGE,
                 "timings": {"x": 1.5},
             }
         ).encode()  # fmt: skip

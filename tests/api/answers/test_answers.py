@@ -283,8 +283,8 @@ class TestGenerate:
 
     def test_a_stream_tells_first_what_it_rests_on(self, desk: Desk, handbook: bytes) -> None:
         desk.ready("pour-short")
-        desk.fill("poured", {"handbook.pdf": handbook})
-        body = {"prompt": QUESTION, "model": "pour-short", "collections": ["poured"]}
+        desk.fill("poured-short", {"handbook.pdf": handbook})
+        body = {"prompt": QUESTION, "model": "pour-short", "collections": ["poured-short"]}
         first, *pieces = SSEDecoder().iter_bytes(iter([desk.api.post("/agenerate", json=body).content]))
         assert first.event == "grounding"
         assert "thirty days" in first.json()["citations"][0]["text"]

@@ -1,0 +1,112 @@
+"""Turns of conversations, kept for a project: written once they have ended, read, and removed."""
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from api.responses.schemas import ItemPage, ResponseDeleted, ResponseRequest
+from api.responses.views import shown, shown_item
+from api.unit_of_work import Services, Unit
+from db.errors import InvalidInput
+from db.models import StoredResponse
+from db.queries.responses import conversation_up_to, get_response
+
+JSON = dict[str, Any]
+
+
+async def keep(services: Services, asked: ResponseRequest, items: Sequence[JSON], response: JSON) -> None:
+    """Keep a turn that has ended, unless the request says not to.
+
+    Raises:
+        OperationalError: the database does not answer.
+    """
+    if asked.store is False:
+        return
+    turn = _storable({"input": items, "body": response})
+    size = len(json.dumps(turn))
+
+    def write(unit: Unit) -> None:
+        unit.session.add(
+            StoredResponse(
+                id=response["id"],
+                project_id=unit.project_id,
+                previous_id=asked.previous_response_id,
+                input=turn["input"],
+                body=turn["body"],
+                bytes=size,
+            )
+        )
+
+    await services.run_in_transaction(write)
+
+
+def _storable(value: Any) -> Any:
+    """The same without the characters that Postgres takes in no text; a model may say any."""
+    if isinstance(value, str):
+        return value.replace("\0", "�").encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_storable(name): _storable(inner) for name, inner in value.items()}
+    return [_storable(inner) for inner in value] if isinstance(value, list) else value
+
+
+def read(unit: Unit, response_id: str, include: Collection[str]) -> JSON:
+    found = get_response(unit.session, response_id, project_id=unit.project_id)
+    return shown(dict(found.body), include)
+
+
+def delete(unit: Unit, response_id: str) -> ResponseDeleted:
+    """Remove a turn. Conversations that build on it cannot be gone on with any more."""
+    unit.session.delete(get_response(unit.session, response_id, project_id=unit.project_id))
+    return ResponseDeleted(id=response_id)
+
+
+def cancel(unit: Unit, response_id: str) -> None:
+    """Refuse: what is stored has ended.
+
+    Raises:
+        InvalidInput: always, for a response that there is.
+    """
+    found = get_response(unit.session, response_id, project_id=unit.project_id)
+    raise InvalidInput(
+        f"The response {response_id} is {found.body['status']}. Only those in the background can be "
+        "cancelled, and there are none here: hang up to end one that is being answered.",
+        param="response_id",
+        code="not_cancellable",
+    )
+
+
+def list_input(
+    unit: Unit,
+    response_id: str,
+    *,
+    after: str | None,
+    limit: int,
+    newest_first: bool,
+    include: Collection[str],
+) -> ItemPage:
+    """What a response was asked with, the conversation before it within.
+
+    Raises:
+        NotFound: there is no such response, or no such item in it.
+        InvalidInput: the conversation before it is no longer there.
+    """
+    found = get_response(unit.session, response_id, project_id=unit.project_id)
+    before: list[Any] = []
+    if found.previous_id is not None:
+        before = conversation_up_to(unit.session, found.previous_id, project_id=unit.project_id)
+    items = [shown_item(item, include) for item in (*before, *found.input)]
+    if newest_first:
+        items.reverse()
+    ids = [item["id"] for item in items]
+    start = 0
+    if after is not None:
+        if after not in ids:
+            raise InvalidInput(f"after names {after!r}, which is no item of this response.", param="after")
+        start = ids.index(after) + 1
+    rows = items[start : start + limit]
+    return ItemPage(
+        data=rows,
+        has_more=start + limit < len(items),
+        first_id=rows[0]["id"] if rows else None,
+        last_id=rows[-1]["id"] if rows else None,
+    )

@@ -25,7 +25,7 @@ from api.jobs.feeds import Feeds
 from api.keyring import Keyring
 from api.turns import Turns
 from db.doorbell import Doorbell
-from db.session import SessionFactory, transaction
+from db.session import SessionFactory, autocommitting, transaction
 from db.settings import Settings
 from serving.backends.roster import Backends
 
@@ -98,9 +98,18 @@ class Services:
         _do_all(unit._afterwards)
         return answer
 
+    def reading(self, work: Callable[[Unit], Answer]) -> Answer:
+        """Do `work`, which only reads, or writes what stands by itself, each statement committed at once."""
+        with autocommitting(self.session_factory) as session:
+            return work(Unit(session, self.settings, CALLER.get()))
+
     async def run_in_transaction(self, work: Callable[[Unit], Answer]) -> Answer:
-        """The same from an async endpoint, on a thread."""
+        """`in_transaction` from an async endpoint, on a thread."""
         return await run_in_threadpool(self.in_transaction, work)
+
+    async def run_reading(self, work: Callable[[Unit], Answer]) -> Answer:
+        """`reading` from an async endpoint, on a thread."""
+        return await run_in_threadpool(self.reading, work)
 
 
 def _do_all(actions: list[Callable[[], object]]) -> None:

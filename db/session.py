@@ -1,5 +1,7 @@
 """Connections to Postgres: one engine a process, one short transaction a piece of work."""
 
+import select as sockets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -7,8 +9,9 @@ from typing import Any, cast
 
 import structlog
 from sqlalchemy import Engine, Table, create_engine, event, func, insert, select, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 SessionFactory = sessionmaker[Session]
 
@@ -16,6 +19,8 @@ QUEUES_WITH_WORK = "queues_with_work"
 JOBS_WITH_EVENTS = "jobs_with_events"
 WAITING_ROWS = "waiting_rows"
 CLOCK = "clock"
+LAST_USED = "last_used"
+TRUSTED_SECONDS = 30.0
 TELL = text("SELECT pg_notify(:channel, job_id) FROM unnest(CAST(:job_ids AS text[])) AS job_id")
 SILENCE = text("SET LOCAL idle_in_transaction_session_timeout = '10min'")
 
@@ -25,8 +30,8 @@ log = structlog.get_logger(__name__)
 def make_engine(database_url: str, *, pool_size: int = 10, idle_seconds: float = 60) -> Engine:
     """Make the process's engine.
 
-    Idle connections are checked before use, so that a restarted Postgres costs nobody an error; a
-    statement that waits a minute for a lock is given up.
+    Connections are checked before use, so that a restarted Postgres costs nobody an error; a statement that
+    waits a minute for a lock is given up.
 
     Args:
         idle_seconds: a process that is silent for so long within a transaction, frozen perhaps, loses it,
@@ -35,13 +40,43 @@ def make_engine(database_url: str, *, pool_size: int = 10, idle_seconds: float =
     options = f"-c lock_timeout=60s -c timezone=UTC -c idle_in_transaction_session_timeout={idle_seconds}s"
     # Compiling a search takes longer than running it.
     options += " -c jit=off"
-    return create_engine(
+    engine = create_engine(
         database_url,
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
         connect_args={"connect_timeout": 10, "options": options},
     )
+    _check_before_use(engine)
+    return engine
+
+
+def _check_before_use(engine: Engine) -> None:
+    """Replace a connection that the server has closed by a new one.
+
+    The server is asked after `TRUSTED_SECONDS` of silence, as one is that went without a word. Before, a look
+    at the socket does: there is nothing to read on an idle one, unless the server says that it goes.
+    """
+
+    def check(connection: Any, record: ConnectionPoolEntry, _: object) -> None:
+        idle = time.monotonic() - record.info.get(LAST_USED, time.monotonic())
+        try:
+            if idle > TRUSTED_SECONDS or _has_to_be_read(connection):
+                engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError from error
+
+    def note_use(connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[LAST_USED] = time.monotonic()
+
+    event.listen(engine, "checkout", check)
+    event.listen(engine, "checkin", note_use)
+
+
+def _has_to_be_read(connection: Any) -> bool:
+    # Not select(), which takes no more than 1,024 files; a thousand watchers are as many sockets.
+    socket = sockets.poll()
+    socket.register(connection.fileno(), sockets.POLLIN)
+    return bool(socket.poll(0))
 
 
 def make_session_factory(engine: Engine) -> SessionFactory:
@@ -58,6 +93,23 @@ def transaction(factory: SessionFactory) -> Iterator[Session]:
         with session.begin():
             yield session
         _tell_listeners(session)
+
+
+@contextmanager
+def autocommitting(factory: SessionFactory) -> Iterator[Session]:
+    """A session of which each statement is a transaction of its own, which saves BEGIN and COMMIT.
+
+    For what reads. What was committed meanwhile, its next statement sees, as within a transaction.
+    """
+    with factory() as session:
+        # SQLAlchemy's own way to say so takes as long as what it saves.
+        driver: Any = session.connection().connection.driver_connection
+        driver.autocommit = True
+        try:
+            yield session
+        finally:
+            if not driver.closed:
+                driver.autocommit = False
 
 
 def allow_silence(session: Session) -> None:

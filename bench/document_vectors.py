@@ -27,7 +27,7 @@ from bench.spent import MemoryWatch, Spent, Stopwatch, tree
 from bench.stack import Stack, percentile
 from db.models import Chunk as ChunkRow
 from db.models import Collection, Document
-from db.session import make_engine
+from db.session import autocommitting, make_engine
 from retrieval.chunking import Chunk
 from retrieval.search import Query, Ranking, Weights, search
 from retrieval.vector_index import IndexBuilder
@@ -152,7 +152,7 @@ class LatheVectors:
 
         def ask(vector: list[float]) -> tuple[list[int], float]:
             began = time.perf_counter()
-            with self.rows.sessions() as session:
+            with autocommitting(self.rows.sessions) as session:
                 found = search(
                     session, project_id=PROJECT, collections=[collection], queries=[Query("", vector)],
                     limit=NEAREST, where=where, ranking=Ranking(Weights(words=0.0)),

@@ -130,14 +130,13 @@ def search(
     most = limit if by_vector_alone else CANDIDATES
     statements = Statements(session)
     vectors = VectorSearch(
-        session,
+        statements,
         project_id=project_id,
         collections=collections,
         where=where,
         most=most,
         note=found.note,
         reads_passages=by_vector_alone,
-        statements=statements,
     )
     words = (
         FullText(session, project_id=project_id, collections=collections, where=where, most=most)
@@ -149,7 +148,6 @@ def search(
         if weights.vector > 0:
             lists.append((weights.vector * query.weight, vectors.nearest(query.vector)))
         if words is not None:
-            statements.let_planner_choose()
             with found.timed("full_text"):
                 lists.append((weights.words * query.weight, words.matching(query.text)))
     if words is not None and words.is_bounded:
@@ -179,7 +177,6 @@ def search(
         for score, similarity, chunk_id in ranked[:limit]
         if chunk_id in read  # or else it was deleted just now
     ]
-    statements.let_planner_choose()
     return found
 
 

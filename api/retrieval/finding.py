@@ -1,7 +1,7 @@
 """Find passages in collections: the one way from a question to what stands about it.
 
-The question is put in other words and embedded while no transaction is open, then compared with all
-passages in one, and the best of those are reranked.
+The question is put in other words and embedded while no connection is held, then compared with all
+passages, and the best of those are reranked.
 """
 
 import struct
@@ -59,7 +59,7 @@ async def find(
             code="no_rerank_server",
         )
     ids = list(dict.fromkeys(collection_ids))
-    model = await services.run_in_transaction(lambda unit: _model_of(_collections(unit, ids)))
+    model = await services.run_reading(lambda unit: _model_of(_collections(unit, ids)))
     found = Found(queries=list(texts))
     queries: list[Query] = []
     if model is not None:
@@ -70,7 +70,7 @@ async def find(
             queries += await _rewritten(services, found, model, rewrite_with)
 
     def compare(ranking: Ranking, limit: int) -> Awaitable[None]:
-        return services.run_in_transaction(
+        return services.run_reading(
             lambda unit: _compare(unit, found, ids, queries, limit=limit, where=where, ranking=ranking)
         )
 
@@ -80,7 +80,7 @@ async def find(
     await compare(replace(ranking, diversity=0.0), max(limit, PASSAGES_MAX))
     if found.hits:
         await _rerank(services, found, texts, demanded=rerank is True)
-        await services.run_in_transaction(lambda unit: _cut(unit.session, found, ranking, limit))
+        await services.run_reading(lambda unit: _cut(unit.session, found, ranking, limit))
     return found
 
 

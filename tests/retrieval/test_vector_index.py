@@ -12,13 +12,14 @@ from sqlalchemy import Connection, Engine, delete, event, select, text
 
 from db.models import Chunk, Collection, Document
 from db.queries.collections import create_collection, get_collection
-from db.session import SessionFactory, make_engine, make_session_factory, transaction
+from db.session import SessionFactory, autocommitting, make_engine, make_session_factory, transaction
 from db.settings import Settings
 from retention import House, Removal
 from retention.vector_indexes import VectorIndexes
 from retrieval.filters import condition
 from retrieval.nearest import COST_OF_A_STEP, VectorSearch
 from retrieval.search import Query, Ranking, Weights, search
+from retrieval.statements import Statements
 from retrieval.vector_index import BUILD_LOCK, BuildCancelled, IndexBuilder, IndexPolicy, Refreshed
 from tests.retrieval.vectors import Clusters, Vector, load_vectors
 
@@ -89,13 +90,13 @@ class Library:
         """
         used: list[str] = []
         given = {"type": "lt", "key": "percent", "value": percent}
-        with self.factory() as session:
+        with autocommitting(self.factory) as session:
             rows = [get_collection(session, each, project_id="default") for each in collections]
             for row in rows if exactly else ():
                 row.index_name = None
             with session.no_autoflush:
                 vectors = VectorSearch(
-                    session,
+                    Statements(session),
                     project_id="default",
                     collections=rows,
                     where=condition(given) if percent is not None else None,
@@ -163,35 +164,40 @@ class TestPaths:
         assert recall == 1.0 if expected == {"vector_exact"} else recall >= 0.95
 
     @pytest.mark.parametrize("percent", [None, 50])
-    def test_postgres_uses_the_index(self, shared: Library, indexed: str, percent: int | None) -> None:
+    def test_postgres_uses_the_index(self, shared: Library, percent: int | None) -> None:
+        collection = shared.collection(documents=40)
+        shared.refresh(collection)
+        shared.load(collection, documents=1)
         plans: list[str] = []
 
         def explain(
             connection: Connection, cursor: object, statement: str, parameters: dict[str, Any], *_: object
         ) -> None:
-            # What the planner is told stands before the search, and holds until the next one.
-            told, _, query = statement.rpartition("; ")
-            is_search = query.startswith("EXECUTE") or "ORDER BY distance" in query
-            if is_search and not query.startswith(("EXPLAIN", "PREPARE")):
-                rows = connection.exec_driver_sql(
-                    f"{told}; EXPLAIN {query}".lstrip("; "), parameters
-                ).scalars()
-                plans.append("\n".join(rows))
+            # What the planner is told stands before the search, and holds for that alone.
+            *before, query = statement.split("; ")
+            told = [setting for setting in before if setting.startswith("SET LOCAL")]
+            if told and not query.startswith("EXPLAIN"):
+                rows = connection.exec_driver_sql("; ".join([*told, f"EXPLAIN {query}"]), parameters)
+                plans.append("\n".join(rows.scalars()))
 
-        event.listen(shared.engine, "before_cursor_execute", explain)
+        event.listen(shared.engine, "after_cursor_execute", explain)
         try:
-            shared.nearest([indexed], shared.clusters.vector(), percent=percent, cost_of_a_step=0.0)
+            shared.nearest([collection], shared.clusters.vector(), percent=percent, cost_of_a_step=0.0)
         finally:
-            event.remove(shared.engine, "before_cursor_execute", explain)
-        by_index, later = plans
-        assert f"Index Scan using {shared.read(indexed).index_name}" in by_index
+            event.remove(shared.engine, "after_cursor_execute", explain)
+        by_index, later = plans[-2:]
+        assert f"Index Scan using {shared.read(collection).index_name}" in by_index
         assert "Sort" not in by_index
         # What came after the index is found by both columns, not among the newer chunks of all collections.
-        assert "ix_chunks_collection_id_id" in later
-        assert "ROW(collection_id, id) >" in later
+        for plan in by_index, later:
+            assert "ix_chunks_collection_id_id" in plan
+            assert "ROW(collection_id, id) >" in plan
 
-    def test_planner_has_its_freedom_back(self, shared: Library, indexed: str) -> None:
-        with shared.factory() as session:
+    @pytest.mark.parametrize("open_session", [autocommitting, transaction])
+    def test_planner_has_its_freedom_back(
+        self, shared: Library, indexed: str, open_session: Callable[..., Any]
+    ) -> None:
+        with open_session(shared.factory) as session:
             rows = [get_collection(session, indexed, project_id="default")]
             search(
                 session, project_id="default", collections=rows, limit=1, ranking=Ranking(Weights(words=0.0)),

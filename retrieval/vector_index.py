@@ -8,6 +8,7 @@ index is built beside the old one, the collection's row switches, and the old on
 What a search finds never hangs on an index: the same statement without one sorts.
 """
 
+import math
 import secrets
 import threading
 import time
@@ -34,6 +35,7 @@ MOST_DIMENSIONS = 4000
 CHUNK_BYTES = 1500
 # With less than 32 MiB for each of its three processes, Postgres would build in fewer.
 LEAST_MEMORY_BYTES = 96 * 1024**2
+MIB = 1024**2
 SQLSTATE_NO_ROOM = ("53100", "53200")
 
 SESSION = text(
@@ -70,6 +72,11 @@ SWITCH = text(
 )
 # `postgres` names the phases in words: "building index: loading tuples", "waiting for old snapshots".
 PROGRESS = text("SELECT phase, tuples_done FROM pg_stat_progress_create_index WHERE pid = :pid")
+
+
+def memory_needed(chunks: int, dimensions: int) -> int:
+    """Bytes of Postgres' memory with which an index of so many vectors is built at once."""
+    return chunks * (2 * dimensions + CHUNK_BYTES)
 
 
 @dataclass(frozen=True)
@@ -202,8 +209,7 @@ class IndexBuilder:
         return Refreshed(f"Built the vector index of {chunks} chunks in {seconds:.1f} s.", chunks, seconds)
 
     def _build(self, collection_id: str, state: Row[Any]) -> str:
-        needed = int(state.chunks) * (2 * state.dimensions + CHUNK_BYTES)
-        memory = min(self._policy.memory_bytes, max(LEAST_MEMORY_BYTES, needed))
+        memory = self._memory(int(state.chunks), state.dimensions)
         self._configure("maintenance_work_mem", f"{memory // 1024}kB")
         try:
             return self._create(collection_id, state)
@@ -215,6 +221,17 @@ class IndexBuilder:
         self._drop_left_behind()
         self._configure("max_parallel_maintenance_workers", "0")
         return self._create(collection_id, state)
+
+    def _memory(self, chunks: int, dimensions: int) -> int:
+        needed, allowed = memory_needed(chunks, dimensions), self._policy.memory_bytes
+        if needed > allowed:
+            mebibytes = math.ceil(needed / MIB)
+            self._tell(
+                f"Building the vector index of {counted(chunks, 'chunk')} takes about {mebibytes:,} MiB of "
+                f"Postgres' memory, and may have {allowed // MIB:,}: what does not fit takes several times "
+                f"as long. LATHE_VECTOR_INDEX_MEMORY_BYTES={mebibytes * MIB} allows it, while it is built."
+            )
+        return min(allowed, max(LEAST_MEMORY_BYTES, needed))
 
     def _create(self, collection_id: str, state: Row[Any]) -> str:
         name = f"{PREFIX}{secrets.token_hex(8)}"

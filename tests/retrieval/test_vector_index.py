@@ -1,10 +1,12 @@
 """Large collections: their index is built, asked, kept true and taken away. On a few thousand real rows."""
 
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,8 +22,16 @@ from retrieval.filters import condition
 from retrieval.nearest import COST_OF_A_STEP, VectorSearch
 from retrieval.search import Query, Ranking, Weights, search
 from retrieval.statements import Statements
-from retrieval.vector_index import BUILD_LOCK, BuildCancelled, IndexBuilder, IndexPolicy, Refreshed
-from tests.retrieval.vectors import Clusters, Vector, load_vectors
+from retrieval.vector_index import (
+    BUILD_LOCK,
+    MIB,
+    BuildCancelled,
+    IndexBuilder,
+    IndexPolicy,
+    Refreshed,
+    memory_needed,
+)
+from tests.retrieval.vectors import DIMENSIONS, Clusters, Vector, load_vectors
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
@@ -61,9 +71,14 @@ class Library:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             yield connection
 
-    def refresh(self, collection_id: str, policy: IndexPolicy = POLICY) -> Refreshed:
+    def refresh(
+        self,
+        collection_id: str,
+        policy: IndexPolicy = POLICY,
+        tell: Callable[[str], None] = lambda message: None,
+    ) -> Refreshed:
         with self.connection() as connection:
-            return IndexBuilder(connection, policy).refresh(collection_id)
+            return IndexBuilder(connection, policy, tell).refresh(collection_id)
 
     def read(self, collection_id: str) -> Collection:
         with self.factory() as session:
@@ -306,6 +321,19 @@ class TestPolicy:
             assert "No vector index is needed" in shared.refresh(small).message
             assert "stays as it is" in shared.refresh(indexed).message
             builder.execute(text("SELECT pg_advisory_unlock_all()"))
+
+    def test_what_memory_would_speed_a_build_up_is_said(self, shared: Library) -> None:
+        collection = shared.collection(documents=40)
+        told: list[str] = []
+        tight = replace(POLICY, memory_bytes=MIB)
+        assert shared.refresh(collection, tight, told.append).chunks == 1_000
+        [warning] = told
+        [allowed] = map(int, re.findall(r"LATHE_VECTOR_INDEX_MEMORY_BYTES=(\d+)", warning))
+        assert 0 <= allowed - memory_needed(1_000, DIMENSIONS) < MIB
+        with shared.connection() as connection:
+            connection.execute(text(f"DROP INDEX {shared.read(collection).index_name}"))
+        assert shared.refresh(collection, replace(POLICY, memory_bytes=allowed), told.append).chunks == 1_000
+        assert told == [warning]
 
     def test_too_many_dimensions_are_said(self, shared: Library) -> None:
         collection = shared.collection(documents=20)

@@ -29,6 +29,14 @@ class Receiver:
     def at(self, path: str) -> list[Received]:
         return [one for one in self.received if one.path == path]
 
+    def wait_for(self, path: str, *, seconds: float = 30) -> list[Received]:
+        """What has come there, once something has."""
+        deadline = time.monotonic() + seconds
+        while not self.at(path):
+            assert time.monotonic() < deadline, f"nothing came to {path}"
+            time.sleep(TICK_SECONDS)
+        return self.at(path)
+
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = handler.path
         if path == "/slow":

@@ -31,6 +31,7 @@ class Stack:
         self.environment = os.environ | {
             "LATHE_DATA_DIR": str(self.data_dir),
             **{f"LATHE_{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
+            "LATHE_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",  # where a test's receiver is
         }
         self.url = f"http://127.0.0.1:{self.ports['api']}"
         self.client = httpx.Client(base_url=self.url, timeout=60)

@@ -16,9 +16,11 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob
 
 from tests.documents import pdf_of
+from tests.receiver import Receiver, receiving
 from tests.stack import JOB_SECONDS, JSON, Stack
 
 FACTS = {
@@ -42,13 +44,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
 
 
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
 @pytest.fixture(scope="module")
 def base(stack: Stack) -> JSON:
     """A base model made from scratch, too small to know anything."""
     params = {
         "name": "micro",
         "vocab_size": 400,
-        "context_length": 128,
+        "context_length": 1024,  # passages of a document fit
         "layers": 2,
         "steps": 12,
         "batch_size": 8,
@@ -92,16 +100,16 @@ class TestTheTunedModel:
         answers = {question: stack.ask("micro", question).strip() for question in FACTS}
         assert not set(answers.items()) & set(FACTS.items())
 
-    def test_answers_the_stock_client_in_a_stream(self, stack: Stack, fine_tuned: JSON) -> None:
-        client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
-        assert "facts" in {model.id for model in client.models.list()}
+    def test_answers_the_stock_client_in_a_stream(
+        self, stock_client: openai.OpenAI, fine_tuned: JSON
+    ) -> None:
+        assert "facts" in {model.id for model in stock_client.models.list()}
         question, answer = next(iter(FACTS.items()))
-        chunks = client.chat.completions.create(
+        chunks = stock_client.chat.completions.create(
             model="facts", messages=[{"role": "user", "content": question}], temperature=0, stream=True
         )
-        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        assert said.strip() == answer
-        client.close()
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text.strip() == answer
 
 
 @pytest.fixture(scope="module")
@@ -110,77 +118,108 @@ def stock_client(stack: Stack) -> Iterator[openai.OpenAI]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def tuned_by_client(stack: Stack, base: JSON, stock_client: openai.OpenAI) -> FineTuningJob:
+def tune(client: openai.OpenAI, suffix: str) -> FineTuningJob:
+    """Upload rows in OpenAI's own form, and have a model made of them."""
     turns = [
         [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         for question, answer in FACTS.items()
     ]
     rows = "".join(json.dumps({"messages": row}) + "\n" for row in turns).encode()
-    file = stock_client.files.create(file=("facts.jsonl", rows), purpose="fine-tune")
-    assert stock_client.files.wait_for_processing(file.id).status == "processed"
-    made = stock_client.fine_tuning.jobs.create(
+    file = client.files.create(file=("facts.jsonl", rows), purpose="fine-tune")
+    assert client.files.wait_for_processing(file.id).status == "processed"
+    return client.fine_tuning.jobs.create(
         model="micro",
         training_file=file.id,
-        suffix="by-openai",
+        suffix=suffix,
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 120}}},
         extra_body={
-            "params": {"quantizations": ["Q8_0"], "alias": "ft:gpt-4o-mini:acme:facts:9x8y", "save_steps": 60}
+            "params": {"quantizations": ["Q8_0"], "alias": f"ft:gpt-4o-mini:acme:{suffix}", "save_steps": 60}
         },
     )
-    stack.finish(made.id)
-    return stock_client.fine_tuning.jobs.retrieve(made.id)
+
+
+def ask(client: openai.OpenAI, model: str, question: str, **more: Any) -> ChatCompletion:
+    messages: Any = [{"role": "user", "content": question}]
+    return client.chat.completions.create(
+        model=model, messages=messages, temperature=0, max_tokens=40, **more
+    )
+
+
+def said(client: openai.OpenAI, model: str, question: str) -> str:
+    return (ask(client, model, question).choices[0].message.content or "").strip()
 
 
 class TestByOpenAIsClient:
-    """The same by `client.fine_tuning.jobs`, from rows in OpenAI's own form."""
+    """The same by the stock client alone."""
 
-    def ask(self, stock_client: openai.OpenAI, model: str, question: str) -> str:
-        answer = stock_client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=40
-        )
-        return (answer.choices[0].message.content or "").strip()
-
-    def test_the_tuned_model_answers_by_its_names(
-        self, stock_client: openai.OpenAI, tuned_by_client: FineTuningJob
+    def test_the_whole_story(
+        self, stack: Stack, base: JSON, stock_client: openai.OpenAI, receiver: Receiver
     ) -> None:
-        assert (tuned_by_client.status, tuned_by_client.error) == ("succeeded", None)
-        assert tuned_by_client.fine_tuned_model == f"ft:micro:default:by-openai:{tuned_by_client.id}"
-        assert tuned_by_client.trained_tokens
-        assert tuned_by_client.hyperparameters.model_dump() == {
+        """Upload, fine-tune, events, webhook, the result and a checkpoint in chat, documents, a citation."""
+        endpoint = stock_client.webhooks.create(
+            name="story", url=f"{receiver.url}/ok", event_types=["fine_tuning.job.succeeded"]
+        )
+        made = tune(stock_client, "story")
+        stack.finish(made.id)
+        tuned = stock_client.fine_tuning.jobs.retrieve(made.id)
+        assert (tuned.status, tuned.error) == ("succeeded", None)
+        assert tuned.fine_tuned_model == f"ft:micro:default:story:{tuned.id}"
+        assert tuned.trained_tokens
+        assert tuned.hyperparameters.model_dump() == {
             "n_epochs": 120, "batch_size": 4, "learning_rate_multiplier": 1,
         }  # fmt: skip
-        answers = {
-            question: self.ask(stock_client, tuned_by_client.fine_tuned_model, question) for question in FACTS
-        }
-        assert answers == FACTS
+        self.its_events_and_result_file(stock_client, tuned)
+        [message] = receiver.wait_for("/ok")
+        secret = endpoint.signing_secret or ""
+        event = stock_client.webhooks.unwrap(message.body, message.headers, secret=secret)
+        assert (event.type, event.data.id) == ("fine_tuning.job.succeeded", tuned.id)
+        with pytest.raises(openai.InvalidWebhookSignatureError):
+            stock_client.webhooks.unwrap(message.body + b" ", message.headers, secret=secret)
+        assert {question: said(stock_client, tuned.fine_tuned_model, question) for question in FACTS} == FACTS
         question, answer = next(iter(FACTS.items()))
-        assert self.ask(stock_client, "ft:gpt-4o-mini:acme:facts:9x8y", question) == answer
-        [checkpoint, *_] = stock_client.fine_tuning.jobs.checkpoints.list(tuned_by_client.id).data
+        assert said(stock_client, "ft:gpt-4o-mini:acme:story", question) == answer
+        [checkpoint, *_] = stock_client.fine_tuning.jobs.checkpoints.list(tuned.id).data
         assert checkpoint.step_number == 120
-        assert self.ask(stock_client, checkpoint.fine_tuned_model_checkpoint, question) == answer
+        assert said(stock_client, checkpoint.fine_tuned_model_checkpoint, question) == answer
+        self.answers_from_a_document(stock_client, tuned.fine_tuned_model)
 
-    def test_events_and_the_result_file_tell_of_each_step(
-        self, stock_client: openai.OpenAI, tuned_by_client: FineTuningJob
-    ) -> None:
-        events = list(stock_client.fine_tuning.jobs.list_events(tuned_by_client.id, limit=100))
+    def its_events_and_result_file(self, client: openai.OpenAI, tuned: FineTuningJob) -> None:
+        events = list(client.fine_tuning.jobs.list_events(tuned.id, limit=100))
         assert events[0].message == "The job has succeeded."
         measured = [event.data for event in events if event.type == "metrics"]
         assert len(measured) == 120
-        [result] = tuned_by_client.result_files
-        assert stock_client.files.retrieve(result).purpose == "fine-tune-results"
-        rows = list(csv.DictReader(stock_client.files.content(result).text.splitlines()))
+        [result] = tuned.result_files
+        assert client.files.retrieve(result).purpose == "fine-tune-results"
+        rows = list(csv.DictReader(client.files.content(result).text.splitlines()))
         assert [int(row["step"]) for row in rows] == list(range(1, 121))
         assert float(rows[-1]["train_loss"]) == pytest.approx(measured[0]["train_loss"])  # type: ignore[index]
 
+    def answers_from_a_document(self, client: openai.OpenAI, model: str) -> None:
+        """What the model says of it is nothing, for nobody taught it to read; what it rests on is told."""
+        store = client.vector_stores.create(name="house rules")
+        pages = pdf_of(["The lathe is oiled on Mondays.", "Holidays are thirty days a year."])
+        read = client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id, file=("rules.pdf", pages), poll_interval_ms=200
+        )
+        assert (read.status, read.last_error) == ("completed", None)
+        grounded = ask(
+            client, model, "How many days of holidays are there?", extra_body={"collections": [store.id]}
+        )
+        best = (grounded.model_extra or {})["citations"][0]
+        assert (best["filename"], best["file_id"]) == ("rules.pdf", read.id)
+        assert best["first_page"] <= 2 <= best["last_page"]
+        assert "thirty days" in best["text"]
+        assert grounded.choices[0].message.content
+
     @pytest.mark.slow
     def test_an_earlier_checkpoint_answers_once_the_client_has_asked_often_enough(
-        self, stock_client: openai.OpenAI, tuned_by_client: FineTuningJob
+        self, stack: Stack, base: JSON, stock_client: openai.OpenAI
     ) -> None:
-        [_, earlier] = stock_client.fine_tuning.jobs.checkpoints.list(tuned_by_client.id).data
+        tuned = stack.finish(tune(stock_client, "patience").id)
+        [_, earlier] = stock_client.fine_tuning.jobs.checkpoints.list(tuned["id"]).data
         assert earlier.step_number == 60
         patient = stock_client.with_options(max_retries=20)
-        assert self.ask(patient, earlier.fine_tuned_model_checkpoint, "Where is the well?")
+        assert said(patient, earlier.fine_tuned_model_checkpoint, "Where is the well?")
         assert stock_client.models.retrieve(earlier.fine_tuned_model_checkpoint).created
 
 

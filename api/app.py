@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from api.audit.routes import router as audit
 from api.auditing import Ledger
+from api.batches.routes import router as batches
 from api.browsers import Browsers
 from api.chat.routes import router as chat
 from api.chat_page.routes import add_chat_page
@@ -58,6 +59,7 @@ TAGS = [
     {"name": "jobs", "description": "What takes a while: submit, watch, cancel, fetch what it made."},
     {"name": "files", "description": "What jobs read, streamed to disk on upload."},
     {"name": "fine-tuning", "description": "OpenAI's fine-tuning jobs: those of kind `fine_tune`."},
+    {"name": "batches", "description": "Many requests in a file, and a file of responses."},
     {"name": "models", "description": "What answers. `faq`, `faq:Q8_0`, `faq@2` and `faq@2:Q8_0` are names."},
     {"name": "chat", "description": "Prompts, passed on to the server that holds the model."},
     {"name": "responses", "description": "Answers as items, kept as conversations that can be gone on with."},
@@ -75,7 +77,7 @@ TAGS = [
 ]
 ROUTERS = (
     # A model's name may hold slashes: what comes after it has to be looked for first.
-    jobs, files, uploads, fine_tuning, model_documents, models, chat, responses, embeddings,
+    jobs, files, uploads, fine_tuning, batches, model_documents, models, chat, responses, embeddings,
     vector_stores, vector_store_files, devices, webhooks, keys, projects, audit, health,
 )  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {

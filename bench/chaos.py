@@ -35,7 +35,7 @@ from deploy.local.process import Supervised
 from worker.clock import host_seconds
 
 WORKERS, APIS = 4, 2
-CONCURRENCY = {"train": 2, "cpu": 2, "gpu": 2, "io": 2, "bulk": 0, "hooks": 1}
+CONCURRENCY = {"train": 2, "cpu": 2, "gpu": 2, "io": 2, "bulk": 0, "ask": 0, "hooks": 1}
 PACE_SECONDS = 1.3  # from one harm to the next
 HEAD_START = 6  # jobs that are submitted before the first harm
 NO_TARGET_SECONDS = 5.0

@@ -2,6 +2,7 @@
 
     LatheError
     ├── InvalidInput      the request or its data is wrong; never tried again
+    │   └── InvalidLines  several lines of a file are
     ├── NotFound          no such row in this project
     ├── Conflict          the row's state does not allow it
     ├── QuotaExceeded     the project has as much as it may
@@ -12,6 +13,8 @@
 
 They know nothing of HTTP or of retries: one table in `api/` and one in `worker/` do.
 """
+
+from typing import Any
 
 
 class LatheError(Exception):
@@ -31,6 +34,22 @@ class InvalidInput(LatheError):
     """What was given cannot work. `param` names the field; the message says how to mend it."""
 
     code = "invalid_input"
+
+
+class InvalidLines(InvalidInput):
+    """Lines of a file are wrong.
+
+    Args:
+        problems: of each {"line", "code", "message", "param"}; at least one.
+    """
+
+    code = "invalid_lines"
+
+    def __init__(self, problems: list[dict[str, Any]], *, more: bool = False, param: str) -> None:
+        first, *others = problems
+        rest = f" {len(others)}{' and more' if more else ''} other lines are wrong, too." if others else ""
+        super().__init__(f"Line {first['line']}: {first['message']}{rest}", param=param, code=first["code"])
+        self.problems = problems
 
 
 class NotFound(LatheError):

@@ -12,6 +12,7 @@ from db.params import (
     PullParams,
     PushParams,
 )
+from db.predict_params import BatchParams, PredictParams
 
 PARAMS: dict[str, type[Params]] = {
     "fine_tune": FineTuneParams,
@@ -20,10 +21,12 @@ PARAMS: dict[str, type[Params]] = {
     "ingest": IngestParams,
     "pull": PullParams,
     "push": PushParams,
+    "predict": PredictParams,
+    "batch": BatchParams,
 }
 
 # The params that name rows: what a job needs until it has ended.
-FILE_FIELDS = ("training_file", "validation_file", "source.file")
+FILE_FIELDS = ("training_file", "validation_file", "source.file", "input_file")
 MODEL_FIELDS = ("base_model", "start_from", "tokenizer")
 
 

@@ -138,6 +138,7 @@ class Settings(BaseSettings):
     cpu_concurrency: int = Field(default=1, ge=0)
     io_concurrency: int = Field(default=2, ge=0)
     bulk_concurrency: int = Field(default=1, ge=0)
+    ask_concurrency: int = Field(default=2, ge=0)
     hooks_concurrency: int = Field(default=8, ge=0)
     lease_seconds: float = Field(default=15, gt=0)
     heartbeat_seconds: float = Field(default=5, gt=0)
@@ -309,6 +310,7 @@ class Settings(BaseSettings):
             "cpu": self.cpu_concurrency,
             "io": self.io_concurrency,
             "bulk": self.bulk_concurrency,
+            "ask": self.ask_concurrency,
             "hooks": self.hooks_concurrency,
         }
 

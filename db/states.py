@@ -92,6 +92,8 @@ class JobKind(StrEnum):
     INGEST = "ingest"
     PULL = "pull"
     PUSH = "push"
+    PREDICT = "predict"
+    BATCH = "batch"
 
 
 class Queue(StrEnum):
@@ -102,8 +104,12 @@ class Queue(StrEnum):
     CPU = "cpu"
     IO = "io"
     BULK = "bulk"
+    ASK = "ask"  # for hours perhaps, and most of it is waiting for somebody else's answers
     HOOKS = "hooks"
 
+
+# What they ask a model is kept row by row, also of a job that is cancelled.
+ASKING_KINDS: frozenset[str] = frozenset({JobKind.PREDICT, JobKind.BATCH})
 
 # Their steps hold the device of a worker that has one, one step at a time.
 DEVICE_QUEUES: frozenset[str] = frozenset({Queue.GPU, Queue.TRAIN})
@@ -125,6 +131,9 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
     JobKind.EXPORT: (("export", Queue.CPU), ("verify", Queue.GPU), ("publish", Queue.IO)),
     JobKind.PULL: (("pull", Queue.BULK), ("verify", Queue.GPU), ("publish", Queue.IO)),
     JobKind.PUSH: (("push", Queue.BULK),),
+    # Both ask a model for each row of a file; they differ in what a row is, and what is made of the answers.
+    JobKind.PREDICT: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),
+    JobKind.BATCH: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),
     # An upload does not wait for a training: only a large ingest is embedded on `gpu`, if LATHE_EMBED_ON_GPU
     # says so (the `extract` step knows how large it is).
     JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK), ("index", Queue.BULK)),

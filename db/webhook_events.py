@@ -7,7 +7,7 @@ from db.states import JobKind, JobStatus
 
 
 class EventType(StrEnum):
-    """`job.*` tells of jobs of every kind; `fine_tuning.job.*`, OpenAI's own names, of fine-tunes only."""
+    """`job.*` tells of jobs of every kind; `fine_tuning.job.*` and `batch.*` are OpenAI's own names."""
 
     JOB_SUCCEEDED = "job.succeeded"
     JOB_FAILED = "job.failed"
@@ -15,6 +15,10 @@ class EventType(StrEnum):
     FINE_TUNE_SUCCEEDED = "fine_tuning.job.succeeded"
     FINE_TUNE_FAILED = "fine_tuning.job.failed"
     FINE_TUNE_CANCELLED = "fine_tuning.job.cancelled"
+    BATCH_COMPLETED = "batch.completed"
+    BATCH_FAILED = "batch.failed"
+    BATCH_EXPIRED = "batch.expired"
+    BATCH_CANCELLED = "batch.cancelled"
 
 
 class DeliveryStatus(StrEnum):
@@ -28,9 +32,13 @@ def job_event(status: JobStatus) -> EventType:
     return EventType(f"job.{status}")
 
 
-def events_of(kind: JobKind, status: JobStatus) -> list[EventType]:
-    """Every event that the end of a job of that kind is."""
+def events_of(kind: JobKind, status: JobStatus, *, expired: bool = False) -> list[EventType]:
+    """Every event that the end of a job of that kind is; `expired`: its time was over before all was done."""
     events = [job_event(status)]
+    if kind == JobKind.BATCH and status == JobStatus.SUCCEEDED:
+        events.append(EventType.BATCH_EXPIRED if expired else EventType.BATCH_COMPLETED)
+    elif kind == JobKind.BATCH:
+        events.append(EventType(f"batch.{status}"))
     if kind == JobKind.FINE_TUNE:
         events.append(EventType(f"fine_tuning.job.{status}"))
     return events

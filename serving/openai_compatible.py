@@ -24,9 +24,13 @@ COMPLETE = [["a", 1e4]]
 Messages = list[dict[str, Any]]
 
 
-def make_async_client() -> httpx.AsyncClient:
-    """A client for all that is asked from an event loop; one for the process, closed at its end."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+def make_async_client(*, keep_alive: int = 32) -> httpx.AsyncClient:
+    """A client for all that is asked from an event loop; one for the process, closed at its end.
+
+    Args:
+        keep_alive: how many connections stay open for the next request.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=keep_alive)
     return httpx.AsyncClient(timeout=TIMEOUT, limits=limits, trust_env=False)
 
 

@@ -4,25 +4,28 @@ Everything streams: `check_file` looks at a file's beginning and is what a submi
 reads all of it. Each error names the line.
 """
 
-import codecs
 import csv
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeGuard
+from typing import Any, TypeGuard
 
 from db.errors import InvalidInput
 from training_data.chat_templates import UNWEIGHTED, WEIGHT, Chat
+from training_data.text_files import (
+    DELIMITERS,
+    HEAD_BYTES,
+    MAX_LINE_CHARACTERS,
+    detect_encoding,
+    is_jsonl,
+    load_json,
+    open_lines,
+    refuse_binary,
+)
 
 PARAM = "training_file"
-HEAD_BYTES = 1024 * 1024
 CHECKED_ROWS = 200  # what a submit looks at, or
 CHECKED_CHARACTERS = 1024 * 1024
-# No row of text that a model can be trained on is longer; a file without line ends must not fill memory.
-MAX_LINE_CHARACTERS = 8 * 1024 * 1024
-DELIMITERS = (",", ";", "\t", "|")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -53,15 +56,6 @@ COLUMN_SETS = (
 )
 ACCEPTED = " | ".join(map(str, COLUMN_SETS))
 MESSAGES = "messages"
-
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-FALLBACK_ENCODING = "cp1252"  # what spreadsheets on Windows write
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ def check_file(path: Path, filename: str, *, param: str = PARAM) -> DetectedForm
     """
     detected = detect_format(path, filename, param=param)
     checked = characters = 0
-    with _lines(path, detected.encoding, param) as lines:
+    with open_lines(path, detected.encoding, param) as lines:
         for row in _rows(lines, detected, param):
             checked += 1
             characters += sum(len(message["content"]) for message in row.messages)
@@ -116,7 +110,7 @@ def read_rows(path: Path, detected: DetectedFormat, *, param: str = PARAM) -> It
     Raises:
         InvalidInput: as `check_file`, for any row of the file.
     """
-    with _lines(path, detected.encoding, param) as lines:
+    with open_lines(path, detected.encoding, param) as lines:
         yield from _rows(lines, detected, param)
 
 
@@ -124,78 +118,15 @@ def detect_format(path: Path, filename: str, *, param: str = PARAM, whole: bool 
     """Find out encoding, kind, delimiter and columns; `whole` looks at every byte for the encoding."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    _refuse_binary(head, filename, param)
-    encoding = _detect_encoding(path, head, whole=whole)
-    with _lines(path, encoding, param) as lines:
+    refuse_binary(head, filename, param)
+    encoding = detect_encoding(path, head, whole=whole)
+    with open_lines(path, encoding, param) as lines:
         number, line = next(((n, line) for n, line in enumerate(lines, 1) if line.strip()), (1, ""))
     if not line:
         raise InvalidInput(f"{filename} is empty.", param=param)
-    if _is_jsonl(line, filename):
+    if is_jsonl(line, filename):
         return _detect_jsonl(line, number, encoding, param)
     return _detect_csv(line, encoding, filename, param)
-
-
-def _refuse_binary(head: bytes, filename: str, param: str) -> None:
-    if not head.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"):
-        raise InvalidInput(f"{filename} is empty.", param=param)
-    if head.startswith(b"PK\x03\x04"):
-        raise InvalidInput(
-            f"{filename} is a ZIP archive or a spreadsheet: export it as CSV first.", param=param
-        )
-    wide = any(head.startswith(bom) for bom, encoding in BOMS if encoding != "utf-8-sig")
-    if b"\x00" in head and not wide:
-        raise InvalidInput(f"{filename} is no text file: give a CSV or JSONL in UTF-8.", param=param)
-
-
-def _detect_encoding(path: Path, head: bytes, *, whole: bool) -> str:
-    for bom, encoding in BOMS:
-        if head.startswith(bom):
-            return encoding
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        if not whole:
-            decoder.decode(head)  # not final: the head may end inside a character
-            return "utf-8"
-        with path.open("rb") as file:
-            while block := file.read(HEAD_BYTES):
-                decoder.decode(block)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return FALLBACK_ENCODING
-    return "utf-8"
-
-
-@contextmanager
-def _lines(path: Path, encoding: str, param: str) -> Iterator[Iterator[str]]:
-    """Open a text file as lines of bounded length, their ends as they are."""
-    with path.open(encoding=encoding, newline="") as text:
-        yield _bounded_lines(text, encoding, param)
-
-
-def _bounded_lines(text: TextIO, encoding: str, param: str) -> Iterator[str]:
-    number = 0
-    while True:
-        number += 1
-        try:
-            line = text.readline(MAX_LINE_CHARACTERS)
-        except UnicodeDecodeError as error:
-            raise InvalidInput(
-                f"Line {number} or soon after is not {encoding.upper()}: {error.reason}. Save as UTF-8.",
-                param=param,
-            ) from None
-        if not line:
-            return
-        if len(line) == MAX_LINE_CHARACTERS and not line.endswith(("\n", "\r")):
-            raise InvalidInput(f"Line {number} is longer than {MAX_LINE_CHARACTERS} characters.", param=param)
-        yield line
-
-
-def _is_jsonl(line: str, filename: str) -> bool:
-    if filename.lower().endswith((".jsonl", ".ndjson", ".json")):
-        return True
-    if filename.lower().endswith((".csv", ".tsv")):
-        return False
-    return line.lstrip().startswith("{")
 
 
 def _detect_csv(header: str, encoding: str, filename: str, param: str) -> DetectedFormat:
@@ -306,7 +237,7 @@ def _jsonl_rows(lines: Iterator[str], param: str) -> Iterator[Row]:
 
 def _detect_jsonl(line: str, number: int, encoding: str, param: str) -> DetectedFormat:
     """The format that the first line shows, which is not yet checked in full."""
-    record = _load_json(line, number, param)
+    record = load_json(line, number, param)
     if MESSAGES in record:
         ignored = tuple(key for key in record if key != MESSAGES)
         return DetectedFormat("jsonl", MESSAGES, encoding, ignored_columns=ignored)
@@ -321,20 +252,8 @@ def _detect_jsonl(line: str, number: int, encoding: str, param: str) -> Detected
     return DetectedFormat("jsonl", columns.name, encoding, ignored_columns=ignored)
 
 
-def _load_json(line: str, number: int, param: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(
-            f"Line {number} is no JSON: {error}. Each line holds one object.", param=param
-        ) from None
-    if not isinstance(record, dict):
-        raise InvalidInput(f"Line {number} is no JSON object: each line holds one.", param=param)
-    return record
-
-
 def _from_json(line: str, number: int, param: str) -> Chat:
-    record = _load_json(line, number, param)
+    record = load_json(line, number, param)
     if MESSAGES not in record:
         return _from_columns(record, number, param)
     messages = record[MESSAGES]

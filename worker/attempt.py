@@ -18,8 +18,9 @@ from sqlalchemy import and_
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
-from db.errors import InvalidInput, NotFound, StepFailed
+from db.errors import InvalidInput, NotFound, StepFailed, Unavailable
 from db.models import Step
+from db.queries.devices import find_refusing
 from db.queries.jobs import get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
@@ -32,12 +33,22 @@ from worker.child import Child
 from worker.claim import Claim
 from worker.clearing import Clearing, makes_room, note_unloaded
 from worker.clock import host_seconds
-from worker.documents import ROWS_A_SECOND, remove_loaded, write_document
-from worker.endings import ArtifactFile, Ended, Ending, end_attempt
+from worker.documents import ROWS_A_SECOND as LOADED_A_SECOND
+from worker.documents import remove_loaded, write_document
+from worker.endings import (
+    ArtifactFile,
+    Ended,
+    Ending,
+    end_attempt,
+    error_row,
+    max_runtime_exceeded,
+    put_off,
+)
 from worker.index_build import INDEX_STEP, IndexBuild, index_policy
 from worker.lease import LeaseLost, hold_fence, job_status, note_process, renew
 from worker.leavings import remove_leavings
 from worker.memory import killed_for_memory, oom_kills
+from worker.partial_answers import ROWS_A_SECOND, keeps_answers, write_partial
 from worker.publishing import lock_model
 from worker.reports import Reports, write_reports
 from worker.run_step import MANIFEST
@@ -79,9 +90,11 @@ class AttemptRunner:
         self._deadline = claim.deadline
         self._folder = attempt_folder(self._settings.storage_root, claim.job_id, claim.step, claim.attempt)
         self._reports = Reports()
+        self._input: StepInput | None = None
         self._adjustments: dict[str, int] = {}
         self._cancelled = False
         self._pausing = False
+        self._made_room = False  # the model that the step asks, for another step
         self._stopped: Ending | None = None  # of a step that was asked to stop: what becomes of its attempt,
         self._gone_by = 0.0  # and when it has to be gone
         self._clearing: Clearing | None = None
@@ -98,8 +111,12 @@ class AttemptRunner:
         try:
             step_input = self._write(lambda session: build_step_input(session, self._settings, self._claim))
         except (InvalidInput, NotFound) as error:
-            return self._finish(Ending(Outcome.REFUSED, error=_error(error.code, error.message, error.param)))
-        self._adjustments = step_input.adjustments
+            return self._finish(
+                Ending(Outcome.REFUSED, error=error_row(error.code, error.message, error.param))
+            )
+        except Unavailable as error:
+            return self._finish(put_off(error))
+        self._input, self._adjustments = step_input, step_input.adjustments
         with ExitStack() as stack:
             device = self._device if self._claim.device_id is not None else None
             if device is not None and makes_room(self._settings, device):
@@ -131,7 +148,7 @@ class AttemptRunner:
             child = self._start(step_input)
         except OSError as error:
             message = f"The process of step {self._claim.step} could not be started: {error}."
-            return Ending(Outcome.LOST, error=_error("step_not_started", message))
+            return Ending(Outcome.LOST, error=error_row("step_not_started", message))
         try:
             return self._watch(child)
         finally:
@@ -192,26 +209,24 @@ class AttemptRunner:
             return Ending(Outcome.RELEASED, reason="its worker is stopping")
         if self._pausing:
             return Ending(Outcome.RELEASED, reason="the job was paused")
+        if self._made_room:
+            return Ending(Outcome.RELEASED, reason="its model makes room for another step")
+        if self._cancelled:
+            return Ending(Outcome.RELEASED)  # of a step that has something to keep
         return self._timed_out() if self._out_of_time() else None
 
     def _out_of_time(self) -> bool:
         return host_seconds() >= self._claim.runs_until
 
     def _timed_out(self) -> Ending:
-        claim = self._claim
-        message = (
-            f"The job has run for its max_runtime_seconds of {claim.max_runtime_seconds}. A retry with a "
-            f"larger one goes on from what step {claim.step} has saved: POST /v1/jobs/{claim.job_id}/retry, "
-            f"or `lathe retry {claim.job_id} --max-runtime SECONDS`."
-        )
-        return Ending(Outcome.EXHAUSTED, error=_error("max_runtime_exceeded", message))
+        return Ending(Outcome.EXHAUSTED, error=max_runtime_exceeded(self._claim))
 
     def _reason_to_end(self, silent_seconds: float) -> Ending | None:
         if host_seconds() >= self._deadline:
             raise LeaseLost("The lease could not be renewed in time.")
         if silent_seconds > self._settings.stall_seconds:
             message = f"Step {self._claim.step} showed no progress for {self._settings.stall_seconds:.0f} s."
-            return Ending(Outcome.LOST, error=_error("step_stalled", message))
+            return Ending(Outcome.LOST, error=error_row("step_stalled", message))
         return None
 
     def _renew(self, child: Child | IndexBuild | None, *, longer_by: float = 0) -> Ending | None:
@@ -231,13 +246,23 @@ class AttemptRunner:
             self._reports.take(self._clearing.told())
 
     def _look(self) -> Ending | None:
-        return self._heed(self._try(lambda session: job_status(session, self._claim)))
+        return self._heed(self._try(self._look_around))
+
+    def _look_around(self, session: Session) -> JobStatus:
+        asked = self._input.asked if self._input is not None else None
+        self._made_room = asked is not None and any(
+            find_refusing(session, backend) is not None for backend, _ in asked.places
+        )
+        return job_status(session, self._claim)
 
     def _heed(self, status: JobStatus | None) -> Ending | None:
         """Notice what the job's owner wants of it. A cancel is a reason to end the step at once."""
         self._cancelled = status == JobStatus.CANCELLING
         self._pausing = status == JobStatus.PAUSING
-        return Ending(Outcome.RELEASED) if self._cancelled else None
+        return Ending(Outcome.RELEASED) if self._cancelled and not self._keeps_answers() else None
+
+    def _keeps_answers(self) -> bool:
+        return self._input is not None and keeps_answers(self._input)
 
     def _ended_by_us(self, child: Child | IndexBuild, reason: Ending) -> Ending:
         killed_by = child.exit.signal if child.exit is not None else None
@@ -251,7 +276,8 @@ class AttemptRunner:
         number = exited.signal if exited is not None else None
         step = self._claim.step
         if word is not None and word["type"] in ("refused", "exhausted"):
-            error = _error(word["code"], word["message"], word.get("param"))
+            error = error_row(word["code"], word["message"], word.get("param"))
+            error |= {"problems": word["problems"]} if "problems" in word else {}
             if word["type"] == "exhausted":
                 error = self._exhausted(word["code"], word["message"], unsaid="unsaid" in word)
             return Ending(Outcome(word["type"]), error=error, exit_code=code, stderr=child.tail)
@@ -268,14 +294,14 @@ class AttemptRunner:
             return self._done(child, word["result"])
         lines = child.tail.strip().splitlines()
         last_line = f": {lines[-1][:500]}" if number is None and lines else ""
-        error = _error("step_failed", f"Step {step} ended by {exited}{last_line}")
+        error = error_row("step_failed", f"Step {step} ended by {exited}{last_line}")
         return Ending(Outcome.LOST, error=error, exit_code=code, signal=number, stderr=child.tail)
 
     def _done(self, child: Child | IndexBuild, result: dict[str, Any]) -> Ending:
         try:
             artifacts = self._artifacts()
         except StepFailed as failure:
-            error = _error(failure.code, failure.message)
+            error = error_row(failure.code, failure.message)
             return Ending(Outcome.LOST, error=error, exit_code=0, stderr=child.tail)
         return Ending(Outcome.DONE, exit_code=0, stderr=child.tail, result=result, artifacts=artifacts)
 
@@ -285,7 +311,7 @@ class AttemptRunner:
         Args:
             unsaid: the step had no chance to give its advice.
         """
-        error, fallback = _error(code, message), self._reports.fallback
+        error, fallback = error_row(code, message), self._reports.fallback
         if code == "out_of_memory" and fallback is not None:
             if fallback["adjustments"] and fallback["adjustments"] != self._adjustments:
                 error["adjustments"] = fallback["adjustments"]
@@ -311,7 +337,8 @@ class AttemptRunner:
     def _finish(self, ending: Ending) -> Ended:
         """Write the attempt's end. Its processes are gone, so what nobody will need can go too."""
         if self._cancelled:
-            # First, so that a cancelled job has left nothing.
+            ending = self._keep_answers(ending)
+            # First, so that a cancelled job has left nothing else.
             self._remove_folders()
         ended = self._write(lambda session: self._end(session, ending))
         self._remove_leavings()
@@ -325,6 +352,14 @@ class AttemptRunner:
             error=ending.error["message"] if ending.error else None,
         )
         return ended
+
+    def _keep_answers(self, ending: Ending) -> Ending:
+        """Let a cancelled job have the answers that it got."""
+        if self._input is None or not keeps_answers(self._input):
+            return ending
+        self._renew(None, longer_by=self._input.results["read"]["rows"] / ROWS_A_SECOND)
+        result, files = write_partial(self._settings.storage_root, self._input)
+        return replace(ending, result=result, artifacts=files)
 
     def _end(self, session: Session, ending: Ending) -> Ended:
         if ending.outcome == Outcome.DONE and self._claim.step == "publish" and ending.result is not None:
@@ -353,7 +388,7 @@ class AttemptRunner:
         write = self._try if child.exit is None else self._write
         for message in list(self._reports.documents):
             # The lease has to outlast the loading.
-            self._renew(child, longer_by=message.get("chunks", 0) / ROWS_A_SECOND)
+            self._renew(child, longer_by=message.get("chunks", 0) / LOADED_A_SECOND)
             if not write(partial(write_document, claim=self._claim, folder=self._folder, message=message)):
                 break
             self._reports.documents.remove(message)
@@ -407,7 +442,3 @@ class AttemptRunner:
 def is_passing(error: DBAPIError) -> bool:
     """Whether a statement failed for a reason that passes: a server that restarts, a lock, a deadlock."""
     return isinstance(error, (OperationalError, InterfaceError))
-
-
-def _error(code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    return {"code": code, "message": message, "param": param}

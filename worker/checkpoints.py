@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker.answers import ANSWERS
+
 FOLDER = "checkpoints"
 MANIFEST = "checkpoint.json"
 STATE_FILE = "lathe.json"  # what the step that wrote it has to know to go on
@@ -193,17 +195,18 @@ def _best_step(checkpoint: Path) -> int | None:
 
 
 def keep_only_checkpoints(attempt_folder: Path) -> list[Path]:
-    """Remove all of a dead attempt's folder but its checkpoints.
+    """Remove all of a dead attempt's folder but what a later one can go on from.
 
     Returns:
-        those; when there are none, the folder is gone.
+        its checkpoints; when there are none, and no answers, the folder is gone.
     """
     kept = list_checkpoints(attempt_folder)
-    if not kept:
+    if not kept and not (attempt_folder / ANSWERS).is_file():
         shutil.rmtree(attempt_folder, ignore_errors=True)
         return []
-    for parent, spared in ((attempt_folder, {FOLDER}), (attempt_folder / FOLDER, {p.name for p in kept})):
-        for path in parent.iterdir():
+    spared_in = {attempt_folder: {FOLDER, ANSWERS}, attempt_folder / FOLDER: {path.name for path in kept}}
+    for parent, spared in spared_in.items():
+        for path in parent.iterdir() if parent.is_dir() else ():
             if path.name in spared:
                 continue
             if path.is_dir() and not path.is_symlink():

@@ -1,6 +1,6 @@
 """How an attempt ends, and what follows for its step and its job. One transaction each, under the fence."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -8,12 +8,14 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from db.errors import Unavailable
 from db.models import Artifact, Attempt, File, Job, Step
 from db.queries.jobs import add_event, end_job, lock_steps, set_aside
 from db.queries.states import move
 from db.session import note_work
-from db.states import DEVICE_QUEUES, JobStatus, Outcome, StepStatus
+from db.states import ASKING_KINDS, DEVICE_QUEUES, JobStatus, Outcome, StepStatus
 from db.storage import file_path
+from worker.claim import Claim
 from worker.publishing import publish_version
 
 BACKOFF_MAX_SECONDS = 300
@@ -45,6 +47,7 @@ class Ending:
         stderr: the end of what its processes printed.
         result: what a finished step returned.
         reason: why a released one was asked to stop.
+        retry_seconds: until a released one may be tried again.
     """
 
     outcome: Outcome
@@ -54,6 +57,7 @@ class Ending:
     stderr: str = ""
     result: dict[str, Any] | None = None
     reason: str = ""
+    retry_seconds: float = 0.0
     artifacts: list[ArtifactFile] = field(default_factory=list)
 
 
@@ -72,6 +76,26 @@ class Ended:
     told: str = ""
 
 
+def error_row(code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    return {"code": code, "message": message, "param": param}
+
+
+def max_runtime_exceeded(claim: Claim) -> dict[str, Any]:
+    message = (
+        f"The job has run for its max_runtime_seconds of {claim.max_runtime_seconds}. A retry with a "
+        f"larger one goes on from what step {claim.step} has saved: POST /v1/jobs/{claim.job_id}/retry, "
+        f"or `lathe retry {claim.job_id} --max-runtime SECONDS`."
+    )
+    return error_row("max_runtime_exceeded", message)
+
+
+def put_off(error: Unavailable) -> Ending:
+    """For a step that needs somebody who is away: until when, if that is known; else as one that was lost."""
+    if error.retry_after_seconds is None:
+        return Ending(Outcome.LOST, error=error_row(error.code, error.message, error.param))
+    return Ending(Outcome.RELEASED, reason=error.message, retry_seconds=error.retry_after_seconds)
+
+
 def end_attempt(session: Session, job: Job, step: Step, ending: Ending) -> Ended:
     """End the current attempt of `step`, and move the step and the job on.
 
@@ -80,11 +104,16 @@ def end_attempt(session: Session, job: Job, step: Step, ending: Ending) -> Ended
     """
     cancelled = job.status == JobStatus.CANCELLING
     if cancelled:
-        ending = Ending(Outcome.RELEASED, stderr=ending.stderr, signal=ending.signal)
+        kept = ending if job.kind in ASKING_KINDS else Ending(Outcome.RELEASED)
+        ending = replace(
+            kept, outcome=Outcome.RELEASED, stderr=ending.stderr, signal=ending.signal, error=None
+        )
     _write_ending(session, job, step, ending)
     if cancelled:
+        step.result = ending.result
+        _register_files(session, job, step, ending.artifacts)
         move(session, step, StepStatus.CANCELLED)
-        end_job(session, job, JobStatus.CANCELLED)
+        end_job(session, job, JobStatus.CANCELLED, result=step.result)
         return Ended(ending.outcome, cancelled=True)
     delay = _move_on(session, job, step, ending)
     if job.status == JobStatus.PAUSING:
@@ -97,9 +126,7 @@ def _move_on(session: Session, job: Job, step: Step, ending: Ending) -> float | 
     if ending.outcome == Outcome.DONE:
         _go_on(session, job, step, ending)
     elif ending.outcome == Outcome.RELEASED:
-        move(session, step, StepStatus.QUEUED)
-        reason = f": {ending.reason}" if ending.reason else ""
-        _say(session, job, step, f"Step {step.name} was handed back{reason}.")
+        return _hand_back(session, job, step, ending)
     elif ending.outcome == Outcome.EXHAUSTED and ending.error and ending.error.get("adjustments"):
         _try_with_less(session, job, step, ending.error)
     else:
@@ -108,6 +135,15 @@ def _move_on(session: Session, job: Job, step: Step, ending: Ending) -> float | 
             return _try_again(session, job, step, ending)
         _fail(session, job, step, ending)
     return None
+
+
+def _hand_back(session: Session, job: Job, step: Step, ending: Ending) -> float | None:
+    delay = ending.retry_seconds
+    step.not_before = func.clock_timestamp() + timedelta(seconds=delay) if delay else None
+    move(session, step, StepStatus.QUEUED)
+    reason = f": {ending.reason}" if ending.reason else ""
+    _say(session, job, step, f"Step {step.name} was handed back{reason}.")
+    return delay or None
 
 
 def _write_ending(session: Session, job: Job, step: Step, ending: Ending) -> None:
@@ -157,6 +193,7 @@ def _register_artifacts(session: Session, job: Job, step: Step, files: list[Arti
 
 def _register_files(session: Session, job: Job, step: Step, artifacts: list[ArtifactFile]) -> None:
     """Make files of what is to be one, and name them in the step's result."""
+    seconds = job.params.get("output_expires_after_seconds")
     files = [
         File(
             id=each.file_id,
@@ -166,13 +203,15 @@ def _register_files(session: Session, job: Job, step: Step, artifacts: list[Arti
             bytes=each.bytes,
             sha256=each.sha256,
             path=file_path(each.file_id),
+            expires_at=func.clock_timestamp() + timedelta(seconds=seconds) if seconds else None,
         )
         for each in artifacts
         if each.file_id is not None
     ]
     if files:
         session.add_all(files)
-        step.result = {**(step.result or {}), "result_files": [file.id for file in files]}
+        named = {file.filename: file.id for file in files}
+        step.result = {**(step.result or {}), "result_files": list(named.values()), "files": named}
 
 
 def _try_again(session: Session, job: Job, step: Step, ending: Ending) -> float:

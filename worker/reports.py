@@ -64,7 +64,7 @@ def write_reports(session: Session, claim: Claim, step: Step, messages: list[Mes
     step.progressed_at = func.clock_timestamp()
     for message in messages:
         if message["type"] == "progress":
-            step.progress = {key: message[key] for key in ("done", "total", "eta_seconds", "unit")}
+            step.progress = {key: message[key] for key in ("done", "total", "eta_seconds", "unit", "failed")}
         elif message["type"] == "checkpoint":
             _write_checkpoint(session, claim, message)
         elif message["type"] == "resumed":

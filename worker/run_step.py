@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from db.errors import Exhausted, InvalidInput
+from db.errors import Exhausted, InvalidInput, InvalidLines
 from worker.clock import host_seconds
 from worker.step import Message, Step, StepInput, Stopped
 from worker.trackers import Trackers
@@ -173,7 +173,8 @@ def _outcome(module: str, step: Step) -> Message:
     except Stopped:
         return {"type": "released"}
     except InvalidInput as error:
-        return {"type": "refused", "code": error.code, "message": error.message, "param": error.param}
+        refused = {"type": "refused", "code": error.code, "message": error.message, "param": error.param}
+        return refused | ({"problems": error.problems} if isinstance(error, InvalidLines) else {})
     except Exhausted as error:
         traceback.print_exc()
         return {"type": "exhausted", "code": error.code, "message": error.message}

@@ -58,6 +58,23 @@ class BaseWeights:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Whom a step asks for the rows of its job.
+
+    Args:
+        places: backends, each with the model's name there; the next one while one does not answer.
+        backends: the settings of each, by name, as `BackendConfig` reads them.
+        prompting: what each request is given besides.
+        ends_at: when the job's time is over, in Unix seconds.
+    """
+
+    places: list[tuple[str, str]]
+    backends: dict[str, dict[str, Any]]
+    prompting: dict[str, Any] | None
+    ends_at: float | None
+
+
+@dataclass(frozen=True)
 class StepSettings:
     """The settings that steps need, fixed when the attempt starts."""
 
@@ -107,6 +124,7 @@ class StepInput:
         device: the name of the GPU that the attempt holds; None: it holds none.
         configurations: the names of Postgres's text search configurations, for an ingest.
         source: for an export or a push, the folder that holds what it is made from (see `db/sources.py`).
+        asked: for a step that asks a model for each row: whom.
         chat_unloaded: the chat server's models have made room for another step; none may be loaded now.
     """
 
@@ -129,6 +147,7 @@ class StepInput:
     device: str | None = None
     source: Path | None = None
     chat_unloaded: bool = False
+    asked: Asked | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -154,6 +173,8 @@ class StepInput:
         for name in ("base", "tokenizer"):
             if data[name] is not None:
                 data[name] = BaseWeights(**data[name])
+        if data["asked"] is not None:
+            data["asked"] = Asked(**data["asked"])
         return cls(**data)
 
 
@@ -208,12 +229,21 @@ class Step:
         self._track(values)
 
     def progress(
-        self, done: int, total: int, *, eta_seconds: float | None = None, unit: str = "steps"
+        self,
+        done: int,
+        total: int,
+        *,
+        eta_seconds: float | None = None,
+        unit: str = "steps",
+        failed: int | None = None,
     ) -> None:
-        """Say how far it is; this is also the sign of life that the stall limit watches for."""
-        self._send(
-            {"type": "progress", "done": done, "total": total, "eta_seconds": eta_seconds, "unit": unit}
-        )
+        """Say how far it is; this is also the sign of life that the stall limit watches for.
+
+        Args:
+            failed: how many of those that are done came to nothing, where that is counted.
+        """
+        told = {"done": done, "total": total, "eta_seconds": eta_seconds, "unit": unit, "failed": failed}
+        self._send({"type": "progress", **told})
 
     def document_failed(self, document_id: str, code: str, message: str) -> None:
         """Say that a document cannot be brought in; the others go on."""

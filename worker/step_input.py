@@ -1,5 +1,6 @@
 """What an attempt may read, put together from rows and settings when it starts."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,15 @@ from db.settings import Settings
 from db.sources import source_folder
 from db.states import JobKind, Outcome
 from db.storage import attempt_folder
+from serving.backends.configuration import read_backends
+from serving.backends.routing import find_destination, find_embedding_destination
 from worker.claim import Claim
 from worker.documents import documents_to_ingest
 from worker.lease import hold_fence
 from worker.resumable import checkpoints_to_resume
-from worker.step import BaseWeights, FileInput, StepInput, StepSettings
+from worker.step import Asked, BaseWeights, FileInput, StepInput, StepSettings
 
+ASK_STEP = "ask"
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.
 BASE_PARAM = {JobKind.FINE_TUNE: "base_model", JobKind.PRETRAIN: "start_from"}
 # Kinds of job for which files are held from the moment of their submit.
@@ -66,7 +70,28 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         documents=documents_to_ingest(session, claim, root, job) if job.kind == JobKind.INGEST else [],
         device=session.get_one(Device, claim.device_id).name if claim.device_id is not None else None,
         source=source_folder(root, job.id) if job.kind in HOLDING else None,
+        asked=_asked(session, settings, job) if claim.step == ASK_STEP else None,
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
+    )
+
+
+def _asked(session: Session, settings: Settings, job: Job) -> Asked:
+    """Whom the job's rows are asked of.
+
+    Raises:
+        NotFound: there is no such model any more.
+        Unavailable: nobody who has it can be asked now.
+    """
+    read = next(step.result or {} for step in job.steps if step.name == "read")
+    configs = read_backends(settings)
+    find = find_embedding_destination if read["endpoint"] == "/v1/embeddings" else find_destination
+    found = find(session, job.project_id, configs, read["model"])
+    seconds = job.params["finish_within_seconds"]
+    return Asked(
+        places=[(place.backend, place.model) for place in found.places],
+        backends={place.backend: configs[place.backend].revealed() for place in found.places},
+        prompting=asdict(found.prompting) if found.prompting is not None else None,
+        ends_at=job.created_at.timestamp() + seconds if seconds is not None else None,
     )
 
 

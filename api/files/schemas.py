@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.pages import Identified
 
 UploadPurpose = Literal["fine-tune", "assistants", "batch", "user_data", "evals", "vision"]
-Purpose = UploadPurpose | Literal["fine-tune-results"]  # the last is of files that jobs make
+Purpose = UploadPurpose | Literal["fine-tune-results", "batch_output"]  # these two are jobs'
 
 
 class ExpiresAfter(BaseModel):

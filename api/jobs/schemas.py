@@ -29,6 +29,22 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "pretrain": {"kind": "pretrain", "params": {"name": "my-tiny", "layers": 4, "steps": 300}},
     "pull": {"kind": "pull", "params": {"source": {"hub": "Qwen/Qwen3-0.6B"}, "name": "qwen"}},
     "push": {"kind": "push", "params": {"model": "faq", "repository": "org/faq", "what": "adapter"}},
+    "predict": {
+        "kind": "predict",
+        "params": {
+            "model": "faq",
+            "input_file": "file-0199f3a2c4d17b60a1b2c3d4e5f60718",
+            "prompt": "{context}\n\n{input}",
+            "inference_kwargs": {"temperature": 0, "max_tokens": 200},
+        },
+    },
+    "batch": {
+        "kind": "batch",
+        "params": {
+            "input_file": "file-0199f3a2c4d17b60a1b2c3d4e5f60718",
+            "endpoint": "/v1/chat/completions",
+        },
+    },
     "export": {
         "kind": "export",
         "params": {
@@ -156,6 +172,7 @@ class Progress(BaseModel):
     done: int
     total: int | None
     unit: str | None
+    failed: int | None = Field(description="How many of these came to nothing, where that is counted.")
     eta_seconds: float | None
 
 

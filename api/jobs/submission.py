@@ -4,15 +4,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from api.jobs import exporting, pushing
+from api.jobs import asking, exporting, pushing
+from api.jobs.asking import find_file
 from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
 from api.unit_of_work import Unit
 from api.validation import explain, refuse_unstorable
 from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
-from db.errors import InvalidInput, NotFound
-from db.models import Document, File, Job
+from db.errors import InvalidInput
+from db.models import Document, Job
 from db.params import (
     CHECKPOINT_ID,
     ExportParams,
@@ -22,8 +23,8 @@ from db.params import (
     PullParams,
     PushParams,
 )
+from db.predict_params import BatchParams, PredictParams
 from db.queries.base_models import resolve_base_model
-from db.queries.files import get_file
 from db.queries.ingests import assign
 from db.queries.jobs import get_job, insert_job
 from db.queries.models import find_model
@@ -85,6 +86,10 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         _check_pretrain(unit, params)
     elif isinstance(params, PullParams):
         _check_pull(unit, params)
+    elif isinstance(params, PredictParams):
+        asking.check_predict(unit, params)
+    elif isinstance(params, BatchParams):
+        asking.check_batch(unit, params)
     elif isinstance(params, IngestParams):
         documents = ingesting.take_in(unit, params)
     admit_job(unit, awaited=waits_for)
@@ -132,7 +137,7 @@ def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
         ("training_file", params.training_file), ("validation_file", params.validation_file)
     ):  # fmt: skip
         if file_id is not None:
-            file = _file(unit, file_id, field)
+            file = find_file(unit, file_id, field)
             try:
                 check_file(unit.settings.storage_root / file.path, file.filename)
             except InvalidInput as error:
@@ -144,7 +149,7 @@ def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
 def _check_pretrain(unit: Unit, params: PretrainParams) -> None:
     check_model_name(params.name)
     if params.training_file is not None:
-        _file(unit, params.training_file, "training_file")
+        find_file(unit, params.training_file, "training_file")
     for field, reference in (("start_from", params.start_from), ("tokenizer", params.tokenizer)):
         if reference is None:
             continue
@@ -170,7 +175,7 @@ def _check_pull(unit: Unit, params: PullParams) -> None:
             "source.hub: LATHE_HUB_OFFLINE is set, so only uploads are taken.", param="source.hub"
         )
     if source.file is not None:
-        file = _file(unit, source.file, "source.file")
+        file = find_file(unit, source.file, "source.file")
         with (unit.settings.storage_root / file.path).open("rb") as opened:
             kind_of(opened.read(HEAD_BYTES), file.filename, param="source.file")
 
@@ -183,11 +188,3 @@ def check_model_name(name: str) -> None:
         raise InvalidInput(
             "name: that is what a checkpoint's id looks like. Take another name.", param="name"
         )
-
-
-def _file(unit: Unit, file_id: str, field: str) -> File:
-    try:
-        # Locked against being deleted until the job that needs it is there.
-        return get_file(unit.session, file_id, project_id=unit.project_id, param=field, lock="share")
-    except NotFound as error:
-        raise InvalidInput(f"{field}: {error.message}", param=field, code="file_not_found") from error

@@ -124,6 +124,7 @@ def _progress_of(job: Job) -> Progress | None:
         done=int(step.progress.get("done", 0)),
         total=step.progress.get("total"),
         unit=step.progress.get("unit"),
+        failed=step.progress.get("failed"),
         eta_seconds=seconds_left(step),
     )
 

@@ -20,7 +20,7 @@ RETRIED_FOR = timedelta(days=1)
 def queue_deliveries(session: Session, job: Job) -> None:
     """Queue a delivery to each receiver that wants to know how `job`, which has just ended, ended."""
     status = JobStatus(job.status)
-    for event_type in events_of(JobKind(job.kind), status):
+    for event_type in events_of(JobKind(job.kind), status, expired=bool((job.result or {}).get("expired"))):
         receivers: list[dict[str, Any]] = [
             {"endpoint_id": endpoint_id, "receiver": endpoint_id}
             for endpoint_id in session.scalars(

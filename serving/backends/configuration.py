@@ -96,6 +96,10 @@ class BackendConfig(BaseModel):
     process: Process | None = None
     options: dict[str, Any] = {}
 
+    def revealed(self) -> dict[str, Any]:
+        """All of it as JSON, the key in plain words: for a process of ours that is to ask it."""
+        return {**self.model_dump(mode="json"), "key": self.key.get_secret_value()}
+
     @field_validator("models", mode="before")
     @classmethod
     def _same_names(cls, models: object) -> object:

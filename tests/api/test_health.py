@@ -10,7 +10,7 @@ from db.session import SessionFactory, transaction
 from db.settings import Settings
 from tests.api.conftest import error_of, serving
 
-QUEUES = ["train", "gpu", "cpu", "io", "bulk", "hooks"]
+QUEUES = ["train", "gpu", "cpu", "io", "bulk", "ask", "hooks"]
 
 
 def test_alive(api: httpx.Client) -> None:

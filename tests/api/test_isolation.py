@@ -56,6 +56,9 @@ def own_things(keyed: Keyed, project: str, tag: str) -> Owned:
     _publish(keyed, project, job, model := f"{tag}-model")
     documents = client.post(f"/v1/models/{model}/documents", json={"file_ids": [file_id]})
     assert documents.status_code == 202, documents.text
+    requests = client.post("/v1/files", files={"file": ("b.jsonl", b"{}")}, data={"purpose": "batch"}).json()
+    wanted = {"input_file_id": requests["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    requests_job = client.post("/v1/batches", json=wanted).json()["id"]
     announced = {"filename": "large.csv", "bytes": 10, "mime_type": "text/csv", "purpose": "fine-tune"}
     upload_id = client.post("/v1/uploads", json=announced).json()["id"]
     things = {
@@ -66,6 +69,7 @@ def own_things(keyed: Keyed, project: str, tag: str) -> Owned:
         "delivery_id": delivery["id"],
         "vector_store_id": store,
         "batch_id": batch,
+        "batch_job_id": requests_job,
         "job_id": job,
         "fine_tuning_job_id": training.job_id,
         "model": model,
@@ -229,13 +233,21 @@ class TestBodies:
             "checkpoint": {"kind": "export", "params": {"checkpoint": theirs.checkpoint}},
             "job": {"kind": "export", "params": {"job": theirs.training_job}},
             "collection": {"kind": "ingest", "params": {**ingest, "collection": foreign["vector_store_id"]}},
+            "input_file": {
+                "kind": "predict",
+                "params": {"model": mine["model"], "input_file": foreign["file_id"], "prompt": "{question}"},
+            },
+            "asked_model": {
+                "kind": "predict",
+                "params": {"model": foreign["model"], "input_file": mine["file_id"], "prompt": "{question}"},
+            },
             "files": {"kind": "ingest", "params": {**ingest, "files": [foreign["file_id"]]}},
         }  # fmt: skip
 
     @pytest.mark.parametrize(
         "field",
         ["training_file", "validation_file", "base_model", "start_from", "checkpoint", "job", "collection",
-         "files", "source.file", "model"],
+         "files", "source.file", "model", "input_file", "asked_model"],
     )  # fmt: skip
     def test_jobs(self, ours: Owned, params: dict[str, dict[str, Any]], field: str) -> None:
         answer = ours.client.post("/v1/jobs", json=params[field])

@@ -48,7 +48,7 @@ class TestUp:
         assert "NVIDIA GeForce RTX 4090" in shown
         assert "serving (llama_server)" in shown
         logs = on_gpus.data_dir / "logs"
-        assert "queues=['cpu', 'io', 'bulk', 'hooks']" in (logs / "worker.log").read_text()
+        assert "queues=['cpu', 'io', 'bulk', 'ask', 'hooks']" in (logs / "worker.log").read_text()
         assert "queues=['train', 'gpu']" in (logs / "worker-gpu0.log").read_text()
         assert on_gpus.lathe("down").returncode == 0
         assert on_gpus.wait_until_empty() == []

@@ -13,11 +13,12 @@ from typing import Any
 from db.errors import InvalidInput
 from db.params import FineTuneParams
 from training_data.chat_templates import WEIGHT, Chat, ChatTemplateError, merge_system_turn
-from training_data.formats import FALLBACK_ENCODING, DetectedFormat, Row, detect_format, read_rows
+from training_data.formats import DetectedFormat, Row, detect_format, read_rows
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
 from training_data.rows import write_messages
 from training_data.splits import split_rows
+from training_data.text_files import FALLBACK_ENCODING
 from training_data.tokens import ChatTokenizer, read_template
 from worker.step import FileInput, Step
 from worker.steps.base_model import context_length, copy_tokenizer, count_parameters, fetch_base

@@ -1,5 +1,6 @@
 """The application: `create_app(settings)`. Importing this module does nothing else."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version as version_of
@@ -15,6 +16,7 @@ from api.audit.routes import router as audit
 from api.auditing import Ledger
 from api.batches.routes import router as batches
 from api.browsers import Browsers
+from api.chat.configured import fetch_at_start
 from api.chat.routes import router as chat
 from api.chat_page.routes import add_chat_page
 from api.devices.routes import router as devices
@@ -109,7 +111,9 @@ def create_app(settings: Settings) -> FastAPI:
                 settings, engine, factory, doorbell, client, feeds, keyring, backends
             )
             app.state.groups = make_groups(app.state.services)
+            fetching = asyncio.create_task(fetch_at_start(app.state.services))
             yield
+            await fetching
             await feeds.close()
             await backends.close()
             await ledger.close()

@@ -85,9 +85,7 @@ class Settings(BaseSettings):
     hub_cache_dir: Path | None = None  # what was fetched; default: huggingface_hub's own folder
 
     config: Path | None = None  # a lathe.yaml (docs/how-to/coming-from-earlier-projects.md)
-    configured_model: Annotated[ConfiguredModel | None, NoDecode] = (
-        None  # as that names it, and in no variable
-    )
+    configured_model: ConfiguredModel | None = None  # as that names it
 
     rerank_server_url: str | None = None  # anything with /v1/rerank; none is started without it
     rerank_server_key: SecretStr = SecretStr("")
@@ -352,7 +350,7 @@ def step_environment(marker: str, changes: Mapping[str, str]) -> dict[str, str]:
         marker: names the attempt; all that the step starts inherits it, and can be found by it.
         changes: what the step gets besides.
     """
-    ours = ("LATHE_", "DATABASE_URL", "REDIS_URL")
+    ours = (*lathe_yaml.PREFIXES, "DATABASE_URL", "REDIS_URL")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**environment, **changes, STEP_MARKER: marker}
 

@@ -14,6 +14,7 @@ from api.answers.schemas import FIELDS, Sources
 from api.answers.service import Grounded, ground, nothing_found
 from api.chat.body import Body
 from api.chat.checkpoints import find_target
+from api.chat.configured import sampling_of
 from api.chat.generation import ask, conversation, question
 from api.chat.passing import PassedOn, pass_on, unless_left
 from api.chat.schemas import GenerateRequest, GroundedAnswer
@@ -64,7 +65,8 @@ async def generate_from(
             citations=[],
             retrieval=grounding.retrieval,
         )
-    said = await ask(request, question(body, found.messages), target, model)
+    asked = question(body, found.messages, defaults=sampling_of(services_of(request), model))
+    said = await ask(request, asked, target, model)
     if isinstance(said, Response):
         return said
     annotations, unknown = annotations_of(said.text, grounding.citations)
@@ -83,7 +85,9 @@ async def stream_from(request: Request, body: GenerateRequest, target: Target, m
     before = named_event("grounding", found.grounding)
     if found.messages is None:
         return whole_stream(before, text_event(nothing_found(found.grounding)))
-    return await stream_text(request, target, question(body, found.messages, stream=True), before=before)
+    defaults = sampling_of(services_of(request), model)
+    asked = question(body, found.messages, stream=True, defaults=defaults)
+    return await stream_text(request, target, asked, before=before)
 
 
 async def _found(request: Request, body: GenerateRequest, target: Target, model: str) -> Grounded:

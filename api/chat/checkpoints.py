@@ -4,6 +4,7 @@ import math
 
 from sqlalchemy import text
 
+from api.chat.configured import why_not_there
 from api.chat.service import target_of
 from api.jobs.submission import read_request, submit
 from api.unit_of_work import Services, Unit
@@ -26,15 +27,16 @@ async def find_target(services: Services, reference: str) -> Target:
 
     Raises:
         NotFound: there is no such model, or it has not been made yet.
-        Unavailable: it has made room for a step on its device, or is a checkpoint that is being exported.
+        Unavailable: it has made room for a step on its device, is a checkpoint that is being exported, or the
+            configured model that is being fetched.
     """
     try:
         return await services.run_in_transaction(lambda unit: target_of(unit, services.backends, reference))
     except NotFound as error:
-        if error.code != "checkpoint_not_exported" or not is_alias(reference):
-            raise
         found = error
-    raise await services.run_in_transaction(lambda unit: _export(unit, reference, found)) from found
+    is_checkpoint = found.code == "checkpoint_not_exported" and is_alias(reference)
+    explain = _export if is_checkpoint else why_not_there
+    raise await services.run_in_transaction(lambda unit: explain(unit, reference, found)) from found
 
 
 def _export(unit: Unit, reference: str, not_exported: NotFound) -> LatheError:

@@ -2,7 +2,7 @@
 model learnt."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -31,14 +31,16 @@ def question(
     *,
     thinking: bool = True,
     stream: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Callable[[str], interface.Request]:
     """Put a prompt, or the conversation that was made of it, as a backend takes it that knows the model by a
     name.
 
     Args:
         thinking: False keeps a model that can think before it answers from doing so.
+        defaults: parameters by the chat route's names, where the request says nothing.
     """
-    body = {"messages": messages or conversation(request), **_named(request.params)}
+    body = {**(defaults or {}), "messages": messages or conversation(request), **_named(request.params)}
     if stream:
         body["stream"] = True
     if not thinking:
@@ -48,7 +50,8 @@ def question(
 
 def _named(params: GenerateParams) -> dict[str, Any]:
     given = params.model_dump(exclude_none=True).items()
-    return {CHAT_NAMES.get(name, name): value for name, value in given if DRAWN.get(name) != value}
+    said = ((name, value) for name, value in given if DRAWN.get(name) != value and value != [])
+    return {CHAT_NAMES.get(name, name): value for name, value in said}
 
 
 async def ask(

@@ -1,12 +1,13 @@
 """HTTP of chat, completions and generation."""
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from api.answers.asking import complete, generate_from, stream_from
 from api.answers.schemas import FIELDS, read_sources
 from api.chat.body import Body, read_body
 from api.chat.checkpoints import find_target
+from api.chat.configured import default_model, sampling_of
 from api.chat.generation import ask, question
 from api.chat.passing import pass_on
 from api.chat.schemas import (
@@ -18,7 +19,6 @@ from api.chat.schemas import (
     GenerateRequest,
     GroundedAnswer,
 )
-from api.chat.service import newest_model
 from api.chat.text_stream import stream_text
 from api.unit_of_work import services_of
 from db.errors import InvalidInput
@@ -75,16 +75,26 @@ async def _ask(request: Request, body: Body, route: Route) -> Response:
     )
 
 
-@router.post("/generate", response_model=GroundedAnswer | GenerateAnswer, summary="Answer one prompt")
+@router.post("/generate", response_model=GroundedAnswer | GenerateAnswer | str, summary="Answer one prompt")
 async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | Response:
     """The short way: a prompt in, a text out. The prompt is one user's turn in the model's chat template.
 
     With `collections` or `documents` the answer rests on passages that are found in them, and tells which.
+    Where a lathe.yaml names the model, a request that names none is answered with the text alone, as JSON.
     """
     name, target = await _asked(request, body)
     if body.is_grounded:
         return await generate_from(request, body, target, name)
-    return await ask(request, question(body), target, name)
+    services = services_of(request)
+    asked = question(body, defaults=sampling_of(services, name))
+    said = await ask(request, asked, target, name)
+    if (
+        body.model is None
+        and services.settings.configured_model is not None
+        and not isinstance(said, Response)
+    ):
+        return JSONResponse(said.text)
+    return said
 
 
 @router.post(
@@ -99,7 +109,8 @@ async def agenerate(request: Request, body: GenerateRequest) -> Response:
     name, target = await _asked(request, body)
     if body.is_grounded:
         return await stream_from(request, body, target, name)
-    return await stream_text(request, target, question(body, stream=True))
+    defaults = sampling_of(services_of(request), name)
+    return await stream_text(request, target, question(body, stream=True, defaults=defaults))
 
 
 async def _asked(request: Request, body: GenerateRequest) -> tuple[str, Target]:
@@ -107,5 +118,5 @@ async def _asked(request: Request, body: GenerateRequest) -> tuple[str, Target]:
     services = services_of(request)
     name = body.model
     if name is None:
-        name = await services.run_in_transaction(newest_model)
+        name = await services.run_in_transaction(default_model)
     return name, await find_target(services, name)

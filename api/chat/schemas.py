@@ -101,7 +101,9 @@ class GenerateRequest(Sources):
     )
 
     prompt: str = Field(min_length=1)
-    model: str | None = Field(default=None, description="Default: the model that was published last.")
+    model: str | None = Field(
+        default=None, description="Default: the one of lathe.yaml, else what was published last."
+    )
     params: Annotated[GenerateParams, BeforeValidator(lambda given: given or {})] = GenerateParams()
 
 

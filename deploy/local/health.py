@@ -12,7 +12,7 @@ TIMEOUT_SECONDS = 5
 
 def postgres(database_url: str) -> str | None:
     try:
-        _first_value(database_url, "SELECT 1")
+        first_value(database_url, "SELECT 1")
     except psycopg2.Error as error:
         return _first_line(error)
     return None
@@ -28,7 +28,7 @@ def worker(database_url: str, *, within_seconds: float, device_id: str | None = 
         "AND seen_at > clock_timestamp() - %s * interval '1 s'"
     )
     try:
-        alive = _first_value(database_url, statement, (socket.gethostname(), device_id, within_seconds))
+        alive = first_value(database_url, statement, (socket.gethostname(), device_id, within_seconds))
     except psycopg2.OperationalError:
         return None
     except psycopg2.Error as error:
@@ -36,7 +36,9 @@ def worker(database_url: str, *, within_seconds: float, device_id: str | None = 
     return None if alive else f"has not signed in for {within_seconds:.0f} s"
 
 
-def _first_value(database_url: str, statement: str, values: tuple[object, ...] = ()) -> Any:
+def first_value(
+    database_url: str, statement: str, values: tuple[object, ...] | dict[str, object] = ()
+) -> Any:
     dsn = database_url.replace("postgresql+psycopg2://", "postgresql://", 1)
     connection = psycopg2.connect(dsn, connect_timeout=TIMEOUT_SECONDS)
     try:

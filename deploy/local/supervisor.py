@@ -16,7 +16,8 @@ from datetime import datetime
 
 from db.errors import LatheError, StepFailed
 from db.settings import Settings, load_settings
-from deploy.local import child, logs, report, startup, state
+from deploy.local import child, logs, parts, report, startup, state
+from deploy.local.fetching import LOOK_SECONDS, Fetching
 from deploy.local.parts import Part, Secrets, externals, local_api_url
 from deploy.local.process import Supervised
 from deploy.local.report import Reporter
@@ -123,8 +124,15 @@ class Supervisor:
             self._write_state()
             self.note("ready")
             self.reporter.finished(self._facts())
+            fetching = Fetching(
+                self.settings.configured_model, parts.database_url(self.settings, self.secrets)
+            )
             while True:
-                self.tick(self._until_next_turn())
+                wait = self._until_next_turn()
+                self.tick(wait if fetching.is_over else min(wait, LOOK_SECONDS))
+                for news in fetching.news():
+                    self.note(news)
+                    self.reporter.line(news)
         except StopRequested:
             return 0 if self.ready else 130
         except (LatheError, OSError) as error:

@@ -169,7 +169,10 @@ def progress_bar(report: Callable[..., None]) -> type:
             super().__init__(*args, **kwargs)
 
         def display(self, *args: Any, **kwargs: Any) -> None:
-            if self.total:
-                report(int(self.n), int(self.total), unit=self.unit)
+            # Of files there are few; their bytes are what takes long.
+            if self.total and self.unit == "B":
+                rate = self.format_dict["rate"]
+                left = max(self.total - self.n, 0) / rate if rate else None
+                report(int(self.n), int(self.total), eta_seconds=left, unit=self.unit)
 
     return Reporter

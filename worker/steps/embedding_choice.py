@@ -2,11 +2,12 @@
 
 The server embeds the queries, so it says which model it is, and this process embeds nothing before its
 vectors of the same texts agree with the server's. Which of the two is faster is measured on the first texts
-of a large ingest; a small one is done before torch is loaded.
+of a large ingest, and remembered; a small one is done before torch is loaded.
 """
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from typing import Literal
@@ -14,13 +15,18 @@ from typing import Literal
 from db.errors import Unavailable
 from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
 from worker.step import Step
-from worker.steps.embedding_trial import MIN_COSINE, Trial, TrialFile, run_trial
-from worker.steps.large_ingest import LARGE_INGEST_CHUNKS
+from worker.steps.embedding_trial import MIN_COSINE, Trial, TrialFile, run_trial, smallest_cosine
 from worker.steps.local_embedder import LocalEmbedder
 
+# Loading torch and the model takes the time of half as many.
+LOCAL_FROM_CHUNKS = 150
 TURN_CHUNKS = 32
 MEASURED_CHUNKS = 2 * TURN_CHUNKS
 CHECKED_CHUNKS = 16
+
+
+class _NotHere(Exception):
+    """This process cannot embed."""
 
 
 class EmbeddingChoice:
@@ -35,7 +41,7 @@ class EmbeddingChoice:
         self._server = server
         wanted = step.input.settings.embedder
         self._compares = wanted == "auto"
-        self._undecided = wanted == "local" or (wanted == "auto" and chunks >= LARGE_INGEST_CHUNKS)
+        self._undecided = wanted == "local" or (wanted == "auto" and chunks >= LOCAL_FROM_CHUNKS)
         self._local: LocalEmbedder | None = None
         self._trusted_for: EmbeddingModel | None = None  # the server's model, with which `_local` agrees
         self._lock = threading.Lock()  # windows are embedded by several threads; the first one decides
@@ -80,47 +86,68 @@ class EmbeddingChoice:
             if known is not None and not known.prefers_local:
                 self._stay(f"The embedding server embeds: {known}.", known)
                 return []
-            measures = self._compares and known is None
-            if measures and len(texts) < MEASURED_CHUNKS:
+            if not self._compares or known is not None:
+                return self._check(model, known, texts[:CHECKED_CHUNKS], tokens[:CHECKED_CHUNKS])
+            if len(texts) < MEASURED_CHUNKS:
                 return []  # too few to measure by; the next may do
-            if self._local is None:
-                settings = self._step.input.settings
-                self._local = LocalEmbedder(
-                    self._step.input.device, threads=settings.threads, server=self._server
-                )
-        except (Unavailable, PackageNotFoundError) as error:
+            return self._measure(model, kept, texts[:MEASURED_CHUNKS], tokens[:MEASURED_CHUNKS])
+        except (_NotHere, PackageNotFoundError) as error:
             self._stay(f"This process cannot embed: {error}. The embedding server does.", level="warn")
             return []
-        many = MEASURED_CHUNKS if measures else CHECKED_CHUNKS
-        vectors, ran = run_trial(self._server, self._local, texts[:many], tokens[:many], turn=TURN_CHUNKS)
-        if measures:
-            kept.write(ran)
-        self._settle(model, ran, ran if measures else known)
+
+    def _measure(
+        self, model: EmbeddingModel, kept: TrialFile, texts: Sequence[str], tokens: Sequence[int]
+    ) -> Vectors:
+        vectors, ran = run_trial(self._server, self._loaded(), texts, tokens, turn=TURN_CHUNKS)
+        kept.write(ran)
+        self._settle(model, ran, ran.cosine)
         return vectors
 
-    def _settle(self, model: EmbeddingModel, ran: Trial, compared: Trial | None) -> None:
+    def _check(
+        self, model: EmbeddingModel, known: Trial | None, texts: Sequence[str], tokens: Sequence[int]
+    ) -> Vectors:
+        """See whether the vectors agree. Torch takes one core while it is loaded; the server has the others.
+
+        Args:
+            known: which is faster; None: this process embeds even if it is slower.
+        """
+        with ThreadPoolExecutor(1) as loading:
+            loaded = loading.submit(self._loaded)
+            vectors = self._server.embed(texts, tokens)
+            ours = loaded.result().embed(texts, tokens)
+        self._settle(model, known, smallest_cosine(vectors, ours))
+        return vectors
+
+    def _loaded(self) -> LocalEmbedder:
+        if self._local is None:
+            device, threads = self._step.input.device, self._step.input.settings.threads
+            try:
+                self._local = LocalEmbedder(device, threads=threads, server=self._server)
+            except Unavailable as error:
+                raise _NotHere(error.message) from error
+        return self._local
+
+    def _settle(self, model: EmbeddingModel, trial: Trial | None, cosine: float) -> None:
         """Say who goes on, and why.
 
         Args:
-            ran: just now, if only to see whether the vectors agree.
-            compared: tells which is faster; None: this process embeds even if it is slower.
+            trial: tells which is faster; None: this process embeds even if it is slower.
+            cosine: of the vectors of this job.
         """
-        if not ran.agrees:
+        figures = asdict(trial) if trial is not None else {}
+        if cosine < MIN_COSINE:
             message = (
                 f"The embedding server embeds: its vectors are not those of this process (cosine "
-                f"{ran.cosine:.4f}, at least {MIN_COSINE} is needed), so that it has another model."
+                f"{cosine:.4f}, at least {MIN_COSINE} is needed), so that it has another model."
             )
-            self._stay(message, ran, level="warn")
-        elif compared is not None and not compared.prefers_local:
-            self._stay(f"The embedding server embeds: {compared}.", compared)
-        elif self._local is not None:
+            self._stay(message, trial, level="warn")
+        elif trial is not None and not trial.prefers_local:
+            self._stay(f"The embedding server embeds: {trial}.", trial)
+        else:
             self._trusted_for, self._undecided = model, False
-            why = (
-                f": {compared}"
-                if compared is not None
-                else f", as LATHE_EMBEDDER says (cosine {ran.cosine:.5f})"
-            )
-            self._step.event(f"This process embeds, by {self._local.place}{why}.", **asdict(compared or ran))
+            why = f": {trial}" if trial is not None else f", as LATHE_EMBEDDER says (cosine {cosine:.5f})"
+            place = self._loaded().place
+            self._step.event(f"This process embeds, by {place}{why}.", **(figures | {"cosine": cosine}))
 
     def _stay(
         self, message: str, trial: Trial | None = None, *, level: Literal["info", "warn"] = "info"

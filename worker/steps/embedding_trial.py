@@ -1,4 +1,4 @@
-"""Which embeds faster on this machine: the embedding server, or this process. Measured once, and kept."""
+"""Which embeds faster here: the embedding server, or this process. Measured once in a while, and kept."""
 
 import json
 import math
@@ -7,6 +7,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,8 @@ from worker.steps.local_embedder import LocalEmbedder
 MIN_COSINE = 0.999
 # What the process costs besides, its memory and its start, a small gain does not repay.
 MIN_SPEEDUP = 1.2
+# Other work may have slowed one of the two down more than the other.
+KEPT_DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,18 @@ def run_trial(
         server_seconds += between - began
         local_seconds += time.perf_counter() - between
         vectors += theirs
-        cosine = min(cosine, *map(_cosine, theirs, ours))
+        cosine = min(cosine, smallest_cosine(theirs, ours))
     rates = len(texts) / max(server_seconds, 1e-9), len(texts) / max(local_seconds, 1e-9)
-    return vectors, Trial(*rates, cosine, time.strftime("%Y-%m-%d"))
+    return vectors, Trial(*rates, cosine, _today().isoformat())
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def smallest_cosine(one: Vectors, other: Vectors) -> float:
+    """Of two embedders' vectors of the same texts."""
+    return min(map(_cosine, one, other))
 
 
 def _cosine(one: bytes, other: bytes) -> float:
@@ -78,16 +90,17 @@ def _cosine(one: bytes, other: bytes) -> float:
 
 
 class TrialFile:
-    """Where a trial is kept: in the cache folder, by all that it depends on."""
+    """Where a trial is kept: in the cache folder, by all that it depends on.
+
+    The server is our own, so that its program and its model say enough of it.
+    """
 
     def __init__(self, step_input: StepInput, model: EmbeddingModel) -> None:
         tools = find_tools(step_input.settings)
         self._of = {
             "model": asdict(model),
-            "server": step_input.settings.embedding_server_url,
             "llama.cpp": tools.version if tools is not None else None,
             "torch": version("torch"),
-            "transformers": version("transformers"),
             "cpu": cpu_key(),
             "threads": step_input.settings.threads,
             "gpu": step_input.device,
@@ -96,11 +109,13 @@ class TrialFile:
         self.path = step_input.settings.cache_dir / "embeddings" / f"trial-{digest}.json"
 
     def read(self) -> Trial | None:
-        """The trial that was kept; None where there is none, or none that can be read."""
+        """The trial that was kept; None where there is none, none that can be read, or an old one."""
         try:
-            return Trial(**json.loads(self.path.read_text(encoding="utf-8"))["trial"])
+            trial = Trial(**json.loads(self.path.read_text(encoding="utf-8"))["trial"])
+            age = _today() - date.fromisoformat(trial.measured_on)
         except (OSError, ValueError, LookupError, TypeError):
             return None
+        return trial if age.days < KEPT_DAYS else None
 
     def write(self, trial: Trial) -> None:
         """Keep a trial, beside first, for who reads meanwhile."""

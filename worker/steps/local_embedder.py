@@ -1,4 +1,4 @@
-"""The embedding model `default` in the step's own process: as sentence-transformers runs it, by transformers.
+"""The embedding model `default` in the step's own process: as sentence-transformers runs it.
 
 On a GPU in float16, on a CPU in bfloat16 where it has instructions for that, else in float32. Texts of about
 one length are embedded together, so that next to nothing is padding.
@@ -40,25 +40,18 @@ class LocalEmbedder:
         prepare_runtime(threads)
         try:
             import torch
-            from transformers import BertModel
+
+            from worker.steps.bert import Bert
 
             torch.set_num_threads(threads)
             self._device, self._dtype = "cuda", torch.float16
             if gpu is None:
                 self._device = "cpu"
                 self._dtype = torch.bfloat16 if cpu_computes_in_bfloat16() else torch.float32
-            model = BertModel.from_pretrained(
-                weights_folder(),
-                dtype=self._dtype,
-                add_pooling_layer=False,
-                use_safetensors=True,
-                local_files_only=True,
-            )
-            self._model = model.to(self._device).eval()
+            self._model = Bert(weights_folder(), device=self._device, dtype=self._dtype)
         # AssertionError: of a torch that was built without CUDA
-        except (ImportError, OSError, RuntimeError, AssertionError) as error:
-            raise Unavailable(f"The embedding model cannot be loaded: {error}") from error
-        self._longest: int = model.config.max_position_embeddings
+        except (ImportError, OSError, RuntimeError, AssertionError, ValueError, LookupError) as error:
+            raise Unavailable(f"The embedding model cannot be loaded: {error!r}") from error
         self.place = f"{gpu or 'the CPU'} in {str(self._dtype).removeprefix('torch.')}"
 
     def embed(
@@ -87,15 +80,16 @@ class LocalEmbedder:
 
         rows = [[START, *tokens, END] for tokens in self._server.tokenize(texts)]
         longest = max(map(len, rows))
-        if longest > self._longest:
-            raise InvalidInput(f"A text has {longest} tokens; the embedding model reads {self._longest}.")
+        most = self._model.longest
+        if longest > most:
+            raise InvalidInput(f"A text has {longest} tokens; the embedding model reads {most}.")
         padded = [row + [PADDING] * (longest - len(row)) for row in rows]
         # Two at a time would only take each other's cores.
         with self._lock, torch.inference_mode():
             ids = torch.tensor(padded, device=self._device)
             lengths = torch.tensor([len(row) for row in rows], device=self._device)
             mask = torch.arange(longest, device=self._device) < lengths.unsqueeze(1)
-            states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            states = self._model.encode(ids, mask).float()
             weights = mask.unsqueeze(-1).float()
             means = (states * weights).sum(1) / weights.sum(1)
             vectors = torch.nn.functional.normalize(means, dim=1).cpu().numpy().astype("<f4")

@@ -3,6 +3,7 @@
 import json
 from array import array
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from worker.steps.embedding_choice import (
     MEASURED_CHUNKS,
     EmbeddingChoice,
 )
+from worker.steps.embedding_trial import KEPT_DAYS
 from worker.steps.large_ingest import queue_of_embed
 from worker.steps.local_embedder import LocalEmbedder
 
@@ -185,14 +187,23 @@ class TestLargeIngest:
         kept = json.loads(path.read_text())
         assert kept["trial"] == event["data"]
 
-        for local_rate, expected in ((23.0, number), (25.0, CHECKED_CHUNKS)):
-            trial = {"server_rate": 20.0, "local_rate": local_rate, "measured_on": "2026-01-31"}
+        def kept_since(days: int, local_rate: float) -> str:
+            """Keep a trial that was made so many days ago."""
+            day = (datetime.now(UTC) - timedelta(days=days)).date().isoformat()
+            trial = {"server_rate": 20.0, "local_rate": local_rate, "measured_on": day}
             path.write_text(json.dumps(kept | {"trial": kept["trial"] | trial}))
+            return day
+
+        for local_rate, expected in ((23.0, number), (25.0, CHECKED_CHUNKS)):
+            day = kept_since(KEPT_DAYS - 1, local_rate)
             asked, said = self.embed(tmp_path, real, number)
             [message] = messages(said)
             assert f"20.0 chunks a second by the server, {local_rate} in this process" in message
-            assert "measured 2026-01-31" in message
+            assert f"measured {day}" in message
             assert asked == expected
+        kept_since(KEPT_DAYS, 23.0)
+        self.embed(tmp_path, real, number)
+        assert json.loads(path.read_text())["trial"]["server_rate"] != 20.0
 
     def test_too_few_texts_decide_nothing(self, tmp_path: Path, real: LlamaProcess) -> None:
         assert self.embed(tmp_path, real, MEASURED_CHUNKS - 1) == (MEASURED_CHUNKS - 1, [])

@@ -60,7 +60,9 @@ def embedding_server(stack: Stack) -> tuple[int, psutil.Process]:
     tools = llama_cpp.require_tools(given)
     settings = Settings(embedding_port=free_port(), cache_dir=given.cache_dir)
     argv = llama_cpp.embedding_server_argv(tools, settings, ensure_embedding_model(tools, given))
-    server = stack.start("embeddings", child_argv(argv, death_signal="SIGTERM"), {})
+    server = stack.start(
+        "embeddings", child_argv(argv, death_signal="SIGTERM"), llama_cpp.child_environment()
+    )
     _wait(f"http://127.0.0.1:{settings.embedding_port}", "/health", lambda: server.alive)
     assert server.pid is not None
     return settings.embedding_port, psutil.Process(server.pid)

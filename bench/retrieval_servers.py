@@ -13,7 +13,7 @@ from bench.stack import Stack, free_port
 from db.settings import load_settings
 from serving.embedding_model import ensure_embedding_model
 from serving.embeddings import EmbeddingServer
-from serving.llama_cpp import embedding_server_argv, model_server_argv, require_tools
+from serving.llama_cpp import child_environment, embedding_server_argv, model_server_argv, require_tools
 
 READY_SECONDS = 60
 
@@ -49,7 +49,7 @@ class ModelServers:
         return self._started("chat", argv, port)
 
     def _started(self, name: str, argv: list[str], port: int) -> str:
-        self._stack.start(name, argv, {})
+        self._stack.start(name, argv, child_environment())
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + READY_SECONDS
         while True:

@@ -295,7 +295,8 @@ def embedding_server_argv(tools: Tools, settings: ServerSettings, model_path: Pa
         "--parallel", str(EMBEDDING_SLOTS),
         "--ctx-size", str(EMBEDDING_SLOTS * EMBEDDING_CONTEXT),
         "--batch-size", str(EMBEDDING_SLOTS * EMBEDDING_CONTEXT),
-        "--ubatch-size", str(EMBEDDING_SLOTS * EMBEDDING_CONTEXT),
+        # Texts computed at once attend to each other, all masked: the fewer the faster.
+        "--ubatch-size", str(EMBEDDING_CONTEXT),
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Ask a chat model to put a question in other words, within a time that a search can wait."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 from api.chat.generation import answer, question
@@ -9,15 +10,16 @@ from api.chat.schemas import GenerateParams, GenerateRequest
 from api.chat.service import newest_model, target_of
 from api.unit_of_work import Services, Unit
 from db.errors import InvalidInput, NotFound, Unavailable
-from db.queries.models import resolve
 from retrieval.variants import prompt_for, variants_in
+from serving.backends.roster import Backends
 from serving.openai_compatible import read_error
 
 ANSWER_TOKENS = 200
 
 
-def rewriting_model(unit: Unit) -> str:
-    """Which model rewrites, unless the caller knows one: the setting's, else the one published last.
+def rewriting_model(unit: Unit, backends: Backends) -> str:
+    """Which model rewrites, unless the caller knows one: the setting's, whoever serves it, else the one
+    published last.
 
     Raises:
         InvalidInput: there is none.
@@ -26,7 +28,9 @@ def rewriting_model(unit: Unit) -> str:
     try:
         if named is None:
             return newest_model(unit)
-        resolve(unit.session, unit.project_id, named)
+        # One that cannot be asked now is for `rewrite` to tell.
+        with contextlib.suppress(Unavailable):
+            target_of(unit, backends, named)
     except NotFound as error:
         wrong = f"LATHE_REWRITE_MODEL names {named!r}. " if named is not None else ""
         raise InvalidInput(

@@ -16,7 +16,11 @@ async def search(services: Services, collection_id: str, request: SearchRequest)
         InvalidInput: the filters cannot be understood, or there is no model that could rewrite the query.
         NotFound, Conflict, Unavailable: as `find` says.
     """
-    rewrite_with = await services.run_in_transaction(rewriting_model) if request.rewrite_query else None
+    rewrite_with = None
+    if request.rewrite_query:
+        rewrite_with = await services.run_in_transaction(
+            lambda unit: rewriting_model(unit, services.backends)
+        )
     found = await find(
         services,
         [collection_id],

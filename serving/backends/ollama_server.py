@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import ollama
 
-from db.errors import InvalidInput, NotFound
+from db.errors import InvalidInput, NotFound, Unavailable
 from serving.backends.configuration import BackendConfig
 from serving.backends.interface import JSON, Answer, Request, Usage, answer_with, error_answer
 from serving.backends.openai_server import OpenAIServer
@@ -172,11 +172,21 @@ def _image(part: JSON) -> str:
 
 
 async def _pieces(parts: AsyncIterator[ollama.ChatResponse], usage: Usage) -> AsyncIterator[str]:
-    async with contextlib.aclosing(parts) as open_parts:  # type: ignore[type-var]
-        async for part in open_parts:
-            _note(part, usage)
-            if part.message.content:
-                yield part.message.content
+    """Raises:
+    Unavailable: it says an error in the midst of its answer, or hangs up before the end.
+    """
+    ended = False
+    try:
+        async with contextlib.aclosing(parts) as open_parts:  # type: ignore[type-var]
+            async for part in open_parts:
+                _note(part, usage)
+                ended = bool(part.done)
+                if part.message.content:
+                    yield part.message.content
+    except ollama.ResponseError as error:
+        raise Unavailable(f"The server that runs this model stopped in mid-answer: {error.error}") from error
+    if not ended:
+        raise Unavailable("The server that runs this model stopped in mid-answer.")
 
 
 async def _once(text: str) -> AsyncIterator[str]:

@@ -31,6 +31,7 @@ from db.settings import Settings
 from db.states import JobKind
 from retrieval.search import Found, Ranking
 from serving import llama_cpp
+from serving.backends.roster import Backends
 from serving.local_port import free_port
 from tests.api.conftest import Publish, wait_until
 from tests.api.model_server import ModelServer
@@ -268,19 +269,28 @@ class TestRewriting:
         asked = question(GenerateRequest(prompt="x"), thinking=False)("m")
         assert json.loads(asked.content)["chat_template_kwargs"] == {"enable_thinking": False}
 
-    def test_which_model(self, settings: Settings, session_factory: SessionFactory, publish: Publish) -> None:
+    def test_which_model(
+        self, settings: Settings, session_factory: SessionFactory, publish: Publish, tmp_path: Path
+    ) -> None:
         publish("rewrites-newest")
-        named = settings.model_copy(update={"rewrite_model": "rewrites-newest"})
-        missing = settings.model_copy(update={"rewrite_model": "gone"})
+        (tmp_path / "backends.toml").write_text("[there]\ntype = 'openai'\nurl = 'http://127.0.0.1:9'")
+        settings = settings.model_copy(update={"backends": tmp_path / "backends.toml"})
         with transaction(session_factory) as session:
-            assert rewriting_model(Unit(session, settings, Caller())) == "rewrites-newest"
-            assert rewriting_model(Unit(session, named, Caller())) == "rewrites-newest"
-            for unit, why in (
-                (Unit(session, settings, Caller("empty")), "No model has been published"),
-                (Unit(session, missing, Caller()), "LATHE_REWRITE_MODEL names 'gone'"),
+
+            def chosen(named: str | None, project: str = "default") -> str:
+                changed = settings.model_copy(update={"rewrite_model": named})
+                backends = Backends(settings, httpx.AsyncClient())
+                return rewriting_model(Unit(session, changed, Caller(project)), backends)
+
+            assert chosen(None) == "rewrites-newest"
+            for name in ("rewrites-newest", "there/any-that-it-has"):
+                assert chosen(name) == name
+            for name, project, why in (
+                (None, "empty", "No model has been published"),
+                ("gone", "default", "LATHE_REWRITE_MODEL names 'gone'"),
             ):
                 with pytest.raises(InvalidInput, match=why) as refused:
-                    rewriting_model(unit)
+                    chosen(name, project)
                 assert refused.value.param == "rewrite_query"
 
 

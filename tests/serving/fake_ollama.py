@@ -22,6 +22,7 @@ from training_data.chat_templates import ChatTemplate
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(:[A-Za-z0-9._-]{1,80})?")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DURATION = re.compile(r"-?(\d+(\.\d+)?(ns|us|ms|s|m|h))+")
 LAST_USER_TEXT = "{{ .Prompt }}"
 
 
@@ -55,6 +56,7 @@ class FakeOllama:
     models: dict[str, Model] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)  # of each chat request
+    kept: list[Any] = field(default_factory=list)  # the keep_alive of each request that has one
     _server: ThreadingHTTPServer | None = None
 
     @property
@@ -173,6 +175,7 @@ class FakeOllama:
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         model = self.find(body["model"])
         self.options.append(body.get("options") or {})
+        self._keep(body)
         prompt = self._render(model, _with_own(model, body["messages"]))
         if body.get("_debug_render_only") and self._numbers >= (0, 12):
             return {"model": body["model"], "_debug_info": {"rendered_template": prompt}}
@@ -187,6 +190,7 @@ class FakeOllama:
     def generate(self, body: dict[str, Any]) -> dict[str, Any]:
         """Without a prompt: load the model, or with keep_alive 0 unload it."""
         model = self.find(body["model"])
+        self._keep(body)
         unloads = body.get("keep_alive") == 0
         if unloads and model.process is not None:
             model.process.stop()
@@ -195,6 +199,15 @@ class FakeOllama:
             model.process = LlamaProcess(model.blob)
         reason = "unload" if unloads else "load"
         return {"model": body["model"], "response": "", "done": True, "done_reason": reason}
+
+    def _keep(self, body: dict[str, Any]) -> None:
+        """Take seconds as a number, or a duration such as "5m"; null and none are the server's own."""
+        asked = body.get("keep_alive")
+        if asked is None:
+            return
+        if isinstance(asked, bool) or not (isinstance(asked, int | float) or DURATION.fullmatch(str(asked))):
+            raise Refused(400, f"invalid duration {asked!r}")
+        self.kept.append(asked)
 
     def loaded(self) -> dict[str, Any]:
         found = [(name, model) for name, model in self.models.items() if model.process is not None]

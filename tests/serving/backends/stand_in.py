@@ -14,12 +14,24 @@ EVENTS = [
     b"data: [DONE]\n\n",
 ]
 WHOLE = b'{"id": "x",  "object":"chat.completion", "choices": [{"message": {"content": "said"}}]}'
+# The first piece of a stream, of servers with words of their own.
+FIRST = {
+    "/api/chat": b'{"model": "m", "message": {"role": "assistant", "content": "a"}, "done": false}\n',
+    "/generate": b'{"text": ["<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\na"]}\n',
+    "/own": b'"a"\n',
+}
 LONGEST_WAIT_SECONDS = 20
 
 
 @dataclass
 class StandIn:
-    """`url` once it runs. `asked` counts requests by model, `left` those whose caller hung up."""
+    """`url` once it runs. `asked` counts requests by model, `left` those whose caller hung up.
+
+    Args:
+        always: how it behaves, whatever model is asked.
+    """
+
+    always: str = ""
 
     asked: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
@@ -27,6 +39,7 @@ class StandIn:
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     go_on: threading.Event = field(default_factory=threading.Event)  # what `waits` waits for
+    _first: bytes = EVENTS[0]
     _listener: socket.socket | None = None
     _connections: set[socket.socket] = field(default_factory=set)
 
@@ -80,7 +93,8 @@ class StandIn:
 
     def _answer(self, connection: socket.socket, path: str, asked: dict[str, Any]) -> bool:
         """Answer one request; False to close the connection."""
-        model = asked.get("model", "")
+        model = self.always or asked.get("model", "")
+        self._first = FIRST.get(path, EVENTS[0])
         self.asked[model] += 1
         if path == "/v1/models":
             return _whole(connection, b'{"data": [{"id": "own"}, {"id": "dir/other:1b"}]}')
@@ -113,18 +127,18 @@ class StandIn:
 
     def _dies(self, connection: socket.socket) -> bool:
         _head(connection, b"text/event-stream", chunked=True)
-        for part in (EVENTS[0], b'data: {"choices": [{"index": 0, "del'):
+        for part in (self._first, self._first[:-2]):
             connection.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
         return False
 
     def _ends_early(self, connection: socket.socket) -> bool:
         _head(connection, b"text/event-stream")
-        connection.sendall(EVENTS[0])
+        connection.sendall(self._first)
         return False
 
     def _stalls(self, connection: socket.socket) -> bool:
         _head(connection, b"text/event-stream")
-        connection.sendall(EVENTS[0])
+        connection.sendall(self._first)
         return self._until_left(connection, "stalls")
 
     def _hangs(self, connection: socket.socket) -> bool:

@@ -2,7 +2,9 @@
 client.
 """
 
+import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,19 @@ class TestMemory:
             return loaded
 
         assert at(fake.url, work) == [1, 0]
+
+    def test_keep_alive_reaches_it_from_the_settings_and_from_a_request(self, fake: FakeOllama) -> None:
+        async def work(there: Guarded) -> None:
+            await ask(there, "m", messages=HELLO, top_k=3, max_tokens=1)
+            deadline = time.monotonic() + 20
+            while not fake.kept:  # told behind the answer's back
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            await ask(there, "m", messages=HELLO, keep_alive="5m", max_tokens=1)
+            await there.load("m")
+
+        at(fake.url, work, keep_alive=1800)
+        assert fake.kept == [1800, "5m", 1800]
 
     def test_health(self, fake: FakeOllama) -> None:
         assert at(fake.url, lambda there: there.health()) is None

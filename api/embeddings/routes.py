@@ -1,7 +1,6 @@
 """HTTP of embeddings."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,9 +9,9 @@ from starlette.responses import Response
 
 from api.chat.body import read_body
 from api.chat.passing import pass_on
+from api.embeddings.checking import check_dimensions, check_request
 from api.unit_of_work import Unit, services_of
-from db.errors import InvalidInput, Unavailable
-from db.settings import Settings
+from db.errors import Unavailable
 from serving.backends.interface import Request as Asked
 from serving.backends.interface import request_of
 from serving.backends.roster import Backends
@@ -38,9 +37,16 @@ BODY: dict[str, Any] = {
                             "oneOf": [
                                 {"type": "string"},
                                 {"type": "array", "items": {"type": "string"}},
-                            ]
+                                {"type": "array", "items": {"type": "integer"}},
+                                {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+                            ],
+                            "description": "At most 2,048 texts, or ids of the model's own tokens.",
                         },
                         "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+                        "dimensions": {
+                            "type": "integer",
+                            "description": "Refused unless the model's vectors are that long.",
+                        },
                     },
                 },
                 "example": {"model": EMBEDDING_MODEL, "input": ["What does Lathe make?"]},
@@ -62,12 +68,15 @@ async def embeddings(request: Request) -> Response:
     services = services_of(request)
     body = read_body(await request.body())
     name = body.members["model"]
-    if name == EMBEDDING_MODEL:
-        _refuse_dimensions(services.settings, body.members)
+    check_request(body.members)
     target = await services.run_in_transaction(lambda unit: _target(unit, services.backends, name))
-    return await pass_on(
+    answer = await pass_on(
         request, target, "embed", lambda model: Asked(model, body.members, body.with_model(model))
     )
+    dimensions = body.members.get("dimensions")
+    if dimensions is not None and answer.status_code < 400:
+        check_dimensions(bytes(answer.body), dimensions)
+    return answer
 
 
 class Text(BaseModel):
@@ -98,13 +107,3 @@ def _vector(answer: bytes) -> list[float]:
 
 def _target(unit: Unit, backends: Backends, name: str) -> Target:
     return backends.target(find_embedding_destination(unit.session, unit.project_id, backends.configs, name))
-
-
-def _refuse_dimensions(settings: Settings, body: Mapping[str, Any]) -> None:
-    if settings.embedding_server_url is None and body.get("dimensions") is not None:
-        # llama-server would answer with all dimensions, and without a word.
-        raise InvalidInput(
-            "dimensions is not supported by this version of Lathe: leave it out.",
-            param="dimensions",
-            code="not_supported",
-        )

@@ -20,6 +20,7 @@ import httpx
 import structlog
 
 from db.errors import Busy, Conflict, LatheError, Unavailable
+from serving.backends.choices import ask_for_all, single_requests
 from serving.backends.configuration import BackendConfig
 from serving.backends.idling import Idling
 from serving.backends.interface import Answer, Backend, Request
@@ -133,6 +134,16 @@ class Guarded:
             Unavailable: it does not answer, not in time, or breaks off before its first byte.
             InvalidInput, NotFound: it cannot do this.
         """
+        if route == "embed":
+            return await self._ask_once(route, request)
+        request = self.backend.adapted(request)
+        requests = [request] if self.backend.gives_choices else single_requests(request)
+        if len(requests) == 1:
+            return await self._ask_once(route, requests[0])
+        at_once = min(len(requests), self.config.concurrency or len(requests))
+        return await ask_for_all(lambda one: self._ask_once(route, one), requests, at_once=at_once)
+
+    async def _ask_once(self, route: Route, request: Request) -> Answer:
         await self.door.enter()
         self._idling.begin(request.model)
         begun = time.monotonic()

@@ -101,10 +101,20 @@ class Backend:
 
     # Whether `load` with `keep_seconds` lets the backend unload by itself when that time is over.
     expires = False
+    # Whether it gives `n` answers, and answers several prompts, by itself. Else it is asked for each.
+    gives_choices = False
 
     def __init__(self, config: BackendConfig, client: httpx.AsyncClient) -> None:
         self.config = config
         self.client = client
+
+    def adapted(self, request: Request) -> Request:
+        """A request of chat or completions in this backend's words.
+
+        Raises:
+            InvalidInput: it has a field that this backend would pass over.
+        """
+        return request
 
     async def chat(self, request: Request) -> Answer:
         """Answer a conversation, as POST /v1/chat/completions is: `answer_with` gives a text that shape.

@@ -12,6 +12,7 @@ import ollama
 
 from db.errors import InvalidInput, NotFound, Unavailable
 from serving.backends.configuration import BackendConfig
+from serving.backends.heeding import OLLAMA
 from serving.backends.interface import JSON, Answer, Request, Usage, answer_with, error_answer
 from serving.backends.openai_server import OpenAIServer
 from serving.context_window import Gauge, open_gauge
@@ -48,6 +49,9 @@ class OllamaServer(OpenAIServer):
         super().__init__(config, client)
         timeout = httpx.Timeout(connect=config.timeout.connect, read=None, write=60, pool=None)
         self._own = ollama.AsyncClient(host=config.url, timeout=timeout, trust_env=False)
+
+    def adapted(self, request: Request) -> Request:
+        return OLLAMA.adapted(request, self.config.name)
 
     async def chat(self, request: Request) -> Answer:
         wanted = OWN_FIELDS & request.body.keys()

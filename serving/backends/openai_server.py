@@ -10,13 +10,16 @@ import httpx
 
 from db.errors import InvalidInput, NotFound, Unavailable
 from serving.backends.configuration import BackendConfig
+from serving.backends.heeding import LLAMA_SERVER
 from serving.backends.interface import JSON, Answer, Backend, Request
+from serving.backends.rewriting import TextLogprobs, rewritten
 from serving.context_window import Gauge, open_gauge
 from serving.openai_compatible import MANAGE_SECONDS, authorization, error_of, understood
 
 # `identity`, so that the bytes passed on need no knowledge of their encoding.
 HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 WRITE_SECONDS = 60
+LOAD_SECONDS = 600  # to be asked about its template, a model is loaded
 
 
 class OpenAIServer(Backend):
@@ -25,6 +28,8 @@ class OpenAIServer(Backend):
     def __init__(self, config: BackendConfig, client: httpx.AsyncClient) -> None:
         super().__init__(config, client)
         self.key = config.key.get_secret_value()
+        # As OpenAI itself and vLLM do; of the kinds below this it is known that they do not.
+        self.gives_choices = config.type == "openai"
         self._headers = {**HEADERS, **authorization(self.key)}
         # How long an answer may take is `guarding`'s business, which sees its first byte and each after it.
         self._timeout = httpx.Timeout(
@@ -93,6 +98,48 @@ class OpenAIServer(Backend):
 
 class LlamaServer(OpenAIServer):
     """llama-server: alone, or as a router that loads and unloads models."""
+
+    def __init__(self, config: BackendConfig, client: httpx.AsyncClient) -> None:
+        super().__init__(config, client)
+        self._templates: dict[str, JSON] = {}  # what the chat template of each model can do
+
+    def adapted(self, request: Request) -> Request:
+        return LLAMA_SERVER.adapted(request, self.config.name)
+
+    async def chat(self, request: Request) -> Answer:
+        body = request.body
+        if body.get("tools") and body.get("tool_choice") != "none":
+            await self._check_template(request, "tools", "supports_tools", "tools")
+        if body.get("reasoning_effort") is not None:
+            await self._check_template(
+                request, "reasoning_effort", "supports_reasoning_effort", "an effort of reasoning"
+            )
+        return await super().chat(request)
+
+    async def complete(self, request: Request) -> Answer:
+        answer = await super().complete(request)
+        return answer if request.body.get("logprobs") is None else rewritten(answer, TextLogprobs())
+
+    async def _check_template(self, request: Request, field: str, capability: str, what: str) -> None:
+        """What a template has no place for, llama-server leaves out without a word.
+
+        Raises:
+            InvalidInput: the model's template has none for this.
+        """
+        model = request.model
+        if model not in self._templates:
+            try:
+                props = await self.ask("GET", "/props", params={"model": model}, timeout=LOAD_SECONDS)
+            except (InvalidInput, NotFound):
+                return  # no such model, which the answer will say; or a server that does not tell
+            self._templates[model] = props.get("chat_template_caps") or {}
+        if self._templates[model].get(capability) is False:
+            raise InvalidInput(
+                f"{field}: the chat template of this model has no place for {what}, so it would never see "
+                "them. Leave them out, or take a model that was trained with them.",
+                param=field,
+                code="not_supported",
+            )
 
     async def health(self) -> None:
         await self.ask("GET", "/health")

@@ -16,6 +16,7 @@ import httpx
 
 from db.errors import InvalidInput, Unavailable
 from serving.backends.configuration import SETTING, BackendConfig
+from serving.backends.heeding import VLLM_GENERATE
 from serving.backends.interface import JSON, Answer, Request, Usage, answer_with
 from serving.backends.openai_server import OpenAIServer
 from serving.backends.prompt_formats import FORMATS, PromptFormat
@@ -44,6 +45,9 @@ class VllmGenerate(OpenAIServer):
                 param=SETTING,
             )
         self._format: PromptFormat = FORMATS[name]
+
+    def adapted(self, request: Request) -> Request:
+        return VLLM_GENERATE.adapted(request, self.config.name)
 
     async def chat(self, request: Request) -> Answer:
         prompt = self._format.render(request.body.get("messages"))

@@ -16,7 +16,7 @@ from api.chat.body import read_body
 from db.errors import InvalidInput
 from db.settings import Settings
 from tests.api.conftest import Publish, error_of, serving, wait_until
-from tests.api.model_server import ANSWER, CHUNKS, ModelServer, streamed_bytes
+from tests.api.model_server import ANSWER, CHUNKS, VECTOR, ModelServer, streamed_bytes
 
 Backend = tuple[ModelServer, str]
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -254,12 +254,38 @@ class TestEmbeddings:
         assert answer.status_code == 404
         assert error_of(answer)["param"] == "model"
 
-    def test_dimensions_are_not_silently_ignored(self, settings: Settings) -> None:
-        app = create_app(settings.model_copy(update={"embedding_server_url": None}))
-        with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as api:
-            answer = api.post("/v1/embeddings", json={"model": "default", "input": "a", "dimensions": 8})
+    @pytest.mark.parametrize("encoding", ["float", "base64"])
+    def test_dimensions_are_not_silently_ignored(self, api: httpx.Client, encoding: str) -> None:
+        body = {"model": "default", "input": "a", "encoding_format": encoding}
+        answer = api.post("/v1/embeddings", json={**body, "dimensions": 2})
         assert answer.status_code == 400
         assert error_of(answer)["param"] == "dimensions"
+        assert api.post("/v1/embeddings", json={**body, "dimensions": len(VECTOR)}).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("given", "param"),
+        [
+            ({}, "input"), ({"input": ""}, "input"), ({"input": []}, "input"),
+            ({"input": ["a", ""]}, "input"),
+            ({"input": ["a", 3]}, "input"), ({"input": [1.5]}, "input"), ({"input": [[]]}, "input"),
+            ({"input": {"a": 1}}, "input"), ({"input": [True]}, "input"), ({"input": ["a"] * 2049}, "input"),
+            ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+            ({"input": "a", "dimensions": 0}, "dimensions"),
+            ({"input": "a", "dimensions": "8"}, "dimensions"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_embedded_is_named_before_it_is_asked(
+        self, api: httpx.Client, backend: Backend, given: dict[str, Any], param: str
+    ) -> None:
+        before = len(backend[0].bodies)
+        answer = api.post("/v1/embeddings", json={"model": "default", **given})
+        assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+        assert len(backend[0].bodies) == before
+
+    def test_ids_of_tokens_are_passed_on(self, api: httpx.Client, backend: Backend) -> None:
+        for ids in ([1, 2, 3], [[1, 2], [3]]):
+            assert api.post("/v1/embeddings", json={"model": "default", "input": ids}).status_code == 200
+            assert json.loads(backend[0].bodies[-1])["input"] == ids
 
 
 class TestReadBody:

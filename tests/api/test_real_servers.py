@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from openai import OpenAI
 
@@ -58,6 +59,20 @@ class TestEmbeddings:
         # base64 holds float32; the numbers of JSON are the same ones, written in decimals.
         assert packed.embedding == pytest.approx(cat, abs=1e-6)
         assert dot(cat, kitten) > dot(cat, law)
+
+    def test_ids_of_tokens_stand_for_their_text(self, embedding_url: str) -> None:
+        with OpenAI(base_url=f"{embedding_url}/v1", api_key="unused") as client:
+            text, ids, lists = (
+                client.embeddings.create(model="default", input=given, dimensions=384)
+                for given in ("a cat", [101, 1037, 4937, 102], [[101, 1037, 4937, 102]])
+            )
+            with pytest.raises(openai.BadRequestError, match="have 384") as caught:
+                client.embeddings.create(model="default", input="a cat", dimensions=64)
+            with pytest.raises(openai.BadRequestError, match="invalid tokens"):
+                client.embeddings.create(model="default", input=[99_999_999])
+        assert caught.value.param == "dimensions"
+        assert text.data[0].embedding == ids.data[0].embedding == lists.data[0].embedding
+        assert (text.usage.prompt_tokens, text.model) == (4, "default")
 
     def test_its_errors_come_in_our_shape(self, embedding_url: str) -> None:
         body = {"model": "default", "input": "word " * 2000}

@@ -67,8 +67,9 @@ class TestAnswer:
         served = desk.ready("reads")
         desk.fill("read", {"handbook.pdf": handbook})
         tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-        more = {"n": 2, "tools": tools, "response_format": {"type": "text"}, "temperature": 0.25, "x": [1.5]}
-        answer = desk.ask("reads", collections=["read"], retrieval={"max_passages": 3}, **more).json()
+        more = {"tools": tools, "response_format": {"type": "text"}, "temperature": 0.25, "x": [1.5]}
+        retrieval = {"max_passages": 3}
+        answer = desk.ask("reads", collections=["read"], retrieval=retrieval, n=2, **more).json()
         sent = desk.server.asked[-1]
         assert {name: sent[name] for name in sent if name not in ("model", "messages")} == more
         assert sent["model"] == served

@@ -55,7 +55,7 @@ class TestOwnRoute:
         assert status == 404
         assert "nobody" in json.loads(content)["error"]["message"]
 
-    @pytest.mark.parametrize("taken", [{"tools": [{}]}, {"n": 2}, {"logprobs": True}])
+    @pytest.mark.parametrize("taken", [{"tools": [{}]}, {"logprobs": True}])
     def test_what_neither_route_could_do_whole_is_refused(self, taken: dict[str, Any]) -> None:
         with pytest.raises(InvalidInput, match="leave one out") as caught:
             at("http://there", lambda there: ask(there, "m", messages=HELLO, top_k=3, **taken))

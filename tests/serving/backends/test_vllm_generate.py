@@ -97,9 +97,17 @@ class TestGenerate:
         assert json.loads(put(url, prompt="Once"))["choices"][0]["text"] == "".join(SAID)
         assert Handler.asked[0]["prompt"] == "Once"
 
-    def test_more_than_one_answer_is_refused(self, url: str) -> None:
-        with pytest.raises(InvalidInput, match="n must be 1"):
-            put(url, prompt="Once", n=2)
+    def test_more_than_one_answer_is_a_request_each(self, url: str) -> None:
+        answer = json.loads(put(url, prompt=["Once", "Once"], n=2))
+        assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+        assert {choice["text"] for choice in answer["choices"]} == {"".join(SAID)}
+        assert [asked["prompt"] for asked in Handler.asked] == ["Once"] * 4
+
+    @pytest.mark.parametrize("field", ["tools", "response_format", "logprobs", "echo", "best_of"])
+    def test_what_it_would_pass_over_is_refused(self, url: str, field: str) -> None:
+        with pytest.raises(InvalidInput, match="not heeded") as caught:
+            put(url, prompt="Once", **{field: 3})
+        assert caught.value.param == field
 
 
 class TestFormats:

@@ -5,6 +5,7 @@ reads all of it. Each error names the line.
 """
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,15 +135,16 @@ def _detect_csv(header: str, encoding: str, filename: str, param: str) -> Detect
     for delimiter in DELIMITERS:
         names = _column_names(header, delimiter)
         columns = _fitting(names)
-        if columns is not None:
-            for name in columns.names:
+        if columns is not None or MESSAGES in names:
+            called, used = (columns.name, columns.names) if columns is not None else (MESSAGES, (MESSAGES,))
+            for name in used:
                 if names.count(name) > 1:
                     raise InvalidInput(
                         f"{filename} has {names.count(name)} columns called {name!r}: keep one of them.",
                         param=param,
                     )
-            ignored = tuple(name for name in names if name not in columns.names)
-            return DetectedFormat("csv", columns.name, encoding, delimiter, ignored)
+            ignored = tuple(name for name in names if name not in used)
+            return DetectedFormat("csv", called, encoding, delimiter, ignored)
         if len(names) > len(found):
             found = names
     shown = ", ".join(repr(name[:80]) for name in found[:20])
@@ -197,7 +199,11 @@ def _csv_rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Ite
                 f"{detected.delimiter!r} in double quotes.",
                 param=param,
             )
-        yield Row(line, _from_columns(dict(zip(names, fields, strict=True)), line, param))
+        record = dict(zip(names, fields, strict=True))
+        if detected.columns == MESSAGES:
+            yield Row(line, _from_cell(record[MESSAGES], line, param))
+        else:
+            yield Row(line, _from_columns(record, line, param))
 
 
 def _from_columns(record: dict[str, Any], line: int, param: str) -> Chat:
@@ -256,7 +262,22 @@ def _from_json(line: str, number: int, param: str) -> Chat:
     record = load_json(line, number, param)
     if MESSAGES not in record:
         return _from_columns(record, number, param)
-    messages = record[MESSAGES]
+    return _conversation(record[MESSAGES], number, param)
+
+
+def _from_cell(cell: str, number: int, param: str) -> Chat:
+    """A CSV's `messages`: a conversation as JSON in one field."""
+    try:
+        messages = json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(
+            f"Line {number}: messages is no JSON: {error}. Within a field each quote is written twice.",
+            param=param,
+        ) from None
+    return _conversation(messages, number, param)
+
+
+def _conversation(messages: Any, number: int, param: str) -> Chat:
     if not isinstance(messages, list) or not messages:
         raise InvalidInput(f"Line {number}: messages is not a list with turns.", param=param)
     chat = [_message(message, i, number, param) for i, message in enumerate(messages)]

@@ -27,6 +27,10 @@ def embed(text: str) -> list[float]:
     return [value / length for value in vector]
 
 
+def packed(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *vector)).decode()
+
+
 class EmbeddingStandIn:
     """Serves until it is stopped. `revision` is that of its model; `pause_seconds` makes it slow.
 
@@ -63,12 +67,10 @@ class EmbeddingStandIn:
                 if any(UNEMBEDDABLE in text for text in asked["input"]):
                     self._answer(400, {"error": {"message": "input is too large"}})
                     return
-                packed = [
-                    base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *embed(text))).decode()
-                    for text in asked["input"]
-                ]
+                write = packed if asked["encoding_format"] == "base64" else list
+                vectors = [write(embed(text)) for text in asked["input"]]
                 self._answer(
-                    200, {"data": [{"index": n, "embedding": vector} for n, vector in enumerate(packed)]}
+                    200, {"data": [{"index": n, "embedding": vector} for n, vector in enumerate(vectors)]}
                 )
 
             def _answer(self, status: int, body: dict[str, Any]) -> None:

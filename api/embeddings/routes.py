@@ -90,7 +90,7 @@ async def embedding_of(request: Request, body: Text) -> list[float] | Response:
     """The short way: a text in, its vector out, of the model `default`."""
     services = services_of(request)
     target = await services.run_in_transaction(lambda unit: _target(unit, services.backends, EMBEDDING_MODEL))
-    asked = {"model": EMBEDDING_MODEL, "input": body.text, "encoding_format": "float"}
+    asked = {"model": EMBEDDING_MODEL, "input": [body.text], "encoding_format": "float"}
     answer = await pass_on(request, target, "embed", lambda model: request_of(model, asked))
     return answer if answer.status_code >= 400 else _vector(bytes(answer.body))
 

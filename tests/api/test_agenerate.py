@@ -75,7 +75,7 @@ class TestStream:
 class TestEmbeddings:
     def test_a_text_becomes_a_list_of_numbers(self, api: httpx.Client, backend: Backend) -> None:
         assert api.post("/embeddings", json={"text": "What is a lathe?"}).json() == VECTOR
-        assert json.loads(backend[0].bodies[-1])["input"] == "What is a lathe?"
+        assert json.loads(backend[0].bodies[-1])["input"] == ["What is a lathe?"]
 
     @pytest.mark.parametrize("body", [{}, {"text": ""}, {"text": ["a"]}, {"text": "a", "model": "x"}])
     def test_bad_bodies(self, api: httpx.Client, body: dict[str, object]) -> None:

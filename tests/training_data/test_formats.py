@@ -51,6 +51,24 @@ class TestCsv:
         assert [len(row.messages) for row in rows] == [3, 2]
         assert rows[0].messages[0] == {"role": "system", "content": "Be brief."}
 
+    def test_takes_conversations_in_one_column(self, file):
+        turns = '[{"role": "user", "content": "Who?"}, {"content": "She.", "role": "assistant"}]'
+        cell = '"{}"'.format(turns.replace('"', '""'))
+        path = file(f"id,Messages\n1,{cell}\n")
+        assert check_file(path, path.name).ignored_columns == ("id",)
+        assert rows_of(path) == rows_of(file("question,answer\nWho?,She.\n", "other.csv"))
+
+    @pytest.mark.parametrize(
+        ("cell", "message"),
+        [
+            ("Who?", "Line 2: messages is no JSON"),
+            ("[]", "Line 2: messages is not a list with turns"),
+            ('"[{""role"": ""user"", ""content"": ""Who?""}]"', "the last message must be the assistant's"),
+        ],
+    )
+    def test_refuses_what_is_no_conversation(self, file, cell, message):
+        assert message in refusal(file(f"messages\n{cell}\n")).message
+
     def test_names_columns_it_does_not_use(self, file):
         path = file("id,question,answer\n1,a,b\n")
         assert check_file(path, path.name).ignored_columns == ("id",)

@@ -84,9 +84,9 @@ def answering() -> Iterator[tuple[AnsweringServer, str]]:
 
 
 @pytest.fixture(scope="session")
-def app_url(
+def app_settings(
     settings: Settings, embeddings: EmbeddingStandIn, answering: tuple[AnsweringServer, str]
-) -> Iterator[str]:
+) -> Settings:
     server, url = answering
     changes = {
         "chat_server_url": url,
@@ -94,7 +94,12 @@ def app_url(
         "embedding_server_url": embeddings.url,
         "ollama_host": url,
     }
-    with serving(create_app(settings.model_copy(update=changes))) as address:
+    return settings.model_copy(update=changes)
+
+
+@pytest.fixture(scope="session")
+def app_url(app_settings: Settings) -> Iterator[str]:
+    with serving(create_app(app_settings)) as address:
         yield address
 
 

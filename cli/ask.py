@@ -1,20 +1,17 @@
 """`lathe ask`: a question to documents, answered by a model that says where it has it from."""
 
-import re
 import sys
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from cli.chat import Answer, Part, parts_of, read_stdin, stream_chunks
+from cli.answer import Answer, stream_chunks
+from cli.chat import read_stdin
 from cli.client import Client, connect
-from cli.output import JsonFlag, print_json, stderr, stdout
-from cli.text import harmless
+from cli.output import JsonFlag, print_json, stdout
 from db.errors import NotFound
 
 JSON = dict[str, Any]
-CITED = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 
 
 def ask(
@@ -64,7 +61,7 @@ def ask(
         if json:
             print_json(client.post("/v1/chat/completions", body))
         else:
-            _answer(client, body)
+            Answer(stdout()).print(stream_chunks(client, body))
 
 
 def _newest(client: Client) -> str:
@@ -86,39 +83,3 @@ def _newest(client: Client) -> str:
 def _published(row: JSON) -> int:
     times = [version["created_at"] for version in row["versions"] if version["number"] == row["version"]]
     return int(max(times, default=row["created"]))
-
-
-def _answer(client: Client, body: JSON) -> None:
-    told: JSON = {"citations": []}
-    answer = Answer(stdout())
-    answer.print(_parts(stream_chunks(client, {**body, "stream": True}), told))
-    if not told["citations"]:
-        return  # the answer itself says so, and why
-    for notice in told["retrieval"]["notices"]:
-        stderr().print(harmless(notice), style="yellow", markup=False, soft_wrap=True)
-    cited = {int(number) for match in CITED.finditer(answer.text) for number in match[1].split(",")}
-    sources = [row for row in told["citations"] if row["number"] in cited]
-    stdout().print()
-    if not sources:
-        stderr().print("The answer cites none of the passages that it was given:", style="yellow")
-    for row in sources or told["citations"]:
-        stdout().print(f"[{row['number']}] {source(row)}", markup=False, soft_wrap=True)
-
-
-def _parts(chunks: Iterator[JSON], told: JSON) -> Iterator[Part]:
-    """The words of an answer; what it rests on goes to `told`."""
-    for chunk in chunks:
-        if "citations" in chunk:
-            told.update(citations=chunk["citations"], retrieval=chunk["retrieval"])
-        yield from parts_of(chunk)
-
-
-def source(passage: JSON) -> str:
-    """Where a passage stands: `handbook.pdf, p. 12 (Holidays)`."""
-    first, last, label = passage["first_page"], passage["last_page"], passage["page_label"]
-    pages = ""
-    if first is not None:
-        pages = f", p. {first}" if first == last else f", pp. {first}–{last}"
-        pages += f" “{label}”" if label else ""
-    section = f" ({' '.join(passage['section'].split())})" if passage["section"] else ""
-    return harmless(f"{passage['filename']}{pages}{section}")

@@ -3,61 +3,26 @@
 Ctrl-C stops an answer and not the program; Ctrl-D ends it.
 """
 
-import contextlib
-import json as jsonlib
+import os
+import stat
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.text import Text
 
+from cli.answer import Answer, stream_chunks
 from cli.client import PAGE_SIZE, Client, connect
-from cli.output import JsonFlag, print_json, report, stderr, stdout
+from cli.conversation import Conversation
+from cli.output import JsonFlag, print_json, stderr, stdout
+from cli.talk import Talk
 from cli.text import harmless
 from cli.track import ENDED
 from cli.watching import watch_job
-from db.errors import InvalidInput, NotFound, Unavailable
+from db.errors import InvalidInput, NotFound
 from db.params import CHECKPOINT_ID
 
 JSON = dict[str, Any]
-PROMPT, CONTINUATION = ">>> ", "... "
-QUOTES = '"""'
-HELP = '''/reset       forget what was said
-/system …    set the system prompt, and forget what was said
-/exit        end, as Ctrl-D does
-"""          begins and ends a message of several lines
-\\            at the end of a line: one more follows'''
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of an answer, as it arrives."""
-
-    text: str
-    is_thought: bool = False
-
-
-@dataclass
-class Conversation:
-    """What was said so far, and how the model is to be asked."""
-
-    model: str
-    system: str | None = None
-    options: JSON = field(default_factory=dict)
-    turns: list[JSON] = field(default_factory=list)
-
-    def body(self, prompt: str, *, stream: bool) -> JSON:
-        """The request that asks `prompt` in this conversation."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*system, *self.turns, {"role": "user", "content": prompt}]
-        return {"model": self.model, "messages": messages, "stream": stream, **self.options}
-
-    def remember(self, prompt: str, answer: str) -> None:
-        self.turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def chat(
@@ -69,7 +34,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="PROMPT",
-            help="Ask only this, and end. Without it, and without a terminal, stdin is asked.",
+            help="Ask only this, and end. What is piped in follows it, or is asked alone.",
         ),
     ] = None,
     *,
@@ -85,6 +50,18 @@ def chat(
         float | None, typer.Option(min=0, help="0 always takes the likeliest word.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Where to cut an answer off.")] = None,
+    collection: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--collection", "-c", help="Answer from it; may be given several times.", show_default=False
+        ),
+    ] = None,
+    load: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on with a conversation that was saved.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the conversation at its end, as JSON.")
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Export a checkpoint first without asking.")
     ] = False,
@@ -94,10 +71,16 @@ def chat(
 
     The id of a checkpoint stands for the model that was exported from it; where none was, that is done first.
     """
-    options = {"temperature": temperature, "max_tokens": max_tokens}
-    conversation = Conversation(model, system, {k: v for k, v in options.items() if v is not None})
-    if prompt is None and not sys.stdin.isatty():
-        prompt = read_stdin()
+    conversation = Conversation(model)
+    if load is not None:
+        conversation.load(load)
+    given = {"temperature": temperature, "max_tokens": max_tokens}
+    conversation.options |= {name: value for name, value in given.items() if value is not None}
+    conversation.system = conversation.system if system is None else system
+    conversation.collections = collection or conversation.collections
+    if save is not None and save.exists() and save != load:
+        raise InvalidInput(f"{save} is there already: --save writes over the file of --load alone.")
+    prompt = _prompt(prompt)
     if prompt is None and json:
         raise typer.BadParameter("--json wants a prompt, as an argument or on stdin.")
     with _server(url, api_key) as client:
@@ -105,10 +88,22 @@ def chat(
             export_first(client, model, ask=not yes and sys.stdin.isatty())
         if prompt is None:
             Talk(client, conversation, stdout()).run()
-        elif json:
-            print_json(client.post("/v1/chat/completions", conversation.body(prompt, stream=False)))
         else:
-            Answer(stdout()).print(stream_answer(client, conversation.body(prompt, stream=True)))
+            conversation.remember(prompt, ask_once(client, conversation, prompt, json=json))
+    if save is not None:
+        conversation.save(save)
+
+
+def ask_once(client: Client, conversation: Conversation, prompt: str, *, json: bool) -> str:
+    """Ask, and print the answer, as JSON or as it comes."""
+    body = conversation.body(prompt)
+    if json:
+        answer = client.post("/v1/chat/completions", {**body, "stream": False})
+        print_json(answer)
+        return str(answer["choices"][0]["message"]["content"])
+    printed = Answer(stdout())
+    printed.print(stream_chunks(client, body))
+    return printed.text
 
 
 def export_first(client: Client, checkpoint: str, *, ask: bool) -> None:
@@ -140,6 +135,23 @@ def _exports(job: JSON, checkpoint: str) -> bool:
     return job["params"].get("checkpoint") == checkpoint and job["status"] not in ENDED
 
 
+def _prompt(given: str | None) -> str | None:
+    """What is to be asked: the argument, followed by what is piped in; None at a terminal."""
+    if given is None:
+        return None if sys.stdin.isatty() else read_stdin()
+    piped = sys.stdin.read().strip() if _is_piped() else ""
+    return f"{given}\n\n{piped}" if piped else given
+
+
+def _is_piped() -> bool:
+    """Whether stdin is a pipe or a file. Anything else might never come to its end."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
 def read_stdin() -> str:
     prompt = sys.stdin.read().strip()
     if not prompt:
@@ -158,162 +170,3 @@ def _server(url: str | None, api_key: str | None) -> Client:
         hint="--url names the server's address.",
         key_hint="--api-key gives the key that is sent.",
     )
-
-
-def stream_answer(client: Client, body: JSON) -> Iterator[Part]:
-    """Ask, and yield the answer as it comes.
-
-    Raises:
-        Unavailable: the server ended the stream with an error.
-    """
-    for chunk in stream_chunks(client, body):
-        yield from parts_of(chunk)
-
-
-def stream_chunks(client: Client, body: JSON) -> Iterator[JSON]:
-    """Ask, and yield the chunks of the answer.
-
-    Raises:
-        Unavailable: the server ended the stream with an error.
-    """
-    with client.stream("POST", "/v1/chat/completions", body=body) as response:
-        for line in response.iter_lines():
-            data = line.removeprefix("data:").strip()
-            if not line.startswith("data:") or not data:
-                continue
-            if data == "[DONE]":
-                return
-            chunk = jsonlib.loads(data)
-            if chunk.get("error"):
-                raise Unavailable(str(chunk["error"].get("message", chunk["error"])))
-            yield chunk
-
-
-def parts_of(chunk: JSON) -> Iterator[Part]:
-    for choice in chunk.get("choices") or []:
-        delta = choice.get("delta") or {}
-        # What a reasoning model thinks before it answers, by the name that llama-server and vLLM give it.
-        if delta.get("reasoning_content"):
-            yield Part(delta["reasoning_content"], is_thought=True)
-        if delta.get("content"):
-            yield Part(delta["content"])
-
-
-class Answer:
-    """An answer while it is printed; `text` is as much of it as has come."""
-
-    def __init__(self, console: Console) -> None:
-        self.text = ""
-        self._console = console
-        self._has_begun = False
-        self._was_thought = False
-        self._waiting = console.status("[dim]…[/]") if console.is_interactive else None
-
-    def print(self, parts: Iterator[Part]) -> None:
-        if self._waiting:
-            self._waiting.start()
-        try:
-            for part in parts:
-                self._print(part)
-        finally:
-            if self._waiting:
-                self._waiting.stop()
-            if self._has_begun:
-                self._console.print()
-
-    def _print(self, part: Part) -> None:
-        if self._waiting:
-            self._waiting.stop()
-        if part.is_thought and not self._console.is_interactive:
-            return
-        self._has_begun = True
-        if self._was_thought and not part.is_thought:
-            self._console.print("\n")
-        self._was_thought = part.is_thought
-        self.text += "" if part.is_thought else part.text
-        self._console.print(
-            Text(harmless(part.text), "dim" if part.is_thought else ""), end="", soft_wrap=True
-        )
-
-
-class Talk:
-    """The loop at the terminal."""
-
-    def __init__(self, client: Client, conversation: Conversation, console: Console) -> None:
-        self._client = client
-        self._conversation = conversation
-        self._console = console
-
-    def run(self) -> None:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (gives input() its line editing and history)
-
-        self._console.print(
-            f"Talking to [bold]{escape(self._conversation.model)}[/]. Ctrl-C stops an answer, Ctrl-D ends, "
-            "/help tells more.",
-            style="dim",
-        )
-        while True:
-            try:
-                prompt = read_message()
-            except KeyboardInterrupt:
-                self._console.print("\nCtrl-D ends.", style="dim")
-                continue
-            except EOFError:
-                self._console.print()
-                return
-            if prompt.startswith("/"):
-                if not self._obey(prompt):
-                    return
-            elif prompt:
-                self._ask(prompt)
-
-    def _obey(self, command: str) -> bool:
-        """Do what a command says; False ends the talk."""
-        word, _, rest = command.partition(" ")
-        if word in ("/exit", "/quit", "/bye"):
-            return False
-        if word in ("/reset", "/system"):
-            if word == "/system":
-                self._conversation.system = rest.strip() or None
-            self._conversation.turns.clear()
-            self._console.print("Begun anew.", style="dim")
-        else:
-            self._console.print(HELP, style="dim", markup=False)
-        return True
-
-    def _ask(self, prompt: str) -> None:
-        answer = Answer(self._console)
-        parts = stream_answer(self._client, self._conversation.body(prompt, stream=True))
-        try:
-            answer.print(parts)
-        except KeyboardInterrupt:
-            self._console.print("Stopped.", style="dim")
-        except Unavailable as error:
-            report(error)
-            return
-        if answer.text:
-            self._conversation.remember(prompt, answer.text)
-
-
-def read_message() -> str:
-    """Read what is typed up to Enter, or several lines of it.
-
-    Raises:
-        EOFError: Ctrl-D.
-    """
-    line = input(PROMPT)
-    if line.strip().startswith(QUOTES):
-        return _read_quoted(line.strip().removeprefix(QUOTES))
-    lines = [line]
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1][:-1]
-        lines.append(input(CONTINUATION))
-    return "\n".join(lines).strip()
-
-
-def _read_quoted(first: str) -> str:
-    lines = [first]
-    while not lines[-1].rstrip().endswith(QUOTES):
-        lines.append(input(CONTINUATION))
-    return "\n".join(lines).rstrip().removesuffix(QUOTES).strip()

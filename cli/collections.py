@@ -7,7 +7,7 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from cli.ask import source
+from cli.answer import source
 from cli.client import Client, connect
 from cli.ingest import find_collection
 from cli.jobs import keep_whole, table

@@ -10,6 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 SLOW = "slowly"  # a prompt that is answered without end, until the client leaves
+# What an answer from a collection rests on.
+PASSAGE = {
+    "number": 1, "filename": "handbook.pdf", "first_page": 2, "last_page": 2, "page_label": None,
+    "section": "Leave", "text": "Holidays are thirty days a year.",
+}  # fmt: skip
 
 
 @dataclass
@@ -29,6 +34,19 @@ def serving() -> Iterator[Heard]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *arguments: Any) -> None:
             pass
+
+        def do_GET(self) -> None:
+            path, _, _ = self.path.partition("?")
+            if path == "/v1/models":
+                rows = [{"id": "m"}, {"id": "other"}, {"id": "e", "type": "embedding"}]
+                self._send(200, {"object": "list", "data": rows})
+            elif path == "/v1/models/other":
+                self._send(200, {"id": "other"})
+            elif path == "/v1/vector_stores":
+                rows = [{"id": "vs-1", "name": "office"}, {"id": "vs-2", "name": "two words"}]
+                self._send(200, {"object": "list", "data": rows, "has_more": False})
+            else:
+                self._send(404, {"error": {"message": f"no {path}", "param": None, "code": None}})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -56,6 +74,10 @@ def serving() -> Iterator[Heard]:
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")
             self.end_headers()
+            if "collections" in heard.bodies[-1]:
+                self._event(
+                    {"choices": [], "citations": [PASSAGE], "retrieval": {"notices": ["One is missing."]}}
+                )
             self._delta({"role": "assistant", "reasoning_content": "hm. "})
             if prompt == "break":
                 self._event({"error": {"message": "The server stopped in mid-answer."}})

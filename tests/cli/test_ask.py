@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.ask import source
+from cli.answer import source
 from db.models import Collection
 from db.queries.collections import create_collection
 from db.queries.ingests import assign

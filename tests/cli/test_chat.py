@@ -1,8 +1,9 @@
 import io
+import json
 import os
-import pty
+import signal
+import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,67 +71,63 @@ class TestOnePrompt:
         assert "nothing" in ran.err
 
 
-class Terminal:
-    """A program on a terminal of its own."""
+class TestPipes:
+    """Through a shell's pipes, as a process of its own."""
 
-    def __init__(self, *argv: str) -> None:
-        self.screen = ""
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.environ.update(TERM="xterm", COLUMNS="80", NO_COLOR="1")
-            os.execv(argv[0], argv)  # noqa: S606 - no shell is what we want
-
-    def expect(self, text: str, seconds: float = 15) -> None:
-        """Wait until `text` has been shown since the last time."""
-        deadline = time.monotonic() + seconds
-        while text not in self.screen:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.screen!r}"
-            try:
-                self.screen += os.read(self.fd, 65536).decode()
-            except OSError:
-                raise AssertionError(f"ended before {text!r}: {self.screen!r}") from None
-        self.screen = self.screen.partition(text)[2]
-
-    def type(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def wait(self) -> int:
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self.fd)
-        return os.waitstatus_to_exitcode(status)
-
-
-class TestTalk:
-    def test_keeps_history_and_ctrl_c_stops_only_the_answer(self, other: Heard) -> None:
+    @staticmethod
+    def run_piped(other: Heard, *argv: str, stdin: bytes | None) -> subprocess.CompletedProcess[bytes]:
         lathe = Path(sys.executable).with_name("lathe")
-        terminal = Terminal(str(lathe), "chat", "m", "--url", other.url)
-        terminal.expect(">>> ")
-        terminal.type("one\r")
-        terminal.expect("You said one.")
-        terminal.expect(">>> ")
-        terminal.type(f"{SLOW}\r")
-        terminal.expect("word word")
-        terminal.type("\x03")
-        terminal.expect("Stopped.")
-        assert other.left_early.wait(5)
-        terminal.expect(">>> ")
-        terminal.type("\x03")
-        terminal.expect("Ctrl-D ends.")
-        terminal.type('"""two\r')
-        terminal.expect("... ")
-        terminal.type('lines"""\r')
-        terminal.expect("You said two")
-        terminal.expect(">>> ")
-        terminal.type("/reset\r")
-        terminal.expect("Begun anew.")
-        terminal.type("last\r")
-        terminal.expect("You said last.")
-        terminal.expect(">>> ")
-        terminal.type("\x04")
-        assert terminal.wait() == 0
-        asked = [[turn["content"] for turn in body["messages"]] for body in other.bodies]
-        assert asked[1][:2] == ["one", "You said \x1b[31mone."]
-        assert asked[2][2] == SLOW
-        assert asked[2][3].endswith("word ")
-        assert asked[2][-1] == "two\nlines"
-        assert asked[3] == ["last"]
+        environment = {**os.environ, "FORCE_COLOR": "", "TERM": "xterm"}
+        return subprocess.run(
+            [lathe, "chat", "m", *argv, "--url", other.url], input=stdin, capture_output=True, timeout=30,
+            check=False, env=environment,
+        )  # fmt: skip
+
+    def test_what_is_piped_in_follows_the_prompt_and_no_colours_come_out(self, other: Heard) -> None:
+        ran = self.run_piped(other, "summarise", stdin=b"a long text\n")
+        assert (ran.returncode, ran.stderr) == (0, b"")
+        assert ran.stdout == b"You said summarise\n\na long text.\n"
+        assert other.bodies[0]["messages"] == [{"role": "user", "content": "summarise\n\na long text"}]
+
+    def test_a_file_that_is_empty_adds_nothing(self, other: Heard, tmp_path: Path) -> None:
+        ran = self.run_piped(other, "hello", stdin=b"")
+        assert ran.stdout == b"You said hello.\n"
+
+    def test_an_interrupt_ends_it_with_130(self, other: Heard) -> None:
+        lathe = Path(sys.executable).with_name("lathe")
+        argv = [lathe, "chat", "m", SLOW, "--url", other.url]
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(15) == 130
+
+
+class TestFiles:
+    def test_a_conversation_goes_on_from_run_to_run(self, run: Run, other: Heard, tmp_path: Path) -> None:
+        kept = tmp_path / "talk.json"
+        first = ("--system", "be brief", "--temperature", "0.5", "--save", str(kept))
+        assert run("chat", "m", "one", "--url", other.url, *first).status == 0
+        assert (
+            run("chat", "n", "two", "--url", other.url, "--load", str(kept), "--save", str(kept)).status == 0
+        )
+        body = other.bodies[1]
+        assert (body["model"], body["temperature"]) == ("n", 0.5)
+        roles = [(turn["role"], turn["content"]) for turn in body["messages"]]
+        assert [role for role, _ in roles] == ["system", "user", "assistant", "user"]
+        assert [roles[0][1], roles[-1][1]] == ["be brief", "two"]
+        saved = json.loads(kept.read_text())
+        assert [turn["role"] for turn in saved["messages"]][-2:] == ["user", "assistant"]
+
+    def test_another_file_is_not_written_over(self, run: Run, other: Heard, tmp_path: Path) -> None:
+        kept = tmp_path / "letter.json"
+        kept.write_text("mine")
+        ran = run("chat", "m", "one", "--url", other.url, "--save", str(kept))
+        assert (ran.status, kept.read_text(), other.bodies) == (2, "mine", [])
+        assert "is there already" in ran.err
+
+    def test_an_answer_from_a_collection_says_where_it_stands(self, run: Run, other: Heard) -> None:
+        ran = run("chat", "m", "hello", "--url", other.url, "-c", "office")
+        assert other.bodies[0]["collections"] == ["office"]
+        assert ran.out == "You said hello.\n\n[1] handbook.pdf, p. 2 (Leave)\n"
+        assert "One is missing." in ran.err

@@ -30,6 +30,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "has_system_prompt",
             "max_length",
         ),
+        "Method": ("method", "beta"),
         "LoRA": (
             "bits",
             "lora_rank",

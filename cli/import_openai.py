@@ -15,6 +15,7 @@ from db.params import ALIAS_PREFIX
 
 JSON = dict[str, Any]
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+METHODS: dict[str, tuple[str, ...]] = {"supervised": (), "dpo": ("beta",)}  # and the hyperparameters of each
 MOST_METADATA = 16
 
 JobFile = Annotated[
@@ -91,15 +92,16 @@ def _request(theirs: JSON, base: str, name: str | None) -> JSON:
     """
     method = theirs.get("method") or {}
     kind = method.get("type", "supervised")
-    if kind != "supervised":
-        raise InvalidInput(f"That job trained by {kind!r}; here models learn by 'supervised' alone.")
-    nested = (method.get("supervised") or {}).get("hyperparameters") or {}
+    if kind not in METHODS:
+        raise InvalidInput(f"That job trained by {kind!r}; here models learn by {' and '.join(METHODS)}.")
+    nested = (method.get(kind) or {}).get("hyperparameters") or {}
     given = {**(theirs.get("hyperparameters") or {}), **nested}
-    chosen = {field: given[field] for field in HYPERPARAMETERS if given.get(field) is not None}
+    fields = [*HYPERPARAMETERS, *METHODS[kind]]
+    chosen = {field: given[field] for field in fields if given.get(field) is not None}
     body: JSON = {
         "model": base,
         "suffix": name or _suffix(theirs),
-        "method": {"type": "supervised", "supervised": {"hyperparameters": chosen}},
+        "method": {"type": kind, kind: {"hyperparameters": chosen}},
         "metadata": _metadata(theirs),
     }
     if theirs.get("seed") is not None:
@@ -130,7 +132,7 @@ def _metadata(theirs: JSON) -> JSON:
 
 def _told(theirs: JSON, body: JSON) -> list[str]:
     """What becomes of what the job had."""
-    chosen = body["method"]["supervised"]["hyperparameters"]
+    chosen = body["method"][body["method"]["type"]]["hyperparameters"]
     figures = ", ".join(f"{field} {value}" for field, value in chosen.items()) or "all auto"
     told = [f"{theirs.get('model')} → {body['model']}; {figures}."]
     old = _old_name(theirs)

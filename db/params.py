@@ -109,6 +109,13 @@ class FineTuneParams(Params):
         default="auto", description="Tokens of one row."
     )
 
+    method: Literal["supervised", "dpo"] = Field(
+        default="supervised",
+        description="supervised: learns answers. dpo: learns which of two answers is preferred.",
+    )
+    beta: Annotated[float, Field(gt=0, le=2)] | Auto = Field(
+        default="auto", description="Of dpo: how much it costs to move away from the base model."
+    )
     bits: Literal[4, 8, 16] = Field(default=4, description="4: NF4 with double quantisation; 16: plain LoRA.")
     epochs: Annotated[float, Field(gt=0, le=10_000)] | Auto = Field(
         default="auto", description="Passes over the training rows."
@@ -191,6 +198,20 @@ class FineTuneParams(Params):
             )
         if len(set(self.quantizations)) != len(self.quantizations):
             raise ValueError("quantizations names a type twice")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> "FineTuneParams":
+        if self.method != "dpo":
+            if self.beta != "auto":
+                raise ValueError('beta is of the method "dpo": leave it out, or give that')
+            return self
+        if self.packing is True:
+            raise ValueError("packing puts rows of one answer together, and dpo compares two: leave it out")
+        if not self.assistant_only_loss:
+            raise ValueError("assistant_only_loss cannot be false with dpo, which compares answers alone")
+        if self.lora_dropout not in ("auto", 0):
+            raise ValueError("lora_dropout must be 0 with dpo: chance would decide between two answers")
         return self
 
 

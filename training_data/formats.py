@@ -9,10 +9,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from db.errors import InvalidInput
 from training_data.chat_templates import UNWEIGHTED, WEIGHT, Chat
+from training_data.messages import is_text, read_message
+from training_data.preferences import PAIRS, pair_keys, read_pair, unused
 from training_data.text_files import (
     DELIMITERS,
     HEAD_BYTES,
@@ -27,7 +29,6 @@ from training_data.text_files import (
 PARAM = "training_file"
 CHECKED_ROWS = 200  # what a submit looks at, or
 CHECKED_CHARACTERS = 1024 * 1024
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DetectedFormat:
 
     Args:
         kind: "csv" or "jsonl".
-        columns: "question,answer" and so on, or "messages".
+        columns: "question,answer" and so on, "messages", or the keys of a preference pair.
         encoding: as Python names it.
         delimiter: between a CSV's columns; empty for JSONL.
         ignored_columns: of the header, or of the first JSON object, what no conversation is made of.
@@ -77,13 +78,22 @@ class DetectedFormat:
     delimiter: str = ""
     ignored_columns: tuple[str, ...] = ()
 
+    @property
+    def holds_pairs(self) -> bool:
+        return self.columns in PAIRS
+
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation and the line it begins on, counted from 1."""
+    """A conversation and the line it begins on, counted from 1.
+
+    Args:
+        rejected: of a preference pair, the answer that is less good than the conversation's last.
+    """
 
     line: int
     messages: Chat
+    rejected: str | None = None
 
 
 def check_file(path: Path, filename: str, *, param: str = PARAM) -> DetectedFormat:
@@ -103,6 +113,26 @@ def check_file(path: Path, filename: str, *, param: str = PARAM) -> DetectedForm
     if checked == 0:
         raise InvalidInput(f"{filename} has a header but no rows.", param=param)
     return detected
+
+
+def check_method(detected: DetectedFormat, method: str, filename: str, *, param: str = PARAM) -> None:
+    """See that a file holds what a method learns from.
+
+    Raises:
+        InvalidInput: it does not.
+    """
+    if method == "dpo" and not detected.holds_pairs:
+        raise InvalidInput(
+            f"{filename} has {detected.columns}, and dpo learns from pairs of answers: give each row "
+            f"{' or '.join(PAIRS)}.",
+            param=param,
+        )
+    if method != "dpo" and detected.holds_pairs:
+        raise InvalidInput(
+            f"{filename} has pairs of answers ({detected.columns}), which the method {method} does not learn "
+            'from: train by the method "dpo".',
+            param=param,
+        )
 
 
 def read_rows(path: Path, detected: DetectedFormat, *, param: str = PARAM) -> Iterator[Row]:
@@ -134,9 +164,8 @@ def _detect_csv(header: str, encoding: str, filename: str, param: str) -> Detect
     found: list[str] = []
     for delimiter in DELIMITERS:
         names = _column_names(header, delimiter)
-        columns = _fitting(names)
-        if columns is not None or MESSAGES in names:
-            called, used = (columns.name, columns.names) if columns is not None else (MESSAGES, (MESSAGES,))
+        columns, used = _columns(names)
+        if used:
             for name in used:
                 if names.count(name) > 1:
                     raise InvalidInput(
@@ -144,7 +173,7 @@ def _detect_csv(header: str, encoding: str, filename: str, param: str) -> Detect
                         param=param,
                     )
             ignored = tuple(name for name in names if name not in used)
-            return DetectedFormat("csv", called, encoding, delimiter, ignored)
+            return DetectedFormat("csv", columns, encoding, delimiter, ignored)
         if len(names) > len(found):
             found = names
     shown = ", ".join(repr(name[:80]) for name in found[:20])
@@ -163,6 +192,16 @@ def _column_names(header: str, delimiter: str) -> list[str]:
     return [field.strip().lower() for field in fields]
 
 
+def _columns(names: list[str]) -> tuple[str, tuple[str, ...]]:
+    """What a table holds, as `DetectedFormat.columns` calls it, and which columns are of that; or nothing."""
+    pair, fitting = pair_keys(names), _fitting(names)
+    if pair is not None:
+        return pair, tuple(pair.split(","))
+    if fitting is not None:
+        return fitting.name, fitting.names
+    return (MESSAGES, (MESSAGES,)) if MESSAGES in names else ("", ())
+
+
 def _fitting(names: list[str]) -> ColumnSet | None:
     return next((s for s in COLUMN_SETS if s.question in names and s.answer in names), None)
 
@@ -170,7 +209,7 @@ def _fitting(names: list[str]) -> ColumnSet | None:
 def _rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Iterator[Row]:
     if detected.kind == "csv":
         return _csv_rows(lines, detected, param)
-    return _jsonl_rows(lines, param)
+    return _jsonl_rows(lines, detected, param)
 
 
 def _csv_rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Iterator[Row]:
@@ -199,11 +238,17 @@ def _csv_rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Ite
                 f"{detected.delimiter!r} in double quotes.",
                 param=param,
             )
-        record = dict(zip(names, fields, strict=True))
-        if detected.columns == MESSAGES:
-            yield Row(line, _from_cell(record[MESSAGES], line, param))
-        else:
-            yield Row(line, _from_columns(record, line, param))
+        yield _row(dict(zip(names, fields, strict=True)), line, detected, param)
+
+
+def _row(record: dict[str, Any], line: int, detected: DetectedFormat, param: str) -> Row:
+    if detected.holds_pairs:
+        return Row(line, *read_pair(record, line, param))
+    if detected.kind == "csv" and detected.columns == MESSAGES:
+        return Row(line, _from_cell(record[MESSAGES], line, param))
+    if detected.kind == "jsonl" and MESSAGES in record:
+        return Row(line, _conversation(record[MESSAGES], line, param))
+    return Row(line, _from_columns(record, line, param))
 
 
 def _from_columns(record: dict[str, Any], line: int, param: str) -> Chat:
@@ -212,38 +257,30 @@ def _from_columns(record: dict[str, Any], line: int, param: str) -> Chat:
         raise InvalidInput(f"Line {line} has neither `messages` nor one of: {ACCEPTED}.", param=param)
     messages: Chat = []
     system = record.get(columns.system) if columns.system else None
-    if system is not None and not _is_text(system):
+    if system is not None and not is_text(system):
         raise InvalidInput(f"Line {line}: {columns.system} is not a text.", param=param)
     if system and system.strip():
         messages.append({"role": "system", "content": system.strip()})
     for role, name in (("user", columns.question), ("assistant", columns.answer)):
         value = record[name]
-        if not _is_text(value) or not value.strip():
+        if not is_text(value) or not value.strip():
             raise InvalidInput(f"Line {line}: {name} is empty or no text.", param=param)
         messages.append({"role": role, "content": value.strip()})
     return messages
 
 
-def _is_text(value: Any) -> TypeGuard[str]:
-    """Whether it can be written as text: JSON's escapes can also spell half of a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _jsonl_rows(lines: Iterator[str], param: str) -> Iterator[Row]:
+def _jsonl_rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield Row(number, _from_json(line, number, param))
+            yield _row(load_json(line, number, param), number, detected, param)
 
 
 def _detect_jsonl(line: str, number: int, encoding: str, param: str) -> DetectedFormat:
     """The format that the first line shows, which is not yet checked in full."""
     record = load_json(line, number, param)
+    pair = pair_keys(record)
+    if pair is not None:
+        return DetectedFormat("jsonl", pair, encoding, ignored_columns=tuple(unused(record, pair)))
     if MESSAGES in record:
         ignored = tuple(key for key in record if key != MESSAGES)
         return DetectedFormat("jsonl", MESSAGES, encoding, ignored_columns=ignored)
@@ -251,18 +288,12 @@ def _detect_jsonl(line: str, number: int, encoding: str, param: str) -> Detected
     if columns is None:
         shown = ", ".join(repr(key[:80]) for key in list(record)[:20])
         raise InvalidInput(
-            f"Line {number} has the keys {shown}: a row needs `messages`, or one of: {ACCEPTED}.",
+            f"Line {number} has the keys {shown}: a row needs `messages`, one of {ACCEPTED}, or a pair: "
+            f"{' | '.join(PAIRS)}.",
             param=param,
         )
     ignored = tuple(key for key in record if key not in columns.names)
     return DetectedFormat("jsonl", columns.name, encoding, ignored_columns=ignored)
-
-
-def _from_json(line: str, number: int, param: str) -> Chat:
-    record = load_json(line, number, param)
-    if MESSAGES not in record:
-        return _from_columns(record, number, param)
-    return _conversation(record[MESSAGES], number, param)
 
 
 def _from_cell(cell: str, number: int, param: str) -> Chat:
@@ -280,7 +311,10 @@ def _from_cell(cell: str, number: int, param: str) -> Chat:
 def _conversation(messages: Any, number: int, param: str) -> Chat:
     if not isinstance(messages, list) or not messages:
         raise InvalidInput(f"Line {number}: messages is not a list with turns.", param=param)
-    chat = [_message(message, i, number, param) for i, message in enumerate(messages)]
+    chat = [
+        read_message(message, f"Line {number}, message {i}", param)
+        for i, message in enumerate(messages, start=1)
+    ]
     if chat[0]["role"] == "system" and not chat[0]["content"].strip():
         chat = chat[1:]
     if not chat or chat[-1]["role"] != "assistant":
@@ -294,30 +328,3 @@ def _conversation(messages: Any, number: int, param: str) -> Chat:
     if any(message["role"] == "system" for message in chat[1:]):
         raise InvalidInput(f"Line {number}: a system message can only come first.", param=param)
     return chat
-
-
-def _message(message: Any, index: int, number: int, param: str) -> dict[str, str]:
-    where = f"Line {number}, message {index + 1}"
-    if not isinstance(message, dict):
-        raise InvalidInput(f"{where} is no object with role and content.", param=param)
-    role = ROLES.get(str(message.get("role")))
-    if role is None:
-        raise InvalidInput(
-            f"{where}: the role {message.get('role')!r} is none of {', '.join(ROLES)}.", param=param
-        )
-    content = message.get("content")
-    if isinstance(content, list):  # OpenAI's parts
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
-    if not _is_text(content) or (role != "system" and not content.strip()):
-        raise InvalidInput(f"{where}: content is empty or no text.", param=param)
-    read = {"role": role, "content": content}
-    weight = message.get(WEIGHT)
-    if weight is None:
-        return read
-    if role != "assistant" or isinstance(weight, bool) or weight not in (0, 1):
-        raise InvalidInput(
-            f"{where}: a weight is 0 or 1, and the assistant's: it says whether its words are learnt.",
-            param=param,
-        )
-    return read if weight else {**read, WEIGHT: UNWEIGHTED}

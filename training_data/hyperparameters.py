@@ -6,7 +6,7 @@ arXiv:2305.14314; Biderman et al. 2024, arXiv:2405.09673 for all linear layers a
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 AUTO = "auto"
@@ -52,6 +52,10 @@ SMALL_MODEL = 2e9  # parameters; below it, few rows are seen twice as often
 CHECKPOINTING_FROM = 1e9  # parameters; below it, memory is not what is short
 EVALUATIONS = 10  # a run
 CHECKPOINTS = 4  # a run of a model that takes long
+# Of the rate for answers: who only learns to prefer must not forget how to answer (Zephyr took 5e-7 for all
+# weights, arXiv:2310.16944; LoRA takes about ten times as much as these).
+PAIRS_LEARNING_RATE = 0.05
+BETA = 0.1  # Rafailov et al. 2023, arXiv:2305.18290
 MAX_LENGTH_CAP = 4096  # tokens; longer rows are cut unless the request says otherwise
 
 
@@ -72,6 +76,8 @@ def resolve(
         weight_decay, max_grad_norm, compute_dtype, total_steps.
     """
     size = next(row for row in SIZES if parameters <= row.up_to)
+    if params["method"] == "dpo":
+        size = _of_pairs(size)
     chosen = {name: params[name] for name in params if params[name] != AUTO and name in _NAMES}
     max_length = chosen.setdefault("max_length", _max_length(longest, context_length))
     batch, accumulation = _batches(chosen, size, rows, min(longest, max_length))
@@ -92,8 +98,20 @@ def resolve(
         "max_grad_norm": 1.0,
         "compute_dtype": size.compute,
     }
+    if params["method"] == "dpo":
+        defaults["beta"] = BETA
     chosen = {**defaults, **chosen}
     return chosen | schedule(params, chosen, rows, checkpoints=1 if size.by_heart else CHECKPOINTS)
+
+
+def _of_pairs(size: SizeRow) -> SizeRow:
+    """The line as it is for preference pairs: smaller steps, and two conversations in each row."""
+    return replace(
+        size,
+        learning_rate=size.learning_rate * PAIRS_LEARNING_RATE,
+        micro_batch_tokens=size.micro_batch_tokens // 2,
+        dropout=0.0,
+    )
 
 
 def schedule(
@@ -124,6 +142,8 @@ def schedule(
 
 _NAMES = frozenset(
     {
+        "method",
+        "beta",
         "max_length",
         "bits",
         "epochs",

@@ -1,23 +1,30 @@
-"""Rows of a training set on disk: one `{"messages": [...]}` a line."""
+"""Rows of a training set on disk: one `{"messages": [...]}` a line, and with `rejected` a preference pair."""
 
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from training_data.chat_templates import Chat
+from training_data.formats import Row
 
 
-def write_messages(path: Path, chats: Iterable[Chat]) -> int:
-    """Write conversations, and say how many there were."""
-    count = 0
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for chat in chats:
-            file.write(json.dumps({"messages": chat}, ensure_ascii=False) + "\n")
-            count += 1
-    return count
+        for row in rows:
+            pair = {} if row.rejected is None else {"rejected": row.rejected}
+            file.write(json.dumps({"messages": row.messages, **pair}, ensure_ascii=False) + "\n")
 
 
-def read_messages(path: Path) -> Iterator[Chat]:
+def read_conversations(path: Path) -> Iterator[list[Chat]]:
+    """Each row's conversations: one, or of a preference pair two."""
     with path.open(encoding="utf-8") as file:
         for line in file:
-            yield json.loads(line)["messages"]
+            row = json.loads(line)
+            yield conversations(Row(0, row["messages"], row.get("rejected")))
+
+
+def conversations(row: Row) -> list[Chat]:
+    """The conversation as it is, and of a preference pair also with the other answer."""
+    if row.rejected is None:
+        return [row.messages]
+    return [row.messages, [*row.messages[:-1], {**row.messages[-1], "content": row.rejected}]]

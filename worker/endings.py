@@ -161,6 +161,9 @@ def _write_ending(session: Session, job: Job, step: Step, ending: Ending) -> Non
 def _go_on(session: Session, job: Job, step: Step, ending: Ending) -> None:
     """Keep what the step made, and queue the next one, or finish the job."""
     step.result, step.succeeded_attempt = ending.result or {}, step.attempt
+    if job.base is not None and "base_revision" in step.result:
+        # A hub's branch may move on while the job runs: all its steps, and exports of it, take one commit.
+        job.base = {**job.base, "revision": step.result["base_revision"]}
     _register_artifacts(session, job, step, ending.artifacts)
     _register_files(session, job, step, ending.artifacts)
     move(session, step, StepStatus.SUCCEEDED)

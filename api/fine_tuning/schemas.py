@@ -24,16 +24,27 @@ class Hyperparameters(Body):
     )
 
 
+class PreferenceHyperparameters(Hyperparameters):
+    beta: Annotated[float, Field(gt=0, le=2)] | Auto | None = Field(
+        default="auto", description="How much it costs to move away from the base model."
+    )
+
+
 class Supervised(Body):
     hyperparameters: Hyperparameters | None = None
 
 
+class Preferences(Body):
+    hyperparameters: PreferenceHyperparameters | None = None
+
+
 class Method(Body):
     type: Literal["supervised", "dpo", "reinforcement"] = Field(
-        description="How it learns. This server trains by `supervised` alone, and refuses the others."
+        description="How it learns: from answers (`supervised`), or from which of two is preferred (`dpo`). "
+        "`reinforcement` is refused."
     )
     supervised: Supervised | None = None
-    dpo: dict[str, Any] | None = None
+    dpo: Preferences | None = None
     reinforcement: dict[str, Any] | None = None
 
 
@@ -98,13 +109,22 @@ class HyperparametersOut(BaseModel):
     learning_rate_multiplier: float | Auto
 
 
+class PreferenceHyperparametersOut(HyperparametersOut):
+    beta: float | Auto
+
+
 class SupervisedOut(BaseModel):
     hyperparameters: HyperparametersOut
 
 
+class PreferencesOut(BaseModel):
+    hyperparameters: PreferenceHyperparametersOut
+
+
 class MethodOut(BaseModel):
-    type: Literal["supervised"] = "supervised"
-    supervised: SupervisedOut
+    type: Literal["supervised", "dpo"]
+    supervised: SupervisedOut | None = None
+    dpo: PreferencesOut | None = None
 
 
 class FineTuningError(BaseModel):
@@ -156,6 +176,14 @@ class CheckpointMetrics(BaseModel):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    train_reward_accuracy: float | None = Field(
+        default=None, description="Of dpo: for how many pairs the preferred answer has gained more."
+    )
+    train_reward_margin: float | None = Field(
+        default=None, description="Of dpo: by how much, times beta, in nats."
+    )
+    valid_reward_accuracy: float | None = None
+    valid_reward_margin: float | None = None
 
 
 class FineTuningCheckpointOut(Identified):

@@ -4,7 +4,13 @@ import re
 import secrets
 from typing import Any
 
-from api.fine_tuning.schemas import FineTuningRequest, Hyperparameters, Integration, Wandb
+from api.fine_tuning.schemas import (
+    FineTuningRequest,
+    Hyperparameters,
+    Integration,
+    PreferenceHyperparameters,
+    Wandb,
+)
 from api.jobs.submission import read_request, submit
 from api.unit_of_work import Unit
 from db.errors import InvalidInput, NotFound
@@ -23,6 +29,8 @@ SET_BY_OPENAIS_FIELDS = {
     "epochs": "n_epochs",
     "effective_batch_size": "batch_size",
     "learning_rate_multiplier": "learning_rate_multiplier",
+    "method": "method",
+    "beta": "method.dpo.hyperparameters.beta",
 }
 UNNAMEABLE = re.compile(r"[^a-z0-9._-]+")
 
@@ -51,7 +59,10 @@ def create(unit: Unit, body: FineTuningRequest) -> Job:
         "epochs": asked.n_epochs or "auto",
         "effective_batch_size": asked.batch_size or "auto",
         "learning_rate_multiplier": asked.learning_rate_multiplier or "auto",
+        "method": body.method.type if body.method is not None else "supervised",
     }
+    if isinstance(asked, PreferenceHyperparameters):
+        params["beta"] = asked.beta or "auto"
     try:
         return submit(
             unit, read_request({"kind": JobKind.FINE_TUNE, "params": params, "metadata": body.metadata})
@@ -106,20 +117,26 @@ def _hyperparameters(body: FineTuningRequest) -> Hyperparameters:
     method = body.method
     if method is None:
         return body.hyperparameters or Hyperparameters()
-    if method.type != "supervised" or method.dpo is not None or method.reinforcement is not None:
-        name = method.type if method.type != "supervised" else "dpo" if method.dpo else "reinforcement"
+    if method.type == "reinforcement" or method.reinforcement is not None:
         raise InvalidInput(
-            f"method.type: this server does not train by {name!r}, only by 'supervised': from the answers "
-            "themselves.",
+            "method.type: this server does not train by 'reinforcement', only by 'supervised' and 'dpo'.",
             param="method.type",
             code="not_supported",
         )
-    nested = method.supervised.hyperparameters if method.supervised is not None else None
-    if nested is not None and body.hyperparameters is not None:
+    nested = {"supervised": method.supervised, "dpo": method.dpo}
+    chosen = nested.pop(method.type)
+    for other, given in nested.items():
+        if given is not None:
+            raise InvalidInput(
+                f"method.{other} is given, and method.type is {method.type!r}: leave one of them out.",
+                param=f"method.{other}",
+            )
+    hyperparameters = chosen.hyperparameters if chosen is not None else None
+    if hyperparameters is not None and body.hyperparameters is not None:
         raise InvalidInput(
-            "hyperparameters are given twice: keep those in method.supervised.", param="hyperparameters"
+            f"hyperparameters are given twice: keep those in method.{method.type}.", param="hyperparameters"
         )
-    return nested or body.hyperparameters or Hyperparameters()
+    return hyperparameters or body.hyperparameters or Hyperparameters()
 
 
 def _name(body: FineTuningRequest) -> str:

@@ -11,6 +11,8 @@ from api.fine_tuning.schemas import (
     HyperparametersOut,
     Integration,
     MethodOut,
+    PreferenceHyperparametersOut,
+    PreferencesOut,
     Status,
     SupervisedOut,
 )
@@ -38,8 +40,12 @@ THEIR_METRICS = {
     "token_accuracy": "train_mean_token_accuracy",
     "eval_loss": "valid_loss",
     "eval_token_accuracy": "valid_mean_token_accuracy",
+    "reward_accuracy": "train_reward_accuracy",
+    "reward_margin": "train_reward_margin",
+    "eval_reward_accuracy": "valid_reward_accuracy",
+    "eval_reward_margin": "valid_reward_margin",
 }
-IN_WORDS = {"loss": "training loss", "eval_loss": "validation loss"}
+IN_WORDS = {"loss": "training loss", "eval_loss": "validation loss", "reward_margin": "reward margin"}
 
 
 def fine_tuning_job_out(
@@ -59,7 +65,7 @@ def fine_tuning_job_out(
         hyperparameters=hyperparameters,
         integrations=integrations,
         metadata=job.notes,
-        method=MethodOut(supervised=SupervisedOut(hyperparameters=hyperparameters)),
+        method=_method(hyperparameters),
         model=job.params["base_model"],
         organization_id=job.project_id,
         result_files=results.get("train", {}).get("result_files", []),
@@ -92,11 +98,20 @@ def _hyperparameters(job: Job, results: dict[str, dict[str, Any]]) -> Hyperparam
         return settled.get(name, AUTO) if given == AUTO else given
 
     epochs, multiplier = shown("epochs"), shown("learning_rate_multiplier")
-    return HyperparametersOut(
-        n_epochs=int(epochs) if epochs != AUTO and epochs == int(epochs) else epochs,
-        batch_size=shown("effective_batch_size"),
-        learning_rate_multiplier=multiplier if multiplier == AUTO else round(multiplier, 6),
-    )
+    found = {
+        "n_epochs": int(epochs) if epochs != AUTO and epochs == int(epochs) else epochs,
+        "batch_size": shown("effective_batch_size"),
+        "learning_rate_multiplier": multiplier if multiplier == AUTO else round(multiplier, 6),
+    }
+    if job.params.get("method") == "dpo":
+        return PreferenceHyperparametersOut(**found, beta=shown("beta"))
+    return HyperparametersOut(**found)
+
+
+def _method(hyperparameters: HyperparametersOut) -> MethodOut:
+    if isinstance(hyperparameters, PreferenceHyperparametersOut):
+        return MethodOut(type="dpo", dpo=PreferencesOut(hyperparameters=hyperparameters))
+    return MethodOut(type="supervised", supervised=SupervisedOut(hyperparameters=hyperparameters))
 
 
 def fine_tuning_event_out(event: Event) -> FineTuningEventOut:

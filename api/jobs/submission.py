@@ -30,7 +30,7 @@ from db.queries.jobs import get_job, insert_job
 from db.queries.models import find_model
 from db.states import JobKind
 from serving.model_formats import HEAD_BYTES, kind_of
-from training_data.formats import check_file
+from training_data.formats import check_file, check_method
 
 # It names the embedding model on every surface.
 RESERVED_NAMES = frozenset({"default"})
@@ -139,7 +139,8 @@ def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
         if file_id is not None:
             file = find_file(unit, file_id, field)
             try:
-                check_file(unit.settings.storage_root / file.path, file.filename)
+                detected = check_file(unit.settings.storage_root / file.path, file.filename)
+                check_method(detected, params.method, file.filename)
             except InvalidInput as error:
                 raise InvalidInput(error.message, param=field, code=error.code) from error
     base = resolve_base_model(unit.session, unit.settings, unit.project_id, params.base_model)

@@ -1,5 +1,6 @@
 """`client.fine_tuning.jobs` of OpenAI's own client, over jobs whose steps are written as rows."""
 
+import json
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -81,6 +82,52 @@ class TestCreate:
         assert other.seed != made.seed  # each draws its own
         assert client.fine_tuning.jobs.retrieve(other.id).seed == other.seed
 
+    def test_preferences_with_beta(self, client: OpenAI, api: httpx.Client) -> None:
+        pair = {
+            "input": {
+                "messages": [{"role": "user", "content": "Who?"}],
+                "tools": [],
+                "parallel_tool_calls": True,
+            },
+            "preferred_output": [{"role": "assistant", "content": "She did."}],
+            "non_preferred_output": [{"role": "assistant", "content": "Nobody."}],
+        }
+        pairs = upload(api, json.dumps(pair).encode(), "pairs.jsonl")
+        hyperparameters = {"beta": 0.2, "n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 0.5}
+        made = client.fine_tuning.jobs.create(
+            model="org/base",
+            training_file=pairs,
+            method={"type": "dpo", "dpo": {"hyperparameters": hyperparameters}},  # type: ignore[typeddict-item]
+        )
+        assert made.method is not None
+        assert made.method.type == "dpo"
+        assert made.method.dpo is not None
+        assert made.method.dpo.hyperparameters is not None
+        assert made.method.dpo.hyperparameters.model_dump() == hyperparameters
+        assert (
+            api.get(f"/v1/jobs/{made.id}").json()["params"].items() >= {"method": "dpo", "beta": 0.2}.items()
+        )
+        auto = client.fine_tuning.jobs.create(
+            model="org/base", training_file=pairs, method={"type": "dpo", "dpo": {}}
+        )
+        assert auto.method is not None
+        assert auto.method.dpo is not None
+        assert auto.method.dpo.hyperparameters is not None
+        assert auto.method.dpo.hyperparameters.beta == "auto"
+        with pytest.raises(openai.BadRequestError, match='train by the method "dpo"') as caught:
+            client.fine_tuning.jobs.create(model="org/base", training_file=pairs)
+        assert caught.value.param == "training_file"
+
+    def test_bad_pairs_are_named_by_their_line(self, client: OpenAI, api: httpx.Client) -> None:
+        turn = [{"role": "user", "content": "Who?"}]
+        rows = [
+            {"prompt": turn, "chosen": "She.", "rejected": "He."},
+            {"prompt": turn, "chosen": "She.", "rejected": "She."},
+        ]
+        pairs = upload(api, b"\n".join(json.dumps(row).encode() for row in rows), "pairs.jsonl")
+        with pytest.raises(openai.BadRequestError, match="Line 2: both answers are the same"):
+            client.fine_tuning.jobs.create(model="org/base", training_file=pairs, method={"type": "dpo"})
+
     def test_takes_lathes_own_params_beside(self, client: OpenAI, api: httpx.Client, file_id: str) -> None:
         own = {"quantizations": ["Q8_0"], "name": "own-name", "alias": "ft:gpt-4o:acme::x1"}
         made = client.fine_tuning.jobs.create(
@@ -91,7 +138,14 @@ class TestCreate:
     @pytest.mark.parametrize(
         ("given", "param", "words"),
         [
-            ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, "method.type", "'dpo'"),
+            (
+                {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}},
+                "method.dpo.hyperparameters.beta",
+                "at most 2",
+            ),
+            ({"method": {"type": "dpo"}}, "training_file", "dpo learns from pairs"),
+            ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised", "leave one of them out"),
+            ({"extra_body": {"params": {"method": "dpo"}}}, "params.method", "by the field method"),
             ({"method": {"type": "reinforcement"}}, "method.type", "'reinforcement'"),
             ({"hyperparameters": {"n_epochs": -1}}, "hyperparameters.n_epochs", "greater than 0"),
             ({"model": "gpt-4o-mini"}, "model", "There are: tiny"),

@@ -86,7 +86,7 @@ class TestImport:
         ("changes", "words"),
         [
             ({"object": "list"}, "no fine-tuning job of OpenAI's"),
-            ({"method": {"type": "dpo", "dpo": {}}}, "trained by 'dpo'"),
+            ({"method": {"type": "reinforcement", "reinforcement": {}}}, "trained by 'reinforcement'"),
         ],
     )
     def test_refuses_before_anything_is_uploaded(

@@ -60,6 +60,16 @@ class TestOrder:
         assert following is not None
         assert (following.job_id, following.step) == (job.id, "export")
 
+    def test_the_commit_that_a_base_was_holds_for_the_steps_that_follow(self, session: Session) -> None:
+        job = submit(session)
+        job.base = {"name": "org/base", "source": "hub", "location": "org/base", "revision": None}
+        assert claim(session) is not None
+        session.refresh(job)
+        end_attempt(session, job, job.steps[0], Ending(Outcome.DONE, result={"base_revision": "abc123"}))
+        assert job.base == {
+            "name": "org/base", "source": "hub", "location": "org/base", "revision": "abc123",
+        }  # fmt: skip
+
     def test_later_steps_of_started_jobs_come_first(self, session: Session) -> None:
         new, started = submit(session), submit(session)
         session.execute(text("UPDATE steps SET queue = 'cpu'"))

@@ -1,4 +1,4 @@
-"""trl's SFTTrainer with checkpoints that survive a crash, and adapters in full precision."""
+"""trl's trainers with checkpoints that survive a crash, and adapters in full precision."""
 
 import shutil
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import SFTTrainer
+from trl import DPOTrainer, SFTTrainer
 
 from training_data.json_files import write_json
 from worker.checkpoints import STATE_FILE, outdated, write_checkpoint
@@ -24,8 +24,8 @@ class _OrderedByEpoch(LengthGroupedSampler):
         return super().__iter__()
 
 
-class AdapterTrainer(SFTTrainer):
-    """Trains LoRA adapters; a checkpoint that bears its name is whole.
+class AdapterTrainer(Trainer):
+    """What the trainers of LoRA adapters share; a checkpoint that bears its name is whole.
 
     Args:
         keep: how many checkpoints are kept, besides the best one.
@@ -72,7 +72,7 @@ class AdapterTrainer(SFTTrainer):
         def write(staging: Path) -> None:
             self.args.output_dir = str(staging)
             try:
-                # Past SFTTrainer's own method: it writes a model card into the folder.
+                # Past trl's own method: it writes a model card into the folder.
                 Trainer._save_checkpoint(self, model, trial)
             finally:
                 self.args.output_dir = str(root)
@@ -87,3 +87,14 @@ class AdapterTrainer(SFTTrainer):
         """Be where `checkpoint` is, to train no further."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+class SupervisedTrainer(AdapterTrainer, SFTTrainer):
+    """Learns the tokens that rows label."""
+
+
+class PreferenceTrainer(AdapterTrainer, DPOTrainer):
+    """Learns which of two answers is preferred. The reference is the base: the adapter is switched off."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset  # tokens already

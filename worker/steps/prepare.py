@@ -6,20 +6,20 @@ the result.
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from db.errors import InvalidInput
 from db.params import FineTuneParams
 from training_data.chat_templates import WEIGHT, Chat, ChatTemplateError, merge_system_turn
-from training_data.formats import DetectedFormat, Row, detect_format, read_rows
+from training_data.formats import DetectedFormat, Row, check_method, detect_format, read_rows
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
-from training_data.rows import write_messages
+from training_data.rows import conversations, write_rows
 from training_data.splits import split_rows
 from training_data.text_files import FALLBACK_ENCODING
-from training_data.tokens import ChatTokenizer, read_template
+from training_data.tokens import ChatTokenizer, EncodedChat, read_template
 from worker.step import FileInput, Step
 from worker.steps.base_model import context_length, copy_tokenizer, count_parameters, fetch_base
 from worker.steps.runtime import prepare_runtime
@@ -31,11 +31,17 @@ ROWS_COMPARED = 200  # with the prompt they will be asked by
 
 @dataclass
 class Measured:
-    """Rows with their token counts, and how their file is written."""
+    """Rows with their token counts, and how their file is written.
+
+    Args:
+        tokens: of each row; of a pair, with each of its answers.
+        longest: of each row; of a pair, with the longer answer.
+    """
 
     detected: DetectedFormat
     rows: list[Row] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    longest: list[int] = field(default_factory=list)
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -54,25 +60,22 @@ def run(step: Step) -> dict[str, Any]:
 
     system = _SystemTurns(tokenizer, params)
     _check_system_role(tokenizer, params)
-    training = _measure(step, params.training_file, "training_file", tokenizer, system)
+    training = _measure(step, "training_file", params, tokenizer, system)
     _tell_duplicates(step, training.rows)
     _tell_unweighted(step, training.rows, params)
     evaluation = (
-        _measure(step, params.validation_file, "validation_file", tokenizer, system)
-        if params.validation_file
-        else None
+        _measure(step, "validation_file", params, tokenizer, system) if params.validation_file else None
     )
     system.tell(step)
     parts = _split(training, evaluation, params.train_size, seed)
     for name, part in parts.items():
-        write_messages(step.input.folder / f"{name}.jsonl", (row.messages for row in part.rows))
+        write_rows(step.input.folder / f"{name}.jsonl", part.rows)
 
-    every = [n for part in parts.values() for n in part.tokens]
     chosen = resolve(
-        step.input.params,
+        params.model_dump(mode="json"),
         parameters=count_parameters(base),
         rows=len(parts["train"].rows),
-        longest=max(every),
+        longest=_longest(parts),
         context_length=context_length(base),
     )
     cut = _tell_cut(step, parts, chosen["max_length"], context_length(base))
@@ -85,10 +88,17 @@ def run(step: Step) -> dict[str, Any]:
         cut=cut,
         template_source=template_source,
     )
+    if step.input.base.source == "hub":
+        result["base_revision"] = base.name  # the client's cache names a snapshot by its commit
+        step.event(f"{step.input.base.name} is taken at commit {base.name}.", revision=base.name)
     write_json(step.input.folder / "report.json", {**result, "cut_lines": cut})
     step.artifact("report.json")
     _tell_summary(step, result)
     return result
+
+
+def _longest(parts: dict[str, Measured]) -> int:
+    return max(tokens for part in parts.values() for tokens in part.longest)
 
 
 def _check_system_role(tokenizer: ChatTokenizer, params: FineTuneParams) -> None:
@@ -156,29 +166,26 @@ def _detect(step: Step, file: FileInput, param: str) -> DetectedFormat:
 
 
 def _measure(
-    step: Step, file_id: str, param: str, tokenizer: ChatTokenizer, system: _SystemTurns
+    step: Step, param: str, params: FineTuneParams, tokenizer: ChatTokenizer, system: _SystemTurns
 ) -> Measured:
     """Read all rows of a file as the chat template will show them, with their tokens.
 
     Raises:
         InvalidInput: a row does not parse, or the template refuses it; the message names the line.
     """
-    file = step.input.files[file_id]
+    file = step.input.files[getattr(params, param)]
     measured = Measured(_detect(step, file, param))
+    check_method(measured.detected, params.method, file.filename, param=param)
     unlike = 0
-    for row in read_rows(file.path, measured.detected, param=param):
-        messages = system.apply(row.messages)
-        try:
-            chat = tokenizer.encode_chat(messages)
-        except ChatTemplateError as error:
-            raise InvalidInput(f"Line {row.line}: {error}.", param=param) from None
-        if not any(chat.answer_mask):
-            raise InvalidInput(f"Line {row.line}: the chat template shows no answer.", param=param)
+    for read in read_rows(file.path, measured.detected, param=param):
+        row = replace(read, messages=system.apply(read.messages))
+        chats = _encoded(row, tokenizer, param)
         if len(measured.rows) < ROWS_COMPARED:
-            prompt = tokenizer.encode_prompt(messages[:-1])
-            unlike += chat.ids[: len(prompt)] != prompt
-        measured.rows.append(Row(row.line, messages))
-        measured.tokens.append(len(chat.ids))
+            prompt = tokenizer.encode_prompt(row.messages[:-1])
+            unlike += chats[0].ids[: len(prompt)] != prompt
+        measured.rows.append(row)
+        measured.tokens.append(sum(len(chat.ids) for chat in chats))
+        measured.longest.append(max(len(chat.ids) for chat in chats))
         if len(measured.rows) % PROGRESS_EVERY_ROWS == 0:
             step.event(f"Read {len(measured.rows):,} rows.", rows=len(measured.rows))
     if not measured.rows:
@@ -186,6 +193,17 @@ def _measure(
     if unlike:
         _tell_unlike_prompts(step, unlike, min(len(measured.rows), ROWS_COMPARED))
     return measured
+
+
+def _encoded(row: Row, tokenizer: ChatTokenizer, param: str) -> list[EncodedChat]:
+    """The conversation, and of a pair the one with the other answer too."""
+    try:
+        chats = [tokenizer.encode_chat(chat) for chat in conversations(row)]
+    except ChatTemplateError as error:
+        raise InvalidInput(f"Line {row.line}: {error}.", param=param) from None
+    if not all(any(chat.answer_mask) for chat in chats):
+        raise InvalidInput(f"Line {row.line}: the chat template shows no answer.", param=param)
+    return chats
 
 
 def _tell_unlike_prompts(step: Step, unlike: int, compared: int) -> None:
@@ -202,7 +220,8 @@ def _tell_duplicates(step: Step, rows: Iterable[Row]) -> None:
     first_seen: dict[int, int] = {}
     doubles = []
     for row in rows:
-        key = hash(tuple((message["role"], message["content"]) for message in row.messages))
+        said = tuple((message["role"], message["content"]) for message in row.messages)
+        key = hash((said, row.rejected))
         if first_seen.setdefault(key, row.line) != row.line:
             doubles.append(row.line)
     if doubles:
@@ -238,6 +257,7 @@ def _split(
             training.detected,
             [training.rows[i] for i in indices],
             [training.tokens[i] for i in indices],
+            [training.longest[i] for i in indices],
         )
         for name, indices in (("train", split.train), ("validation", split.validation), ("test", split.test))
     }
@@ -255,7 +275,7 @@ def _tell_cut(step: Step, parts: dict[str, Measured], max_length: int, context: 
             param="max_length",
         )
     cut = {
-        name: [row.line for row, tokens in zip(part.rows, part.tokens, strict=True) if tokens > max_length]
+        name: [row.line for row, tokens in zip(part.rows, part.longest, strict=True) if tokens > max_length]
         for name, part in parts.items()
     }
     lines = sorted(line for found in cut.values() for line in found)
@@ -286,13 +306,12 @@ def _result(
     template_source: str,
 ) -> dict[str, Any]:
     tokens = parts["train"].tokens
-    every = [n for part in parts.values() for n in part.tokens]
     return {
         "rows": {name: len(part.rows) for name, part in parts.items()},
         "tokens": {
             "train": sum(tokens),
             "mean": fmean(tokens),
-            "longest": max(every),
+            "longest": _longest(parts),
             "over_max_length": sum(map(len, cut.values())),
         },
         "format": detected.columns,

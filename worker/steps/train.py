@@ -1,29 +1,27 @@
 """Fine-tune: LoRA on a quantised base (QLoRA), by trl, peft and bitsandbytes; CPU and CUDA alike.
 
+What differs between learning answers and learning preferences is in `methods.py`.
+
 Rows are turned into tokens and labels here and not by trl: so any chat template can be trained on its
 answers only, and what is cut is known before it is cut.
 """
 
 import csv
 import shutil
-from array import array
 from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
 from training_data.hyperparameters import schedule
 from training_data.json_files import read_json, write_json
-from training_data.rows import read_messages
-from training_data.tokens import ChatTokenizer, EncodedChat
+from training_data.tokens import ChatTokenizer
 from worker.checkpoints import STATE_FILE
 from worker.step import Step, Stopped
 from worker.steps.base_model import check_type, fetch_base
+from worker.steps.methods import LENGTH, METHODS, Method, TokenRow
 from worker.steps.resuming import take_also, take_newest
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
 
-LabelledRow = dict[str, "array[int]"]  # input_ids and labels, int32: lists of Python's take eight times more
-
-IGNORED = -100  # the label that no loss is computed on
 LOGS_PER_RUN = 500
 RESULTS_FILE = "step_metrics.csv"
 # By the names that transformers and trl log them under.
@@ -33,11 +31,11 @@ RESULT_COLUMNS = {
     "valid_loss": "eval_loss",
     "valid_mean_token_accuracy": "eval_mean_token_accuracy",
 }
-CHECKPOINT_METRICS = {
-    "loss": "loss",
-    "token_accuracy": "mean_token_accuracy",
-    "eval_loss": "eval_loss",
-    "eval_token_accuracy": "eval_mean_token_accuracy",
+PAIR_COLUMNS = {
+    "train_reward_accuracy": "rewards/accuracies",
+    "train_reward_margin": "rewards/margins",
+    "valid_reward_accuracy": "eval_rewards/accuracies",
+    "valid_reward_margin": "eval_rewards/margins",
 }
 GROUP_BY_LENGTH_FROM_BATCHES = 4
 LEAST_ADVICE = (
@@ -78,8 +76,9 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
     seed = int(step.input.results["prepare"]["seed"])
     prepared = step.input.step_folders["prepare"]
     tokenizer = ChatTokenizer(prepared / "tokenizer")
-    rows = _encode(prepared / "train.jsonl", tokenizer, chosen, step)
-    validation = _encode(prepared / "validation.jsonl", tokenizer, chosen, step, required=False)
+    method = METHODS[chosen.get("method", "supervised")]
+    rows = _encode(prepared / "train.jsonl", method, tokenizer, chosen, step)
+    validation = _encode(prepared / "validation.jsonl", method, tokenizer, chosen, step, required=False)
     device = device_name(step)
     dtype = compute_dtype(chosen["compute_dtype"])
     chosen["compute_dtype"] = str(dtype).removeprefix("torch.")
@@ -91,9 +90,10 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
     best = BestByEvalLoss(step, chosen["early_stopping_patience"])
     trainer = _build_trainer(
         step,
-        model,
+        method,
+        model=model,
         processing_class=_processing(tokenizer),
-        args=_arguments(step, chosen, seed, rows=len(rows), evaluate=bool(validation)),
+        args=_arguments(step, method, chosen, seed, rows=len(rows), evaluate=bool(validation)),
         peft_config=_lora(chosen),
         train_dataset=_dataset(rows),
         eval_dataset=_dataset(validation) if validation else None,
@@ -171,22 +171,22 @@ def trainer_steps(trainer: Any) -> int:
 
 
 def _encode(
-    path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any], step: Step, *, required: bool = True
-) -> list[LabelledRow]:
-    """Read prepared rows as ids and labels, cut at max_length; `prepare` has told which are cut.
+    path: Path,
+    method: Method,
+    tokenizer: ChatTokenizer,
+    chosen: dict[str, Any],
+    step: Step,
+    *,
+    required: bool = True,
+) -> list[TokenRow]:
+    """Read prepared rows as the method takes them, cut at max_length; `prepare` has told which are cut.
 
     Raises:
         InvalidInput: no row keeps an answer within max_length.
     """
-    kept: list[LabelledRow] = []
-    left_out = 0
-    for messages in read_messages(path):
-        chat = tokenizer.encode_chat(messages)
-        row = _labelled(chat, chosen["max_length"], chosen["assistant_only_loss"])
-        if any(label != IGNORED for label in row["labels"]):
-            kept.append({name: array("i", ids) for name, ids in row.items()})
-        else:
-            left_out += 1
+    encoded = list(method.rows(path, tokenizer, chosen))
+    kept = [row for row in encoded if row is not None]
+    left_out = len(encoded) - len(kept)
     if left_out:
         step.event(
             f"{left_out} rows of {path.name} have no answer left within max_length "
@@ -202,20 +202,14 @@ def _encode(
     return kept
 
 
-def _labelled(chat: EncodedChat, max_length: int, assistant_only: bool) -> dict[str, list[int]]:
-    ids = chat.ids[:max_length]
-    labels = [
-        token if answer or not assistant_only else IGNORED
-        for token, answer in zip(ids, chat.answer_mask[:max_length], strict=True)
-    ]
-    return {"input_ids": ids, "labels": labels}
-
-
-def _dataset(rows: list[LabelledRow]) -> Any:
+def _dataset(rows: list[TokenRow]) -> Any:
     import numpy
     from datasets import Dataset
 
-    return Dataset.from_dict({name: [numpy.asarray(row[name]) for row in rows] for name in rows[0]})
+    columns: dict[str, Any] = {name: [numpy.asarray(row[name]) for row in rows] for name in rows[0]}
+    if LENGTH in columns:
+        columns[LENGTH] = [int(lengths[0]) for lengths in columns[LENGTH]]
+    return Dataset.from_dict(columns)
 
 
 def _reschedule(step: Step, trainer: Any, chosen: dict[str, Any]) -> None:
@@ -231,13 +225,10 @@ def _logging_steps(chosen: dict[str, Any]) -> int:
     return max(1, int(chosen["total_steps"]) // LOGS_PER_RUN)
 
 
-def _build_trainer(step: Step, model: Any, **settings: Any) -> Any:
+def _build_trainer(step: Step, method: Method, **settings: Any) -> Any:
     from transformers.trainer_callback import PrinterCallback
 
-    from worker.steps.adapter_trainer import AdapterTrainer
-
-    trainer = AdapterTrainer(
-        model=model,
+    trainer: Any = method.trainer(
         on_checkpoint=lambda number, folder: step.checkpoint(number, folder, _checkpoint_metrics(trainer)),
         on_removed=step.checkpoint_removed,
         **settings,
@@ -271,13 +262,15 @@ def _lora(chosen: dict[str, Any]) -> Any:
     )
 
 
-def _arguments(step: Step, chosen: dict[str, Any], seed: int, *, rows: int, evaluate: bool) -> Any:
+def _arguments(
+    step: Step, method: Method, chosen: dict[str, Any], seed: int, *, rows: int, evaluate: bool
+) -> Any:
     import torch
-    from trl import SFTConfig
 
     effective_batch = chosen["batch_size"] * chosen["gradient_accumulation_steps"]
     grouped = not chosen["packing"] and rows >= GROUP_BY_LENGTH_FROM_BATCHES * effective_batch
-    return SFTConfig(
+    return method.config(
+        chosen,
         output_dir=str(step.input.folder / "checkpoints"),
         per_device_train_batch_size=chosen["batch_size"],
         per_device_eval_batch_size=chosen["batch_size"],
@@ -292,10 +285,6 @@ def _arguments(step: Step, chosen: dict[str, Any], seed: int, *, rows: int, eval
         gradient_checkpointing=chosen["gradient_checkpointing"],
         optim="adamw_torch_fused",
         bf16=chosen["compute_dtype"] == "bfloat16",
-        packing=chosen["packing"],
-        packing_strategy="bfd_split",
-        max_length=chosen["max_length"] if chosen["packing"] else None,
-        eval_packing=False,
         train_sampling_strategy="group_by_length" if grouped else "random",
         logging_steps=_logging_steps(chosen),
         logging_nan_inf_filter=False,  # a loss that is no number ends the training, and must be seen for that
@@ -313,22 +302,26 @@ def _arguments(step: Step, chosen: dict[str, Any], seed: int, *, rows: int, eval
 
 
 def _checkpoint_metrics(trainer: Any) -> dict[str, float]:
+    from worker.steps.training_progress import measured
+
     metrics = {"epoch": float(trainer.state.epoch or 0)}
     for entry in trainer.state.log_history[-4:]:
-        metrics |= {ours: float(entry[its]) for ours, its in CHECKPOINT_METRICS.items() if its in entry}
+        metrics |= measured(entry)
     return metrics
 
 
 def _write_results(step: Step, log: list[dict[str, Any]]) -> None:
     """Offer what was measured, by step, as OpenAI's result files. The log is that of all attempts."""
+    pairs = any(its in entry for its in PAIR_COLUMNS.values() for entry in log)
+    columns = RESULT_COLUMNS | (PAIR_COLUMNS if pairs else {})
     rows: dict[int, dict[str, Any]] = {}
     for entry in log:
-        measured = {ours: entry[its] for ours, its in RESULT_COLUMNS.items() if its in entry}
-        if measured:
-            rows.setdefault(entry["step"], {"step": entry["step"]}).update(measured)
+        found = {ours: entry[its] for ours, its in columns.items() if its in entry}
+        if found:
+            rows.setdefault(entry["step"], {"step": entry["step"]}).update(found)
     path = step.input.folder / RESULTS_FILE
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["step", *RESULT_COLUMNS])
+        writer = csv.DictWriter(file, ["step", *columns])
         writer.writeheader()
         writer.writerows(rows[number] for number in sorted(rows))
     step.artifact(path, purpose="fine-tune-results")

@@ -11,6 +11,22 @@ from worker.step import Step
 from worker.steps.runtime import peak_memory_bytes
 
 SECONDS_BETWEEN_PROGRESS = 0.5
+# What trl measures of each method, as it is called here; of an evaluation, both begin with `eval_`.
+MEASURED = {
+    "mean_token_accuracy": "token_accuracy",
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/margins": "reward_margin",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+}
+EVAL = "eval_"
+
+
+def measured(logs: dict[str, Any]) -> dict[str, float]:
+    """The figures of one entry of a trainer's log: its loss, and whatever the method has besides."""
+    names = {"loss": "loss", **MEASURED}
+    names |= {f"{EVAL}{its}": f"{EVAL}{ours}" for its, ours in names.items()}
+    return {ours: float(logs[its]) for its, ours in names.items() if its in logs}
 
 
 class ProgressReporter(TrainerCallback):
@@ -69,12 +85,11 @@ class ProgressReporter(TrainerCallback):
         self._step.metrics(
             step=state.global_step,
             epoch=float(logs.get("epoch", 0)),
-            loss=float(logs["loss"]),
             learning_rate=float(logs.get("learning_rate", 0)),
             grad_norm=float(logs.get("grad_norm", 0)),
-            token_accuracy=float(logs.get("mean_token_accuracy", 0)),
             tokens_per_second=self.tokens_per_second,
             memory_bytes=peak_memory_bytes(torch),
+            **measured(logs),
         )
 
 
@@ -138,9 +153,8 @@ class BestByEvalLoss(TrainerCallback):
     ) -> None:
         loss = float((metrics or {})["eval_loss"])
         self.last_step = state.global_step
-        accuracy = state.log_history[-1].get("eval_mean_token_accuracy")  # trl's, which it only logs
-        told = {} if accuracy is None else {"eval_token_accuracy": float(accuracy)}
-        self._step.metrics(step=state.global_step, eval_loss=loss, **told)
+        # trl only logs its own figures.
+        self._step.metrics(step=state.global_step, **{**measured(state.log_history[-1]), "eval_loss": loss})
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self._worse = loss, state.global_step, 0
             control.should_save = True

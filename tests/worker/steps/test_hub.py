@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from db.errors import InvalidInput, Unavailable
+from db.params import FineTuneParams
 from tests.serving.random_gguf import write_random_gguf
 from tests.worker.steps.export_fixtures import make_input, recording_step, step_settings
 from tests.worker.steps.fake_hub import COMMIT, TOKEN, FakeHub
 from tests.worker.steps.test_pull import Pulling
-from worker.step import BaseWeights
-from worker.steps import pull
+from worker.step import BaseWeights, FileInput
+from worker.steps import prepare, pull
 from worker.steps.base_model import fetch_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -141,6 +142,22 @@ class TestBase:
         assert (folder / "model.safetensors").stat().st_size == len(
             hub.repositories["org/micro"]["model.safetensors"]
         )
+
+    def test_prepare_says_which_commit_it_is(self, tmp_path: Path, hub: FakeHub) -> None:
+        rows = tmp_path / "rows.csv"
+        rows.write_text("question,answer\nWho?,She.\n")
+        params = {"base_model": "org/micro@main", "training_file": "file-1", "name": "x"}
+        step, said = recording_step(
+            make_input(
+                tmp_path / "prepare",
+                step_settings(tmp_path / "served", hub_url=hub.url),
+                params=FineTuneParams.model_validate(params).model_dump(mode="json"),
+                files={"file-1": FileInput(rows, rows.name, rows.stat().st_size)},
+                base=BaseWeights("org/micro@main", "hub", "org/micro", "main"),
+            )
+        )
+        assert prepare.run(step)["base_revision"] == COMMIT
+        assert any(COMMIT in row.get("message", "") for row in said)
 
     def test_what_was_fetched_is_there_offline_and_when_the_hub_is_away(
         self, tmp_path: Path, hub: FakeHub, quick: None

@@ -10,6 +10,7 @@ import pytest
 from db.errors import Exhausted, InvalidInput
 from training_data.tokens import ChatTokenizer
 from worker.steps import prepare, train
+from worker.steps.methods import IGNORED, labelled
 from worker.steps.runtime import memory_errors_explained, require_disk
 
 ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln.") for n in range(10)]
@@ -201,11 +202,12 @@ class TestWhatIsLearnt:
         chat = tokenizer.encode_chat(
             [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
         )
-        answers = train._labelled(chat, 100, True)["labels"]
-        assert [label for label in answers if label != train.IGNORED] == [
+        answers = labelled([chat], {"max_length": 100, "assistant_only_loss": True})
+        assert [label for label in answers["labels"] if label != IGNORED] == [
             token for token, mine in zip(chat.ids, chat.answer_mask, strict=True) if mine
         ]
-        assert train._labelled(chat, 100, False)["labels"] == chat.ids
+        whole = labelled([chat], {"max_length": 100, "assistant_only_loss": False})
+        assert whole["labels"].tolist() == chat.ids
 
     def test_leaves_out_rows_without_an_answer_within_max_length(self, trained):
         long = f"question,answer\n{'clay ' * 60},lost\nWho?,She.\n"

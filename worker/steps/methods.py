@@ -1,0 +1,117 @@
+"""The methods by which an adapter learns: how rows become tokens for each, and trl's trainer of it.
+
+All else of a training is the same for all: `train.py`.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training_data.rows import read_conversations
+from training_data.tokens import ChatTokenizer, EncodedChat
+
+# Ids by name, int32: lists of Python's take eight times more.
+TokenRow = dict[str, "array[int]"]
+
+IGNORED = -100  # the label that no loss is computed on
+LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Method:
+    """Args:
+    encode: a row as its trainer takes it; None where nothing would be left to learn from.
+    trainer, config: trl's, with what is the method's own in the config; both import torch.
+    """
+
+    encode: Callable[[list[EncodedChat], dict[str, Any]], TokenRow | None]
+    trainer: Callable[..., Any]
+    config: Callable[..., Any]
+
+    def rows(self, path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:
+        for chats in read_conversations(path):
+            yield self.encode([tokenizer.encode_chat(chat) for chat in chats], chosen)
+
+
+def labelled(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | None:
+    """A conversation, cut at max_length, with the tokens that are learnt as labels."""
+    [chat] = chats
+    ids = chat.ids[: chosen["max_length"]]
+    labels = [
+        token if answer or not chosen["assistant_only_loss"] else IGNORED
+        for token, answer in zip(ids, chat.answer_mask[: len(ids)], strict=True)
+    ]
+    if all(label == IGNORED for label in labels):
+        return None
+    return {"input_ids": array("i", ids), "labels": array("i", labels)}
+
+
+def paired(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | None:
+    """What comes before, and both last answers up to their ends, each conversation cut at max_length."""
+    (better_prompt, better), (worse_prompt, worse) = (_last_answer(chat) for chat in chats)
+    # A tokenizer may join the prompt's end with the answer's beginning, and for each answer otherwise.
+    shared = _shared_length(better_prompt, worse_prompt)
+    room = chosen["max_length"] - shared
+    better, worse = (better_prompt[shared:] + better)[:room], (worse_prompt[shared:] + worse)[:room]
+    if room <= 0 or better == worse:
+        return None
+    return {
+        "prompt_ids": array("i", better_prompt[:shared]),
+        "chosen_ids": array("i", better),
+        "rejected_ids": array("i", worse),
+        LENGTH: array("i", [shared + max(len(better), len(worse))]),
+    }
+
+
+def _last_answer(chat: EncodedChat) -> tuple[list[int], list[int]]:
+    """The ids before the last answer, and its own; what a template writes after it is no part of either."""
+    end = len(chat.ids) - next(i for i, mine in enumerate(reversed(chat.answer_mask)) if mine)
+    start = end
+    while start and chat.answer_mask[start - 1]:
+        start -= 1
+    return chat.ids[:start], chat.ids[start:end]
+
+
+def _shared_length(one: list[int], other: list[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def _supervised_trainer(**settings: Any) -> Any:
+    from worker.steps.adapter_trainer import SupervisedTrainer
+
+    return SupervisedTrainer(**settings)
+
+
+def _supervised_config(chosen: dict[str, Any], **settings: Any) -> Any:
+    from trl import SFTConfig
+
+    return SFTConfig(
+        packing=chosen["packing"],
+        packing_strategy="bfd_split",
+        max_length=chosen["max_length"] if chosen["packing"] else None,
+        eval_packing=False,
+        **settings,
+    )
+
+
+def _preference_trainer(**settings: Any) -> Any:
+    from worker.steps.adapter_trainer import PreferenceTrainer
+
+    return PreferenceTrainer(**settings)
+
+
+def _preference_config(chosen: dict[str, Any], **settings: Any) -> Any:
+    from trl import DPOConfig
+
+    # The column of lengths, by which rows are grouped, is none that the model takes.
+    return DPOConfig(beta=chosen["beta"], max_length=None, remove_unused_columns=False, **settings)
+
+
+METHODS = {
+    "supervised": Method(labelled, _supervised_trainer, _supervised_config),
+    "dpo": Method(paired, _preference_trainer, _preference_config),
+}

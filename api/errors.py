@@ -91,6 +91,10 @@ class ErrorBody(BaseModel):
 CONFLICT: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorBody, "description": "Its state, or a job that needs it, does not allow this."}
 }
+# Of routes that pass a request on.
+BACKENDS_ERROR: dict[int | str, dict[str, Any]] = {
+    "default": {"model": ErrorBody, "description": "The error of the model's server, with its status."}
+}
 
 
 def error_body(status: int, message: str, *, code: str, param: str | None = None) -> dict[str, Any]:

@@ -43,11 +43,13 @@ class Server:
     def __init__(self, slots: int) -> None:
         self._free, self._waiting = slots, deque["Connection"]()
         self.running = self.begun = self.left = 0
+        self._first = self._last = 0.0
 
     def begin(self, connection: "Connection") -> None:
         """Let a connection work once a slot is free; `end` gives it back."""
         self.running += 1
         self.begun += 1
+        self._first = self._first or time.monotonic()
         if self._free:
             self._free -= 1
             connection.work()
@@ -57,6 +59,7 @@ class Server:
     def end(self, connection: "Connection", *, left: bool) -> None:
         self.running -= 1
         self.left += left
+        self._last = time.monotonic()
         if connection in self._waiting:
             self._waiting.remove(connection)
         elif self._waiting:
@@ -65,7 +68,12 @@ class Server:
             self._free += 1
 
     def told(self) -> JSON:
-        return {"running": self.running, "begun": self.begun, "left": self.left}
+        """What was asked since the last time that somebody asked for this, and the seconds that it took."""
+        seconds = self._last - self._first if self._first else 0.0
+        found = {"running": self.running, "begun": self.begun, "left": self.left, "seconds": seconds}
+        if not self.running:
+            self.begun, self._first = 0, 0.0
+        return found
 
 
 class Connection(asyncio.Protocol):

@@ -28,6 +28,7 @@ import uvloop
 
 from api.__main__ import raise_file_limit
 from bench.serving_api import TASKS
+from bench.serving_batch import goals_of_batches, told_of_batches
 from bench.spent import cpu_seconds
 from bench.stack import Stack, free_port, percentile, wait_for
 from bench.streams import Place, Stream, connect
@@ -272,6 +273,7 @@ GOALS = {
     "first_token": goals_of_first_tokens,
     "streams": goals_of_streams,
     "leaving": goals_of_leaving,
+    "batch": goals_of_batches,
 }
 
 
@@ -283,6 +285,7 @@ def measure_all(stack: Stack, parts: list[str], *, quick: bool, seed: int) -> JS
         "first_token": lambda: told_of_first_tokens(served, rounds=rounds, number=number, dice=dice),
         "streams": lambda: told_of_streams(served, rounds=rounds, seconds=seconds, dice=dice),
         "leaving": lambda: told_of_leaving(served, dice),
+        "batch": lambda: told_of_batches(stack, PUBLISHED, rounds=rounds, rows=160 if quick else 640),
     }
     found: JSON = {"seed": seed, "load_average_before": os.getloadavg()[0], "idle": served.standing()}
     for name in parts:

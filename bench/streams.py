@@ -42,6 +42,7 @@ class Stream(asyncio.Protocol):
     lags: list[float] = field(default_factory=list)
     first_at: float = 0.0  # when the first token came
     error: bytes = b""
+    whole: asyncio.Future[None] | None = None
     _end: bytes = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -59,10 +60,22 @@ class Stream(asyncio.Protocol):
         assert self.first_at, f"no token came: {self._end!r} {self.error!r}"
         return sent
 
+    async def ask_whole(self, request: bytes) -> None:
+        """Send a request, and wait for an answer that is no stream."""
+        self.whole = self.waits = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self.whole
+
     def begin(self, request: bytes) -> None:
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
+        if self.whole is not None:
+            # The stand-in writes an answer in one go, and it is shorter than a segment.
+            self.whole.set_result(None)
+            self.whole = None
+            return
         now = time.monotonic()
         for due in TOKEN.findall(data):
             self.first_at = self.first_at or now

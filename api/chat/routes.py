@@ -20,6 +20,7 @@ from api.chat.schemas import (
     GroundedAnswer,
 )
 from api.chat.text_stream import stream_text
+from api.errors import BACKENDS_ERROR
 from api.unit_of_work import services_of
 from db.errors import InvalidInput
 from serving.backends.guarding import Route
@@ -75,7 +76,12 @@ async def _ask(request: Request, body: Body, route: Route) -> Response:
     )
 
 
-@router.post("/generate", response_model=GroundedAnswer | GenerateAnswer | str, summary="Answer one prompt")
+@router.post(
+    "/generate",
+    response_model=GroundedAnswer | GenerateAnswer | str,
+    summary="Answer one prompt",
+    responses=BACKENDS_ERROR,
+)
 async def generate(request: Request, body: GenerateRequest) -> GenerateAnswer | Response:
     """The short way: a prompt in, a text out. The prompt is one user's turn in the model's chat template.
 

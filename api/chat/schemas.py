@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from api.answers.schemas import Annotation, Grounding, Retrieval, Sources
+from api.errors import BACKENDS_ERROR
 
 JSONBody = dict[str, Any]
 
@@ -60,12 +61,14 @@ CHAT_ANSWER: dict[int | str, JSONBody] = {
     200: {
         "description": "As the model's server gives it; with `stream` as server-sent events.",
         "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
-    }
+    },
+    **BACKENDS_ERROR,
 }
 
 
 TEXT_EVENTS: dict[int | str, JSONBody] = {
-    200: {"description": "Server-sent events.", "content": {"text/event-stream": {}}}
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {}}},
+    **BACKENDS_ERROR,
 }
 
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from api.chat.body import read_body
 from api.chat.passing import pass_on
 from api.embeddings.checking import check_dimensions, check_request
+from api.errors import BACKENDS_ERROR
 from api.unit_of_work import Unit, services_of
 from db.errors import Unavailable
 from serving.backends.interface import Request as Asked
@@ -61,7 +62,7 @@ BODY: dict[str, Any] = {
     summary="Embed texts",
     response_class=Response,
     openapi_extra=BODY,
-    responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}},
+    responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}, **BACKENDS_ERROR},
 )
 async def embeddings(request: Request) -> Response:
     """OpenAI's embeddings: a text or a list of texts in, a vector for each out."""
@@ -85,7 +86,7 @@ class Text(BaseModel):
     text: str = Field(min_length=1)
 
 
-@router.post("/embeddings", summary="Embed one text", response_model=list[float])
+@router.post("/embeddings", summary="Embed one text", response_model=list[float], responses=BACKENDS_ERROR)
 async def embedding_of(request: Request, body: Text) -> list[float] | Response:
     """The short way: a text in, its vector out, of the model `default`."""
     services = services_of(request)

@@ -15,7 +15,14 @@ from typing import Literal
 from db.errors import Unavailable
 from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
 from worker.step import Step
-from worker.steps.embedding_trial import MIN_COSINE, Trial, TrialFile, run_trial, smallest_cosine
+from worker.steps.embedding_trial import (
+    MIN_COSINE,
+    Trial,
+    TrialFile,
+    machine_is_busy,
+    run_trial,
+    smallest_cosine,
+)
 from worker.steps.local_embedder import LocalEmbedder
 
 # Loading torch and the model takes the time of half as many.
@@ -75,6 +82,8 @@ class EmbeddingChoice:
             first = self._decide(texts, tokens) if self._undecided else []
             goes_on = self._local if self._local is not None and self._trusted_for else self._server
         at = len(first)
+        if at:
+            progress(at)
         return first + goes_on.embed(texts[at:], tokens[at:], lambda done: progress(at + done))
 
     def _decide(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
@@ -99,7 +108,10 @@ class EmbeddingChoice:
         self, model: EmbeddingModel, kept: TrialFile, texts: Sequence[str], tokens: Sequence[int]
     ) -> Vectors:
         vectors, ran = run_trial(self._server, self._loaded(), texts, tokens, turn=TURN_CHUNKS)
-        kept.write(ran)
+        if machine_is_busy():
+            self._step.event("Who embeds faster is measured again by the next ingest: this machine is busy.")
+        else:
+            kept.write(ran)
         self._settle(model, ran, ran.cosine)
         return vectors
 

@@ -1,6 +1,7 @@
 """Who embeds documents, the server or the step's own process, both for real."""
 
 import json
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -175,9 +176,20 @@ class TestLargeIngest:
         assert (len(vectors), done[-1]) == (number, number)
         return asked, said
 
-    def test_both_are_measured_once_and_what_came_of_it_is_kept(
-        self, tmp_path: Path, real: LlamaProcess
+    def test_what_a_busy_machine_measures_is_not_kept(
+        self, tmp_path: Path, real: LlamaProcess, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+        _, said = self.embed(tmp_path, real, MEASURED_CHUNKS)
+        [again, outcome] = messages(said)
+        assert "is measured again by the next ingest" in again
+        assert "embeds" in outcome
+        assert not (tmp_path / "cache").exists()
+
+    def test_both_are_measured_once_and_what_came_of_it_is_kept(
+        self, tmp_path: Path, real: LlamaProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 1000.0, 1000.0))
         number = MEASURED_CHUNKS + 9
         asked, said = self.embed(tmp_path, real, number)
         [event] = [each for each in said if each["type"] == "event"]

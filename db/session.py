@@ -1,14 +1,16 @@
 """Connections to Postgres: one engine a process, one short transaction a piece of work."""
 
+import json
 import select as sockets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from typing import Any, cast
 
 import structlog
-from sqlalchemy import Engine, Table, create_engine, event, func, insert, select, text
+from sqlalchemy import Engine, Table, TextClause, create_engine, event, func, select, text
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -153,9 +155,12 @@ def clock(session: Session) -> datetime:
 
 
 def insert_rows(session: Session, model: type[DeclarativeBase], rows: list[dict[str, Any]]) -> None:
-    """Insert rows without the ORM's bookkeeping, which costs several times the CPU.
+    """Insert rows of the same columns without the ORM's bookkeeping, which costs several times the CPU.
 
     Inside `inserting_together` they wait for others of their table.
+
+    Args:
+        rows: by the columns' names; what JSON holds, and times. The model's own defaults are not filled in.
     """
     waiting = session.info.get(WAITING_ROWS)
     if waiting is None:
@@ -165,7 +170,16 @@ def insert_rows(session: Session, model: type[DeclarativeBase], rows: list[dict[
 
 
 def _insert(session: Session, model: type[DeclarativeBase], rows: list[dict[str, Any]]) -> None:
-    session.execute(insert(cast(Table, model.__table__)), rows)
+    statement = _insert_all(cast(Table, model.__table__), tuple(rows[0]))
+    session.execute(statement, {"rows": json.dumps(rows, default=datetime.isoformat)})
+
+
+@cache
+def _insert_all(table: Table, columns: tuple[str, ...]) -> TextClause:
+    """Takes the rows as one value: a parameter for each column of each costs the driver twice the time."""
+    names = ", ".join(columns)
+    read = f"SELECT {names} FROM json_populate_recordset(CAST(NULL AS {table.name}), :rows)"  # noqa: S608
+    return text(f"INSERT INTO {table.name} ({names}) {read}")
 
 
 @contextmanager

@@ -69,6 +69,7 @@ def insert_job(
             "queue": str(queue),
             "status": str(StepStatus.PENDING),
             "attempt": 0,
+            "failures": 0,
         }
         for position, (name, queue) in enumerate(STEPS[kind])
     ]

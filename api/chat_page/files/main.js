@@ -241,9 +241,10 @@ async function refreshModels() {
     const actions = [["Try again", refreshModels]];
     if (error.status === 401) actions.unshift(["Enter a key", () => changeKey()]);
     showBanner(describe(error), actions);
+    models ??= { made: [], unmade: [], others: [] };
   }
   active.model = showModels(models, active.model);
-  byId("make-one").hidden = !models || models.made.length + models.unmade.length > 0;
+  byId("make-one").hidden = models.made.length + models.unmade.length > 0 || byId("banner").hasChildNodes();
 }
 
 async function changeKey() {

@@ -27,7 +27,7 @@ export function showModels(models, chosen) {
   const { made, unmade, others } = models ?? { made: [], unmade: [], others: [] };
   const known = [...made, ...others, ...unmade];
   const gone = chosen && !known.includes(chosen) ? [chosen] : [];
-  const without = models ? "No model yet" : "Looking for models …";
+  const without = models ? "No model" : "Looking for models …";
   byId("model").replaceChildren(
     ...made.map((id) => option(id)),
     ...group("Versions, quantizations and aliases", others.map((id) => option(id))),

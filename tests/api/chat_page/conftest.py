@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.api.answers.conftest import (  # noqa: F401 - fixtures
     Desk,
     answering,
+    app_settings,
     app_url,
     desk,
     embeddings,
@@ -18,6 +19,7 @@ from tests.api.answers.conftest import (  # noqa: F401 - fixtures
 )
 from tests.browser import chromium
 
+PATIENCE_MS = 20_000  # for a machine that has other things to do
 WIDE, NARROW = (1280, 860), (360, 720)
 
 
@@ -112,7 +114,8 @@ def chat(browser: Browser, desk: Desk) -> Iterator[Chat]:  # noqa: F811
         color_scheme="light",
         permissions=["clipboard-read", "clipboard-write"],
     )
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
     yield Chat(context.new_page())
     desk.server.streams = False
     context.close()

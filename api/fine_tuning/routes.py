@@ -19,6 +19,7 @@ from api.jobs.service import resume
 from api.jobs.views import event_number
 from api.pages import After, Limit, Page, page
 from api.unit_of_work import Unit, transactional
+from db.errors import InvalidInput
 from db.models import Job
 from db.queries.checkpoints import list_checkpoints
 from db.queries.jobs import cancel_job, list_events, list_jobs, pause_job
@@ -34,7 +35,8 @@ METADATA_QUERY: dict[str, Any] = {
             "name": "metadata",
             "in": "query",
             "required": False,
-            "description": "Only jobs that have all of these: `metadata[team]=search`.",
+            "description": "Only jobs that have all of these: `metadata[team]=search`. "
+            "`metadata=null`: those that have none.",
             "style": "deepObject",
             "explode": True,
             "schema": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -65,6 +67,9 @@ def create_fine_tuning_job(unit: Unit, body: FineTuningRequest) -> FineTuningJob
 def list_fine_tuning_jobs(
     unit: Unit, request: Request, after: After = None, limit: Limit = 20
 ) -> Page[FineTuningJobOut]:
+    without = request.query_params.get("metadata")
+    if without not in (None, "null"):
+        raise InvalidInput("metadata is null, or given by its keys: metadata[team]=search.", param="metadata")
     matches = {name: METADATA_FIELD.fullmatch(name) for name in request.query_params}
     notes = {match[1]: request.query_params[name] for name, match in matches.items() if match is not None}
     jobs, more = list_jobs(
@@ -72,6 +77,7 @@ def list_fine_tuning_jobs(
         project_id=unit.project_id,
         kind=JobKind.FINE_TUNE,
         notes=notes,
+        without_notes=without is not None,
         after=after,
         limit=limit,
     )

@@ -7,7 +7,7 @@ locked job.
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from db.errors import Conflict, NotFound
@@ -243,6 +243,7 @@ def list_jobs(
     kind: str | None = None,
     status: str | None = None,
     notes: dict[str, str] | None = None,
+    without_notes: bool = False,
     after: str | None = None,
     limit: int = 20,
 ) -> tuple[list[Job], bool]:
@@ -254,6 +255,8 @@ def list_jobs(
         query = query.where(Job.status == status)
     if notes:
         query = query.where(Job.notes.is_not(None), Job.notes.contains(notes))
+    if without_notes:
+        query = query.where(or_(Job.notes.is_(None), Job.notes == {}))
     if after is not None:
         query = query.where(Job.id < after)
     jobs = list(session.scalars(query))

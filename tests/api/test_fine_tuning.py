@@ -196,6 +196,13 @@ class TestList:
         assert [job.id for job in one] == [ids[1]]
         assert not list(client.fine_tuning.jobs.list(metadata={"suite": "none"}))
         assert client.fine_tuning.jobs.list(limit=1).data[0].id == ids[2]
+        bare = client.fine_tuning.jobs.create(model="org/base", training_file=file_id).id
+        without = [job.id for job in client.fine_tuning.jobs.list(extra_query={"metadata": "null"})]
+        assert without[0] == bare
+        assert not set(ids) & set(without)
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.fine_tuning.jobs.list(extra_query={"metadata": "team"})
+        assert caught.value.param == "metadata"
 
 
 class TestSteering:

@@ -29,6 +29,7 @@ from db.ids import new_id
 from db.queries.responses import conversation_up_to
 from serving.backends import interface
 from serving.backends.interface import EVENT_STREAM, request_of
+from serving.backends.rewriting import read_events
 from serving.backends.target import Target
 
 JSON = dict[str, Any]
@@ -233,23 +234,11 @@ async def _chunks(answer: interface.Answer) -> AsyncIterator[JSON]:
     Raises:
         Unavailable: it breaks off.
     """
-    async with aclosing(answer.chunks) as parts:  # type: ignore[type-var]
-        async for part in parts:
-            for line in part.splitlines():
-                name, _, data = line.partition(b":")
-                if name != b"data" or data.strip() == b"[DONE]":
-                    continue
-                yield _chunk(data)
-
-
-def _chunk(data: bytes) -> JSON:
-    try:
-        chunk: JSON = json.loads(data)
-    except ValueError as error:
-        raise Unavailable(BROKEN) from error
-    if chunk.get("error"):
-        raise Unavailable(str(chunk["error"].get("message") or BROKEN))
-    return chunk
+    async with aclosing(read_events(answer)) as chunks:  # type: ignore[type-var]
+        async for chunk in chunks:
+            if chunk.get("error"):
+                raise Unavailable(str(chunk["error"].get("message") or BROKEN))
+            yield chunk
 
 
 async def _sent(events: AsyncIterator[JSON]) -> AsyncIterator[bytes]:

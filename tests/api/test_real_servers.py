@@ -78,7 +78,7 @@ class TestEmbeddings:
         body = {"model": "default", "input": "word " * 2000}
         answer = httpx.post(f"{embedding_url}/v1/embeddings", json=body, trust_env=False)
         assert answer.status_code == 400
-        assert "larger than the max context size" in error_of(answer)["message"]
+        assert "too large to process" in error_of(answer)["message"]
 
 
 def test_a_deleted_model_leaves_the_router(

@@ -8,6 +8,7 @@ from tests.api.answers.answering_server import AnsweringServer
 from tests.api.answers.conftest import (
     Desk,
     answering,
+    app_settings,
     app_url,
     client,
     desk,
@@ -16,7 +17,7 @@ from tests.api.answers.conftest import (
     library,
 )
 
-__all__ = ["answering", "app_url", "client", "desk", "embeddings", "handbook", "library"]
+__all__ = ["answering", "app_settings", "app_url", "client", "desk", "embeddings", "handbook", "library"]
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "streamed"])

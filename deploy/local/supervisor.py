@@ -243,6 +243,7 @@ class Supervisor:
         password = self.secrets.flower if shown else "see `lathe status`"
         return {
             "API": local_api_url(self.settings),
+            "Chat": f"{local_api_url(self.settings)}/chat",
             "Flower": f"http://127.0.0.1:{self.settings.flower_port}  "
             f"user {self.settings.flower_user}, password {password}",
             "Data": str(self.settings.data_dir),

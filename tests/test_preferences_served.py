@@ -31,7 +31,7 @@ def test_preferences_are_learnt_and_served(
         method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 8}}},
         extra_body={"params": {"quantizations": ["Q8_0"]}},
     )
-    stack.finish(made.id)
+    stack.finish(made.id, seconds=600)
     job = stock_client.fine_tuning.jobs.retrieve(made.id)
     assert (job.status, job.error) == ("succeeded", None)
     events = list(stock_client.fine_tuning.jobs.list_events(job.id, limit=100))

@@ -52,7 +52,7 @@ def choose(unit: Unit, params: PushParams) -> Chosen:
         "prompted": prompting is not None,
         "base": chosen.base,
         "trained": _trained(unit, chosen.source.about),
-        "published": _figures(version),
+        "published": _figures(version, chosen.params),
     }
     return chosen
 
@@ -225,8 +225,10 @@ def _trained(unit: Unit, about: dict[str, Any]) -> dict[str, Any] | None:
     return {name: train.result[name] for name in wanted if train.result.get(name) is not None}
 
 
-def _figures(version: ModelVersion | None) -> list[dict[str, Any]]:
+def _figures(version: ModelVersion | None, params: PushParams) -> list[dict[str, Any]]:
+    files = version.files if version is not None else []
     return [
         {"quantization": file.quantization, "bytes": file.bytes, "verification": file.verification}
-        for file in (version.files if version is not None else [])
+        for file in files
+        if params.quantizations is None or file.quantization in params.quantizations
     ]

@@ -34,7 +34,7 @@ def write_card(folder: Path, repository: str, about: dict[str, Any]) -> None:
         f"# {repository.partition('/')[2]}",
         _sentence(about, hub_base or (base["name"] if base is not None else None)),
         *_training(about["trained"], about),
-        *_files(about["published"]),
+        *_files(about["published"] if about["what"] == "gguf" else []),
     ]
     (folder / CARD).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

@@ -23,7 +23,8 @@ class FakeHub:
     """`repositories` holds files by name. `breaks` lets the next downloads stop after so many bytes, and
     `down` answers everything with 503. Of who pushes: `writable` are the accounts that the token may
     write to, `store` holds large files, `failing` ends the path that is a 503, `puts_to_take` is how many
-    bodies are taken before connections break, and `received` counts their bytes."""
+    bodies are taken before connections break, and `received` counts their bytes. After `puts_held_from`
+    bodies the next ones wait for `held_put`."""
 
     repositories: dict[str, Files]
     gated: set[str] = field(default_factory=set)
@@ -33,6 +34,9 @@ class FakeHub:
     ignored: set[str] = field(default_factory=set)
     failing: str = ""
     puts_to_take: int | None = None
+    puts: int = 0
+    puts_held_from: int | None = None
+    held_put: threading.Event = field(default_factory=threading.Event)
     received: int = 0
     loses_answer_of_commit: bool = False
     store: dict[str, bytes] = field(default_factory=dict)

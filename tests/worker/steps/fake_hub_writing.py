@@ -83,6 +83,11 @@ class Writing(BaseHTTPRequestHandler):
             self._send(400, b"<Error>presigned: no Authorization, and a Content-Length</Error>")
             return
         _, _, oid, part = path.split("/")
+        self.hub.puts += 1
+        if self.hub.puts_held_from is not None and self.hub.puts > self.hub.puts_held_from:
+            self.hub.held_put.wait(60)
+            self.close_connection = True
+            return
         if self.hub.puts_to_take is not None:
             self.hub.puts_to_take -= 1
             if self.hub.puts_to_take < 0:

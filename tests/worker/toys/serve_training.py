@@ -1,4 +1,4 @@
-"""A real worker that prepares and trains for real; all other steps are `toy_step`."""
+"""A real worker that prepares, trains and pushes for real; all other steps are `toy_step`."""
 
 import sys
 
@@ -6,7 +6,7 @@ from db.settings import load_settings
 from worker.serve import serve
 from worker.steps import STEP_MODULES
 
-REAL = ("prepare", "train")
+REAL = ("prepare", "train", "push")
 
 if __name__ == "__main__":
     modules = {

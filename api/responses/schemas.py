@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from api.answers.schemas import Retrieval, Sources
+from api.validation import refuse_deep, refuse_unstorable
 from api.vector_stores.schemas import Filter, RankingOptions
 from db.params import Metadata
 
@@ -172,12 +173,22 @@ class ResponseRequest(Body):
 
     @model_validator(mode="before")
     @classmethod
+    def _storable(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            for name, value in given.items():
+                refuse_deep(value, name)
+                refuse_unstorable(value, name)
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
     def _refused(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
         for name, instead in REFUSED.items():
-            if isinstance(given, dict) and given.get(name, None) not in IDLE.get(name, (None,)):
+            if given.get(name) not in IDLE.get(name, (None,)):
                 raise ValueError(f"{name} is not supported: {instead}")
-        idle = [*REFUSED] if isinstance(given, dict) else []
-        return {name: value for name, value in given.items() if name not in idle} if idle else given
+        return {name: value for name, value in given.items() if name not in REFUSED}
 
     @model_validator(mode="after")
     def _consistent(self) -> "ResponseRequest":

@@ -11,6 +11,7 @@ from tests.api.conftest import error_of
 
 TOOL: Any = {"type": "function", "name": "f"}
 USER: Any = {"role": "user", "content": "?"}
+DEEP = "[" * 500 + "]" * 500
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,23 @@ def test_what_asks_for_nothing_is_taken(desk: Desk, server: AnsweringServer) -> 
     answer = desk.api.post("/v1/responses", json={"model": "lenient", "input": "?", **idle})
     assert answer.status_code == 200, answer.text
     assert set(server.asked[-1]) == {"model", "messages", "stream"}
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ('"input": [{"role": "user", "content": "a\\ud800"}]', "input"),
+        (f'"input": "x", "tools": [{{"type": "function", "name": "f", "parameters": {DEEP}}}]', "tools"),
+        (f'"input": [{{"type": "reasoning", "content": {DEEP}}}]', "input"),
+    ],
+    ids=["no text", "deep tools", "deep items"],
+)  # fmt: skip
+def test_what_could_not_be_kept(desk: Desk, server: AnsweringServer, given: str, param: str) -> None:
+    desk.ready("strict")
+    headers = {"content-type": "application/json"}
+    answer = desk.api.post("/v1/responses", content=f'{{"model": "strict", {given}}}', headers=headers)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param), answer.text
+    assert server.asked == []
 
 
 def test_a_retrieved_one_does_not_stream(api: httpx.Client) -> None:

@@ -21,7 +21,10 @@ def keyed(settings: Settings) -> Iterator[httpx.Client]:
     told = {"api_key": SecretStr(KEY), "allowed_hosts": ["lathe.example"], "allowed_origins": [FRIEND]}
     app = create_app(settings.model_copy(update=told))
     headers = {"authorization": f"Bearer {KEY}"}
-    with serving(app) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+    with (
+        serving(app) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=20, trust_env=False) as client,
+    ):
         yield client
 
 

@@ -18,7 +18,7 @@ KEY = "a-long-random-key"
 @pytest.fixture(scope="module")
 def keyed(settings: Settings) -> Iterator[httpx.Client]:
     app = create_app(settings.model_copy(update={"api_key": SecretStr(KEY)}))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as client:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=20, trust_env=False) as client:
         yield client
 
 

@@ -5,6 +5,7 @@ stands here is only how `--help` groups them, and the short names that people ty
 """
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from db.params import Params
@@ -69,6 +70,12 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "Samples": ("sample_every", "sample_prompt"),
         "Output": ("quantizations",),
     },
+    "predict": {
+        "What to ask": ("model", "prompt", "system_prompt", "inference_kwargs", "inference_kwargs_column"),
+        "Rows": ("input_file", "input_source", "key_column"),
+        "Answers": ("output_format", "output_target"),
+        "How": ("concurrency", "row_tries", "finish_within_seconds"),
+    },
     "export": {"What to export": ("checkpoint", "job"), "Output": ("name", "quantizations")},
 }
 
@@ -77,6 +84,9 @@ SHORT_NAMES = {
     "base_model": "base",
     "training_file": "data",
     "validation_file": "validation",
+    "input_file": "data",
+    "input_source": "source",
+    "output_target": "target",
     "gradient_accumulation_steps": "gradient-accumulation",
 }
 
@@ -116,10 +126,14 @@ class Flag:
         return f"--{_typed_name(self.name)}"
 
     @property
+    def is_object(self) -> bool:
+        return issubclass(self.type, BaseModel)
+
+    @property
     def metavar(self) -> str:
         if self.is_file:
             return "PATH|file-ID"
-        one = "|".join(map(str, self.choices)) if self.choices else TYPE_NAMES[self.type]
+        one = "|".join(map(str, self.choices)) if self.choices else TYPE_NAMES.get(self.type, "JSON")
         # A list of choices is long; its help names them.
         one = "type" if self.many and self.choices else one
         return (f"{one},…" if self.many else one) + ("|auto" if self.auto else "")
@@ -227,6 +241,8 @@ def _convert_one(flag: Flag, text: str) -> Any:
             if str(choice).lower() == text.lower():
                 return choice
         raise bad_value(f"{text!r} is none of {', '.join(map(str, flag.choices))}.", flag)
+    if flag.is_object:
+        return _json_object(flag, text)
     if flag.type is bool:
         if text.lower() in BOOLEANS:
             return BOOLEANS[text.lower()]
@@ -235,6 +251,16 @@ def _convert_one(flag: Flag, text: str) -> Any:
         return flag.type(text)
     except ValueError:
         raise bad_value(f"{text!r} is not {_takes(flag)}.", flag) from None
+
+
+def _json_object(flag: Flag, text: str) -> dict[str, Any]:
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise bad_value(f"{text!r} is no JSON: {error}.", flag) from None
+    if not isinstance(read, dict):
+        raise bad_value(f'{text!r} is no JSON object, such as {{"temperature": 0}}.', flag)
+    return read
 
 
 def _takes(flag: Flag) -> str:
@@ -263,7 +289,7 @@ def _help(info: FieldInfo, shape: "_Shape") -> str:
     if shape.many and shape.choices:
         sentences.append(f"Of {', '.join(map(str, shape.choices))}.")
     default = None if info.is_required() else info.get_default(call_default_factory=True)
-    if default is not None:
+    if default is not None and not isinstance(default, BaseModel):
         sentences.append(f"Default: {_typed(default)}.")
     return " ".join(filter(None, sentences))
 

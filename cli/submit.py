@@ -1,4 +1,4 @@
-"""`lathe fine-tune`, `pretrain` and `export`: a flag for every parameter, uploads, and the job."""
+"""`lathe fine-tune`, `pretrain`, `export` and `predict`: a flag for every parameter, uploads, and the job."""
 
 import inspect
 import re
@@ -93,18 +93,20 @@ RunJson = Annotated[
 EXAMPLES = {
     "fine_tune": "lathe fine-tune --base tiny --data examples/faq.csv --name faq --watch",
     "pretrain": "lathe pretrain --name my-tiny --data book.txt --steps 500 --watch",
+    "predict": 'lathe predict --model faq --data rows.csv --prompt "{context} {input}" --watch',
     "export": "lathe export checkpoint-… --name faq-early --quantization Q8_0 --watch",
 }
+PURPOSES = {"predict": "user_data"}
 # A kind's params that are named by an argument, told apart by how their ids begin.
 BY_ARGUMENT = {"export": ("checkpoint", "job")}
 
 
 def register(app: typer.Typer) -> None:
-    """Add a command for each kind of job that makes a model."""
+    """Add a command for each kind of job that makes a model, or asks one for many rows."""
     for kind in EXAMPLES:
         app.command(
             kind.replace("_", "-"),
-            rich_help_panel="Make a model",
+            rich_help_panel="Use a model" if kind == "predict" else "Make a model",
             context_settings={"token_normalize_func": understand},
         )(_command(kind, PARAMS[kind]))
 
@@ -173,7 +175,7 @@ def submit(
         _check_file(values[name], flag)
     with connect() as client:
         for name in files:
-            values[name] = upload(client, values[name], stderr())
+            values[name] = upload(client, values[name], stderr(), purpose=PURPOSES.get(kind, "fine-tune"))
         try:
             job = client.submit(kind, values, **fields)
         except InvalidInput as error:

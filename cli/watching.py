@@ -13,6 +13,7 @@ from cli.output import ExitStatus, stderr, stdout
 from cli.render import JobView
 from cli.text import harmless
 from db.errors import LatheError
+from db.states import ASKING_KINDS
 
 JSON = dict[str, Any]
 LOG_LINES = 15
@@ -59,6 +60,12 @@ def _say_goodbye(job_id: str, console: Console) -> None:
 
 def _print_result(job: JSON, console: Console) -> None:
     result = job.get("result") or {}
+    if job["kind"] in ASKING_KINDS:
+        console.print(
+            f"{result['answered']} of {result['rows']} rows are answered, {result['failed']} failed."
+        )
+        console.print(f"The answers:  lathe download {job['id']}", style="dim")
+        return
     if not result.get("model"):
         return
     version = f"@{result['version']}" if result.get("version") else ""

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
-from db.params import Auto, FileId, Params
+from db.params import Auto, FileId, Params, SqlName
 
 BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 DAY_SECONDS = 24 * 3600
@@ -54,12 +54,17 @@ class InferenceKwargs(Params):
 
 
 class PredictParams(AskingParams):
-    """Ask a model for each row of a file, and keep the answers in a file."""
+    """Ask a model for each row of a table, and keep the answers."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=300)] = Field(
         description="Any name that answers chat.", examples=["faq"]
     )
-    input_file: FileId = Field(description="An uploaded CSV, JSONL or Parquet file, with named columns.")
+    input_file: FileId | None = Field(
+        default=None, description="An uploaded CSV, JSONL or Parquet file, with named columns."
+    )
+    input_source: SqlName | None = Field(
+        default=None, description="A source of rows that the operator has named, in place of a file."
+    )
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] = Field(
         description="The question, with columns of the row in braces: {input}, {context}. A brace that is "
         "meant as one is written twice.",
@@ -77,7 +82,16 @@ class PredictParams(AskingParams):
     key_column: Column | None = Field(
         default=None, description="A column that tells rows apart. Default: the row's number."
     )
-    output_format: Literal["jsonl", "csv"] = Field(default="jsonl", description="Of the answers.")
+    output_format: Literal["jsonl", "csv"] = Field(default="jsonl", description="Of the answers' file.")
+    output_target: SqlName | None = Field(
+        default=None, description="A table that the operator has named, which takes the answers too."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PredictParams":
+        if (self.input_file is None) == (self.input_source is None):
+            raise ValueError("input_file or input_source: give exactly one of the two")
+        return self
 
 
 class BatchParams(AskingParams):

@@ -96,6 +96,8 @@ class Settings(BaseSettings):
 
     backends: Path | None = None  # a TOML file of more servers that answer prompts (docs/how-to/backends.md)
 
+    sql: Path | None = None  # a TOML file of SQL sources and targets (docs/how-to/sql.md)
+
     # Addresses of our own
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)
@@ -199,6 +201,7 @@ class Settings(BaseSettings):
         "llama_cpp_dir",
         "embedding_tokenizer",
         "backends",
+        "sql",
         "hub_cache_dir",
         "config",
     )

@@ -124,6 +124,8 @@ class StepInput:
         device: the name of the GPU that the attempt holds; None: it holds none.
         configurations: the names of Postgres's text search configurations, for an ingest.
         source: for an export or a push, the folder that holds what it is made from (see `db/sources.py`).
+        databases: for the steps that read or write rows: the operator's SQL source or target that a param
+            names, by that param, as `training_data.sql_settings` reads it.
         asked: for a step that asks a model for each row: whom.
         chat_unloaded: the chat server's models have made room for another step; none may be loaded now.
     """
@@ -148,6 +150,7 @@ class StepInput:
     source: Path | None = None
     chat_unloaded: bool = False
     asked: Asked | None = None
+    databases: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)

@@ -21,6 +21,7 @@ from db.states import JobKind, Outcome
 from db.storage import attempt_folder
 from serving.backends.configuration import read_backends
 from serving.backends.routing import find_destination, find_embedding_destination
+from training_data.sql_settings import SQL_FIELDS
 from worker.claim import Claim
 from worker.documents import documents_to_ingest
 from worker.lease import hold_fence
@@ -28,6 +29,7 @@ from worker.resumable import checkpoints_to_resume
 from worker.step import Asked, BaseWeights, FileInput, StepInput, StepSettings
 
 ASK_STEP = "ask"
+SQL_STEPS = ("read", "write", "prepare")
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.
 BASE_PARAM = {JobKind.FINE_TUNE: "base_model", JobKind.PRETRAIN: "start_from"}
 # Kinds of job for which files are held from the moment of their submit.
@@ -71,6 +73,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         device=session.get_one(Device, claim.device_id).name if claim.device_id is not None else None,
         source=source_folder(root, job.id) if job.kind in HOLDING else None,
         asked=_asked(session, settings, job) if claim.step == ASK_STEP else None,
+        databases=_databases(settings, job) if claim.step in SQL_STEPS else {},
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
 
@@ -93,6 +96,20 @@ def _asked(session: Session, settings: Settings, job: Job) -> Asked:
         prompting=asdict(found.prompting) if found.prompting is not None else None,
         ends_at=job.created_at.timestamp() + seconds if seconds is not None else None,
     )
+
+
+def _databases(settings: Settings, job: Job) -> dict[str, dict[str, Any]]:
+    """Those of the operator's SQL sources and targets that the job's params name, by param.
+
+    Raises:
+        InvalidInput: one is there no more.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for param, find in SQL_FIELDS.items():
+        name = job.params.get(param)
+        if name is not None:
+            found[param] = find(settings.sql, name, project_id=job.project_id, param=param).revealed()
+    return found
 
 
 def _adjustments(session: Session, claim: Claim) -> dict[str, int]:

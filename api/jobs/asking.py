@@ -3,11 +3,13 @@
 from api.unit_of_work import Unit
 from db.errors import InvalidInput, NotFound, Unavailable
 from db.models import File
+from db.params import Params
 from db.predict_params import BatchParams, PredictParams
 from db.queries.files import get_file
 from serving.backends.configuration import read_backends
 from serving.backends.routing import find_destination
 from training_data.prompts import RowPrompts, parse_template
+from training_data.sql_settings import SQL_FIELDS
 from training_data.tables import detect_table
 
 FILE = "input_file"
@@ -30,18 +32,34 @@ def check_batch(unit: Unit, params: BatchParams) -> None:
 
 
 def check_predict(unit: Unit, params: PredictParams) -> None:
-    """
+    """See that a prediction can be made.
+
     Raises:
-        InvalidInput: there is no such file or model, or the prompt names a column that is not there.
+        InvalidInput: there is no such file, source, target or model, or the prompt names a column that is
+            not there.
     """
-    file = find_file(unit, params.input_file, FILE)
-    table = detect_table(unit.settings.storage_root / file.path, file.filename, param=FILE)
-    if table.columns is not None:
-        RowPrompts(params, table.columns)
+    check_databases(unit, params)
+    if params.input_file is not None:
+        file = find_file(unit, params.input_file, FILE)
+        table = detect_table(unit.settings.storage_root / file.path, file.filename, param=FILE)
+        if table.columns is not None:
+            RowPrompts(params, table.columns)
     for name in ("prompt", "system_prompt"):
         if (text := getattr(params, name)) is not None:
             parse_template(text, param=name)
     _check_model(unit, params.model)
+
+
+def check_databases(unit: Unit, params: Params) -> None:
+    """See that the operator has the SQL sources and targets that a job names.
+
+    Raises:
+        InvalidInput: one is none of the project's.
+    """
+    for param, find in SQL_FIELDS.items():
+        name = getattr(params, param, None)
+        if name is not None:
+            find(unit.settings.sql, name, project_id=unit.project_id, param=param)
 
 
 def _check_model(unit: Unit, reference: str) -> None:

@@ -215,6 +215,7 @@ def environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
         ("LATHE_LLAMA_CPP_DIR", settings.llama_cpp_dir),
         ("LATHE_EMBEDDING_TOKENIZER", settings.embedding_tokenizer),
         ("LATHE_BACKENDS", settings.backends),
+        ("LATHE_SQL", settings.sql),
         ("LATHE_HUB_CACHE_DIR", settings.hub_cache_dir),
         (lathe_yaml.SETTING, settings.config),
     ):

@@ -155,3 +155,35 @@ def test_two_files_of_one_name_do_not_replace_each_other(run: Run, hand: Hand, t
     assert run("ingest", *files, "--collection", "manuals", "--keep").status == 0
     [job] = hand.jobs()
     assert len(job.params["files"]) == 2
+
+
+@pytest.mark.usefixtures("api_url")
+class TestPredict:
+    def test_uploads_the_rows_and_submits_the_job(self, run: Run, hand: Hand, csv: Path) -> None:
+        hand.publish("faq", "Q4_K_M")
+        ran = run(
+            "predict", "--model", "faq", "--data", str(csv), "--prompt", "{question}", "--json",
+            "--inference-kwargs", '{"temperature": 0}', "--concurrency", "4",
+        )  # fmt: skip
+        assert (ran.status, ran.err) == (0, "")
+        params = ran.json()["params"]
+        assert hand.upload_of(params["input_file"]) == FAQ
+        assert params["inference_kwargs"]["temperature"] == 0
+        assert params["concurrency"] == 4
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (("--prompt", "{nothing}"), "(--prompt)"),
+            (("--prompt", "{question}", "--inference-kwargs", "{"), "is no JSON"),
+            (("--prompt", "{question}", "--target", "x"), "(--target)"),
+        ],
+    )
+    def test_names_the_flag_that_is_wrong(
+        self, run: Run, hand: Hand, csv: Path, arguments: tuple[str, ...], told: str
+    ) -> None:
+        hand.publish("faq", "Q4_K_M")
+        ran = run("predict", "--model", "faq", "--data", str(csv), *arguments)
+        assert ran.status == 2
+        assert told in ran.err
+        assert hand.jobs() == []

@@ -5,18 +5,23 @@ The rows are kept as they were read: whatever becomes of their source, a later a
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from db.errors import InvalidInput, InvalidLines
 from db.predict_params import PredictParams
 from training_data.prompts import RowPrompts
+from training_data.sql_rows import open_rows
+from training_data.sql_settings import SqlSource, SqlTarget
 from training_data.tables import Record, Table, detect_table, read_table
 from worker.answers import REQUESTS
+from worker.sql_target import PARAM as TARGET_PARAM
+from worker.sql_target import check_target
 from worker.step import Step
 
-PARAM = "input_file"
+PARAM, SOURCE_PARAM = "input_file", "input_source"
 PROBLEMS_TOLD = 100
 TELL_EVERY_ROWS = 5_000
 
@@ -29,7 +34,15 @@ def run(step: Step) -> dict[str, Any]:
         InvalidLines: some rows cannot be asked; each of the first hundred is named.
     """
     params = PredictParams.model_validate(step.input.params)
-    columns, records = _from_file(step, params)
+    _check_target(step)
+    with ExitStack() as stack:
+        columns, records = _from_source(step, stack) or _from_file(step, params)
+        return _write(step, params, columns, records)
+
+
+def _write(
+    step: Step, params: PredictParams, columns: Sequence[str], records: Iterable[Record]
+) -> dict[str, Any]:
     requests = _Requests(RowPrompts(params, columns))
     sha256 = hashlib.sha256()
     with (step.input.folder / REQUESTS).open("wb") as out:
@@ -44,9 +57,11 @@ def run(step: Step) -> dict[str, Any]:
             if requests.rows % TELL_EVERY_ROWS == 0:
                 step.event(f"Read {requests.rows:,} rows.", rows=requests.rows)
     if requests.problems:
-        raise InvalidLines(requests.problems, more=len(requests.problems) >= PROBLEMS_TOLD, param=PARAM)
+        raise InvalidLines(
+            requests.problems, more=len(requests.problems) >= PROBLEMS_TOLD, param=_param(params)
+        )
     if requests.rows == 0:
-        raise InvalidInput("There are no rows to ask for.", param=PARAM, code="no_rows")
+        raise InvalidInput("There are no rows to ask for.", param=_param(params), code="no_rows")
     step.event(f"{requests.rows} rows for {params.model!r}.", rows=requests.rows)
     return {
         "rows": requests.rows,
@@ -57,8 +72,27 @@ def run(step: Step) -> dict[str, Any]:
     }
 
 
-def _from_file(step: Step, params: PredictParams) -> tuple[tuple[str, ...], Iterator[Record]]:
-    file = step.input.files[params.input_file]
+def _param(params: PredictParams) -> str:
+    return PARAM if params.input_file is not None else SOURCE_PARAM
+
+
+def _check_target(step: Step) -> None:
+    target = step.input.databases.get(TARGET_PARAM)
+    if target is not None:
+        check_target(SqlTarget.model_validate(target))
+
+
+def _from_source(step: Step, stack: ExitStack) -> tuple[Sequence[str], Iterable[Record]] | None:
+    given = step.input.databases.get(SOURCE_PARAM)
+    if given is None:
+        return None
+    source = SqlSource.model_validate(given)
+    opened = stack.enter_context(open_rows(source, param=SOURCE_PARAM))
+    return opened.columns, (Record(number, row) for number, row in enumerate(opened.rows, start=1))
+
+
+def _from_file(step: Step, params: PredictParams) -> tuple[Sequence[str], Iterable[Record]]:
+    file = step.input.files[params.input_file or ""]
     table: Table = detect_table(file.path, file.filename, param=PARAM, whole=True)
     if table.is_guessed:
         step.event(

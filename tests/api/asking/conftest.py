@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from sqlalchemy import Engine, create_engine, text
 
 from api.app import create_app
 from db.session import SessionFactory, make_engine, make_session_factory
@@ -33,6 +34,60 @@ models = ["sage"]
 concurrency = {concurrency}
 timeout = {{ first_byte = 20 }}
 """
+SQL = """
+[source.tickets]
+url = "{reader}"
+query = "SELECT id, question AS input, context, created, price FROM tickets ORDER BY id"
+
+[source.faq]
+url = "{reader}"
+table = "public.faq"
+
+[source.theirs]
+url = "{reader}"
+table = "faq"
+projects = ["somebody-else"]
+
+[source.slow]
+url = "{reader}"
+query = "SELECT pg_sleep(5), 1 AS input"
+statement_timeout_seconds = 0.3
+
+[source.writing]
+url = "{reader}"
+query = "SELECT nextval('counter') AS input"
+
+[source.almighty]
+url = "{owner}"
+table = "faq"
+
+[source.away]
+url = "postgresql://reader@127.0.0.1:1/nowhere"
+table = "faq"
+
+[target.answers]
+url = "{writer}"
+table = "public.answers"
+
+[target.unindexed]
+url = "{writer}"
+table = "notes"
+"""
+SHOP = """
+CREATE TABLE tickets (id int PRIMARY KEY, question text, context text, created date, price numeric);
+INSERT INTO tickets SELECT n, 'ticket ' || n, 'of shop ' || n % 3, date '2026-01-01' + n, n / 4.0
+FROM generate_series(1, 1200) AS n;
+CREATE TABLE faq (question text, answer text, fold int);
+INSERT INTO faq SELECT 'What is ' || n || '?', 'It is ' || n || '.', n % 5 FROM generate_series(1, 50) AS n;
+CREATE SEQUENCE counter;
+CREATE TABLE answers (job_id text, row_key text, answer text, error text, PRIMARY KEY (job_id, row_key));
+CREATE TABLE notes (job_id text, row_key text, answer text, error text);
+CREATE ROLE reader LOGIN PASSWORD 'reads';
+CREATE ROLE writer LOGIN PASSWORD 'writes';
+GRANT SELECT ON tickets, faq TO reader;
+GRANT USAGE ON SEQUENCE counter TO reader;
+GRANT SELECT, INSERT, UPDATE ON answers, notes TO writer;
+"""
 # Only what such jobs need; the first lease that lapses is found soon.
 QUEUES = {
     "train": 0, "gpu": 0, "cpu": 0, "bulk": 0, "hooks": 0, "io": 2, "ask": 2,
@@ -50,6 +105,7 @@ class Installation:
     folder: Path
     api: httpx.Client
     client: openai.OpenAI
+    shop: Engine
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start_worker(self) -> subprocess.Popen[bytes]:
@@ -114,6 +170,7 @@ def shared_installation(
     postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template} STRATEGY file_copy")
     oracle = Oracle()
     with serving(oracle) as oracle_url:
+        shop = make_shop(postgres_server, folder / "sql.toml")
         (folder / "backends.toml").write_text(BACKENDS.format(url=oracle_url, concurrency=CONCURRENCY))
         settings = Settings(
             database_url=postgres_server.url(name),
@@ -121,6 +178,7 @@ def shared_installation(
             redis_url=valkey_url.removesuffix("/0") + "/3",
             data_dir=folder / "data",
             backends=folder / "backends.toml",
+            sql=folder / "sql.toml",
             lease_seconds=4.0,
             heartbeat_seconds=0.5,
             sweep_seconds=0.5,
@@ -133,11 +191,31 @@ def shared_installation(
                 base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
             ) as client,
         ):
-            made = Installation(settings, make_session_factory(engine), oracle, folder, api, client)
+            made = Installation(settings, make_session_factory(engine), oracle, folder, api, client, shop)
             made.start_worker()
             yield made
             made.close()
         engine.dispose()
+        shop.dispose()
+
+
+def make_shop(server: PostgresServer, path: Path) -> Engine:
+    """A database of somebody else's, a role that reads and one that writes, and the file that names them."""
+    name = f"shop_{secrets.token_hex(4)}"
+    server.execute(f"CREATE DATABASE {name}")
+    engine = create_engine(server.url(name))
+    with engine.begin() as connection:
+        connection.execute(text(SHOP))
+    place = f"127.0.0.1:{server.port}/{name}"
+    owner = server.url(name).replace("postgresql+psycopg2", "postgresql")
+    path.write_text(
+        SQL.format(
+            reader=f"postgresql://reader:reads@{place}",
+            writer=f"postgresql://writer:writes@{place}",
+            owner=owner,
+        )
+    )
+    return engine
 
 
 @pytest.fixture

@@ -24,6 +24,10 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "Model": ("base_model", "name", "alias"),
         "Data": (
             "training_file",
+            "training_source",
+            "fold_column",
+            "validation_folds",
+            "test_folds",
             "validation_file",
             "train_size",
             "seed",

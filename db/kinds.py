@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from db.ingest_params import IngestParams
 from db.params import (
     ExportParams,
     FineTuneParams,
-    IngestParams,
     Params,
     PretrainParams,
     PullParams,

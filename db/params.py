@@ -30,6 +30,7 @@ Metadata = Annotated[
 ]
 # How a conversation is written for a model that brings no chat template (serving/backends/prompt_formats.py).
 PromptFormatName = Literal["chatml", "llama", "llama3", "alpaca", "vicuna", "plain"]
+Fold = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 # Of a source or a target in the operator's file LATHE_SQL.
 SqlName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 HubId = Annotated[
@@ -81,7 +82,19 @@ class FineTuneParams(Params):
         "or a Hugging Face id, optionally with a revision: `Qwen/Qwen3-0.6B@main`.",
         examples=["tiny"],
     )
-    training_file: FileId = Field(description="The id of an uploaded CSV or JSONL file.")
+    training_file: FileId | None = Field(default=None, description="The id of an uploaded CSV or JSONL file.")
+    training_source: SqlName | None = Field(
+        default=None, description="A source of rows that the operator has named, in place of a file."
+    )
+    fold_column: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
+        default=None, description="A column of the source whose values say which rows are held out."
+    )
+    validation_folds: list[Fold] = Field(
+        default=[], max_length=100, description="Values of it whose rows are evaluated on."
+    )
+    test_folds: list[Fold] = Field(
+        default=[], max_length=100, description="Values of it whose rows are for the test alone."
+    )
     validation_file: FileId | None = Field(
         default=None, description="A file to evaluate on; without it, train_size splits the training file."
     )
@@ -181,9 +194,12 @@ class FineTuneParams(Params):
 
     @model_validator(mode="after")
     def _consistent(self) -> "FineTuneParams":
+        self._check_rows()
         if self.validation_file is not None and self.train_size not in (None, 1.0):
             raise ValueError("validation_file and train_size exclude each other: give one of them")
-        no_evaluation = self.validation_file is None and self.train_size in (None, 1.0)
+        no_evaluation = (
+            self.validation_file is None and self.train_size in (None, 1.0) and not self.validation_folds
+        )
         if self.early_stopping_patience is not None and no_evaluation:
             raise ValueError(
                 "early_stopping_patience needs validation rows: give validation_file or train_size below 1"
@@ -215,6 +231,23 @@ class FineTuneParams(Params):
         if self.lora_dropout not in ("auto", 0):
             raise ValueError("lora_dropout must be 0 with dpo: chance would decide between two answers")
         return self
+
+    def _check_rows(self) -> None:
+        if (self.training_file is None) == (self.training_source is None):
+            raise ValueError("training_file is missing: give it, or training_source in its place")
+        if self.fold_column is None:
+            if self.validation_folds or self.test_folds:
+                raise ValueError("fold_column is missing: it says which column holds the folds")
+            return
+        if self.training_source is None:
+            raise ValueError("fold_column goes with training_source: a file is split by train_size")
+        if not self.validation_folds and not self.test_folds:
+            raise ValueError("fold_column needs validation_folds or test_folds: the values that are held out")
+        both = set(self.validation_folds) & set(self.test_folds)
+        if both:
+            raise ValueError(f"validation_folds and test_folds both hold {min(both)!r}")
+        if self.validation_file is not None or self.train_size not in (None, 1.0):
+            raise ValueError("fold_column excludes validation_file and train_size: the folds say it all")
 
 
 class PretrainParams(Params):
@@ -294,40 +327,6 @@ class ExportParams(Params):
             raise ValueError("checkpoint or job: give exactly one of the two, to say what is exported")
         if len(set(self.quantizations)) != len(self.quantizations):
             raise ValueError("quantizations names a type twice")
-        return self
-
-
-class IngestParams(Params):
-    """Read documents into a collection, where they can be searched."""
-
-    collection: CollectionId = Field(description="The collection (vector store) that takes the documents.")
-    files: list[FileId] = Field(
-        min_length=1,
-        max_length=2000,
-        description="The ids of uploaded PDF, DOCX, HTML, Markdown or text files.",
-    )
-    attributes: Attributes = Field(default={}, description="What searches can filter the documents by.")
-    chunk_tokens: int = Field(
-        default=220,
-        ge=16,
-        le=4096,
-        description="Tokens of a chunk at most; never more than the embedding model takes.",
-    )
-    chunk_overlap_tokens: int = Field(
-        default=40, ge=0, le=2048, description="Tokens that a chunk shares with the one before; at most half."
-    )
-    language: Language | None = LANGUAGE
-    replace: bool = Field(
-        default=False,
-        description="Take the place of documents of the same file name, at once when the new one is ready.",
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "IngestParams":
-        if self.chunk_overlap_tokens * 2 > self.chunk_tokens:
-            raise ValueError("chunk_overlap_tokens must be at most half of chunk_tokens")
-        if len(set(self.files)) != len(self.files):
-            raise ValueError("files names a file twice")
         return self
 
 

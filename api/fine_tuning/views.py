@@ -72,7 +72,8 @@ def fine_tuning_job_out(
         seed=seed if seed >= 0 else results.get("prepare", {}).get("seed", seed),
         status=_status(job),
         trained_tokens=results.get("train", {}).get("trained_tokens") if succeeded else None,
-        training_file=job.params["training_file"],
+        # Of rows from a database: the file that they were kept in.
+        training_file=job.params["training_file"] or results.get("prepare", {}).get("result_files", [""])[0],
         validation_file=job.params.get("validation_file"),
     )
 

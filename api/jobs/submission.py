@@ -13,12 +13,12 @@ from api.validation import explain, refuse_unstorable
 from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput
+from db.ingest_params import IngestParams
 from db.models import Document, Job
 from db.params import (
     CHECKPOINT_ID,
     ExportParams,
     FineTuneParams,
-    IngestParams,
     PretrainParams,
     PullParams,
     PushParams,
@@ -133,6 +133,7 @@ def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
     _check_new_name(unit, params.name, replaced_by="fine-tune")
     if params.name == params.base_model.partition("@")[0]:
         raise InvalidInput("name must differ from base_model, or the base would be replaced.", param="name")
+    asking.check_databases(unit, params)
     for field, file_id in (
         ("training_file", params.training_file), ("validation_file", params.validation_file)
     ):  # fmt: skip

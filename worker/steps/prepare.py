@@ -17,12 +17,15 @@ from training_data.formats import DetectedFormat, Row, check_method, detect_form
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
 from training_data.rows import conversations, write_rows
+from training_data.snapshots import Snapshot
 from training_data.splits import split_rows
 from training_data.text_files import FALLBACK_ENCODING
 from training_data.tokens import ChatTokenizer, EncodedChat, read_template
 from worker.step import FileInput, Step
 from worker.steps.base_model import context_length, copy_tokenizer, count_parameters, fetch_base
 from worker.steps.runtime import prepare_runtime
+from worker.steps.source_rows import PARAM as SOURCE_PARAM
+from worker.steps.source_rows import as_file, read_snapshot
 
 LINES_NAMED = 10  # in a message; the report names all
 PROGRESS_EVERY_ROWS = 2000
@@ -60,14 +63,22 @@ def run(step: Step) -> dict[str, Any]:
 
     system = _SystemTurns(tokenizer, params)
     _check_system_role(tokenizer, params)
-    training = _measure(step, "training_file", params, tokenizer, system)
+    snapshot = read_snapshot(step, params.fold_column)
+    training = (
+        _measure(step, "training_file", params, tokenizer, system)
+        if snapshot is None
+        else _measure(step, SOURCE_PARAM, params, tokenizer, system, kept=snapshot)
+    )
     _tell_duplicates(step, training.rows)
     _tell_unweighted(step, training.rows, params)
     evaluation = (
         _measure(step, "validation_file", params, tokenizer, system) if params.validation_file else None
     )
     system.tell(step)
-    parts = _split(training, evaluation, params.train_size, seed)
+    if snapshot is not None and params.fold_column is not None:
+        parts = _split_by_fold(training, snapshot, params)
+    else:
+        parts = _split(training, evaluation, params.train_size, seed)
     for name, part in parts.items():
         write_rows(step.input.folder / f"{name}.jsonl", part.rows)
 
@@ -91,6 +102,8 @@ def run(step: Step) -> dict[str, Any]:
     if step.input.base.source == "hub":
         result["base_revision"] = base.name  # the client's cache names a snapshot by its commit
         step.event(f"{step.input.base.name} is taken at commit {base.name}.", revision=base.name)
+    if snapshot is not None:
+        result["dataset"] = {"name": snapshot.path.name, "rows": snapshot.rows, "sha256": snapshot.sha256}
     write_json(step.input.folder / "report.json", {**result, "cut_lines": cut})
     step.artifact("report.json")
     _tell_summary(step, result)
@@ -142,7 +155,7 @@ class _SystemTurns:
             )
 
 
-def _detect(step: Step, file: FileInput, param: str) -> DetectedFormat:
+def _detect(step: Step, file: FileInput, param: str, fold_column: str | None) -> DetectedFormat:
     detected = detect_format(file.path, file.filename, param=param, whole=True)
     step.event(
         f"{file.filename} is {detected.kind.upper()} with {detected.columns}, in {detected.encoding}.",
@@ -156,25 +169,30 @@ def _detect(step: Step, file: FileInput, param: str) -> DetectedFormat:
             level="warn",
             encoding=detected.encoding,
         )
-    if detected.ignored_columns:
+    ignored = [name for name in detected.ignored_columns if name != fold_column]
+    if ignored:
         step.event(
-            f"These columns are not used: {', '.join(detected.ignored_columns)}.",
-            level="warn",
-            ignored_columns=list(detected.ignored_columns),
+            f"These columns are not used: {', '.join(ignored)}.", level="warn", ignored_columns=ignored
         )
     return detected
 
 
 def _measure(
-    step: Step, param: str, params: FineTuneParams, tokenizer: ChatTokenizer, system: _SystemTurns
+    step: Step,
+    param: str,
+    params: FineTuneParams,
+    tokenizer: ChatTokenizer,
+    system: _SystemTurns,
+    *,
+    kept: Snapshot | None = None,
 ) -> Measured:
     """Read all rows of a file as the chat template will show them, with their tokens.
 
     Raises:
         InvalidInput: a row does not parse, or the template refuses it; the message names the line.
     """
-    file = step.input.files[getattr(params, param)]
-    measured = Measured(_detect(step, file, param))
+    file = step.input.files[getattr(params, param)] if kept is None else as_file(kept)
+    measured = Measured(_detect(step, file, param, params.fold_column))
     check_method(measured.detected, params.method, file.filename, param=param)
     unlike = 0
     for read in read_rows(file.path, measured.detected, param=param):
@@ -261,6 +279,32 @@ def _split(
         )
         for name, indices in (("train", split.train), ("validation", split.validation), ("test", split.test))
     }
+
+
+def _split_by_fold(training: Measured, snapshot: Snapshot, params: FineTuneParams) -> dict[str, Measured]:
+    """Hold out the rows of the folds that are named.
+
+    Raises:
+        InvalidInput: a fold has no row, or no row is left to train on.
+    """
+    there = sorted(set(snapshot.folds))
+    held_out = dict.fromkeys(params.validation_folds, "validation") | dict.fromkeys(params.test_folds, "test")
+    for fold, name in held_out.items():
+        if fold not in there:
+            raise InvalidInput(
+                f"{name}_folds: no row has {params.fold_column} {fold!r}. There are: "
+                f"{', '.join(there)[:500]}.",
+                param=f"{name}_folds",
+            )
+    parts = {name: Measured(training.detected) for name in ("train", "validation", "test")}
+    for index, row in enumerate(training.rows):
+        part = parts[held_out.get(snapshot.folds[row.line - 1], "train")]
+        part.rows.append(row)
+        part.tokens.append(training.tokens[index])
+        part.longest.append(training.longest[index])
+    if not parts["train"].rows:
+        raise InvalidInput("Every fold is held out: there is no row to train on.", param="validation_folds")
+    return parts
 
 
 def _tell_cut(step: Step, parts: dict[str, Measured], max_length: int, context: int) -> dict[str, list[int]]:

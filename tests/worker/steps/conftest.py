@@ -54,6 +54,7 @@ class StepRunner:
         earlier: dict[str, Ran] | None = None,
         resume_from: list[Path] | None = None,
         adjustments: dict[str, int] | None = None,
+        databases: dict[str, dict[str, Any]] | None = None,
         hear: Callable[[Step, Message], None] = lambda step, message: None,
     ) -> Ran:
         folder = self.root / f"{name}-{len(list(self.root.iterdir()))}"
@@ -79,6 +80,7 @@ class StepRunner:
             tokenizer=BaseWeights("other", "folder", str(tokenizer)) if tokenizer else None,
             resume_from=resume_from or [],
             adjustments=adjustments or {},
+            databases=databases or {},
         )
         said = self.said = []
 

@@ -325,8 +325,7 @@ class TestPolicy:
     def test_what_memory_would_speed_a_build_up_is_said(self, shared: Library) -> None:
         collection = shared.collection(documents=40)
         told: list[str] = []
-        tight = replace(POLICY, memory_bytes=MIB)
-        assert shared.refresh(collection, tight, told.append).chunks == 1_000
+        assert shared.refresh(collection, replace(POLICY, memory_bytes=MIB), told.append).chunks == 1_000
         [warning] = told
         [allowed] = map(int, re.findall(r"LATHE_VECTOR_INDEX_MEMORY_BYTES=(\d+)", warning))
         assert 0 <= allowed - memory_needed(1_000, DIMENSIONS) < MIB
@@ -334,6 +333,15 @@ class TestPolicy:
             connection.execute(text(f"DROP INDEX {shared.read(collection).index_name}"))
         assert shared.refresh(collection, replace(POLICY, memory_bytes=allowed), told.append).chunks == 1_000
         assert told == [warning]
+
+    @pytest.mark.parametrize(("large", "candidates"), [(500, 64), (499, 128)])
+    def test_many_are_built_with_more_candidates(self, shared: Library, large: int, candidates: int) -> None:
+        collection = shared.collection(documents=20)
+        shared.refresh(collection, replace(POLICY, large=large))
+        with shared.connection() as connection:
+            options = text("SELECT reloptions FROM pg_class WHERE relname = :name")
+            found = connection.scalars(options, {"name": shared.read(collection).index_name}).one()
+        assert f"ef_construction={candidates}" in found
 
     def test_too_many_dimensions_are_said(self, shared: Library) -> None:
         collection = shared.collection(documents=20)

@@ -41,6 +41,8 @@ class TestJoinBrokenWords:
             ("inter\u00ad\nnational", "international"),
             ("inter\ufffenational", "international"),  # as pdfium says it
             ("Baden-\nBaden", "Baden-Baden"),
+            ("Di\ufffea\ufffelog", "Dialog"),
+            ("\ufffeb 1-\nb", "-b 1-\nb"),
             ("2020-\n2021", "2020-\n2021"),
             ("a list:\n- one\n- two", "a list:\n- one\n- two"),
         ],

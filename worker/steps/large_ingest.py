@@ -3,7 +3,7 @@
 from db.states import Queue
 from worker.step import StepSettings
 
-# Loading torch and the embedding model takes the time of a few hundred chunks.
+# Fewer are embedded on the CPU before a GPU is free.
 LARGE_INGEST_CHUNKS = 500
 
 

@@ -75,7 +75,7 @@ class Params(BaseModel):
 
 
 class FineTuneParams(Params):
-    """QLoRA fine-tuning of a base model on questions and answers."""
+    """QLoRA fine-tuning of a base model, on questions and answers or on preferences."""
 
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
         description="A model of this server (`tiny`), a folder in LATHE_BASE_MODELS_DIR, "

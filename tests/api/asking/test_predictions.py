@@ -115,7 +115,7 @@ class TestRefusedAtOnce:
             ({"inference_kwargs": {"tempratur": 1}}, "inference_kwargs.tempratur", "Did you mean"),
             ({"model": "nobody"}, "model", "nobody"),
             ({"input_source": "tickets"}, "input_file", "exactly one of the two"),
-            ({"output_target": "answers"}, "output_target", "there is no target 'answers'"),
+            ({"output_target": "nowhere"}, "output_target", "there is no target 'nowhere'"),
             ({"concurrency": 0}, "concurrency", "at least 1"),
         ],
     )

@@ -35,6 +35,7 @@ OUTAGES_MOST = 5
 OUTAGE_SECONDS = 600.0
 TELL_SECONDS, LOOK_SECONDS, SYNC_SECONDS = 0.5, 0.1, 2.0
 GRACE_SECONDS = 1.0
+HALF = "The model's server gave an answer that is none."
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -174,11 +175,12 @@ class _Asking:
         status = answer.status
         if status < 400:
             try:
-                return status, {"body": json.loads(content)}
+                said = json.loads(content)
             except ValueError:
-                raise Unavailable(
-                    "The model's server gave half an answer.", code="bad_backend_answer"
-                ) from None
+                raise Unavailable(HALF, code="bad_backend_answer") from None
+            if self._route == "embed":
+                _check_dimensions(said, body.get("dimensions"))
+            return status, {"body": said}
         message, param, code = read_error(content, status)
         if status in WORTH_ANOTHER_TRY or status >= 500:
             raise Unavailable(message, code=code, retry_after_seconds=answer.retry_after_seconds)
@@ -241,6 +243,22 @@ async def _end(turns: list[asyncio.Task[None]]) -> None:
         turn.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*turns, return_exceptions=True)
+
+
+def _check_dimensions(said: Any, asked: int | None) -> None:
+    """Not every server heeds `dimensions`, and none that does not says so.
+
+    Raises:
+        InvalidInput: this one has not.
+    """
+    rows = said.get("data") if isinstance(said, dict) else None
+    vector = rows[0].get("embedding") if rows else None
+    if asked is not None and isinstance(vector, list) and len(vector) != asked:
+        raise InvalidInput(
+            f"dimensions is {asked}, and this model's vectors have {len(vector)}: leave it out.",
+            param="dimensions",
+            code="not_supported",
+        )
 
 
 def _told(error: InvalidInput | NotFound | Unavailable) -> tuple[str, str | None, str]:

@@ -72,6 +72,16 @@ class TestAWholeBatch:
         assert said["/v1/completions"]["choices"][0]["text"] == "So: go on"
         assert said["/v1/embeddings"]["data"][0]["embedding"] == [0.5, 4.0]
 
+    def test_vectors_of_another_length_than_was_asked_for_are_an_error(
+        self, installation: Installation
+    ) -> None:
+        url = "/v1/embeddings"
+        body = {"model": "sage", "input": "four", "dimensions": 5}
+        batch = installation.batch_ended(create(installation, request_line("a", "", url=url, body=body), url))
+        [error] = installation.lines(batch.error_file_id)
+        assert error["response"]["status_code"] == 400
+        assert error["response"]["body"]["error"]["param"] == "dimensions"
+
     def test_lists_and_pages(self, installation: Installation) -> None:
         made = [create(installation, request_line("a", "x")) for _ in range(3)]
         first = installation.client.batches.list(limit=2)

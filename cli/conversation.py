@@ -135,7 +135,9 @@ class Conversation:
         }
         written = path.with_name(f".{path.name}.part")
         try:
-            written.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            # A model may say half of a surrogate pair, which is escaped.
+            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+            written.write_text(text, encoding="utf-8", errors="backslashreplace")
             written.replace(path)
         except OSError as error:
             raise InvalidInput(f"{path} cannot be written: {error.strerror}.") from None

@@ -95,7 +95,8 @@ class _Files:
 
     def write(self, name: str, line: JSON) -> None:
         if name not in self._open:
-            file = (self._folder / name).open("w", encoding="utf-8", newline="")
+            # Half of a surrogate pair, which a row or a model may hold, stands there as JSON escapes it.
+            file = (self._folder / name).open("w", encoding="utf-8", errors="backslashreplace", newline="")
             self._open[name] = self._formats[name](self._stack.enter_context(file))
         self._open[name](line)
 

@@ -69,7 +69,7 @@ def with_grounding(raw: bytes, grounding: Grounding) -> bytes:
         raise Unavailable(
             "The model's server gave an answer that is none.", code="bad_backend_answer"
         ) from error
-    return json.dumps({**answer, **grounding.model_dump()}, ensure_ascii=False).encode()
+    return json.dumps({**answer, **grounding.model_dump()}).encode()
 
 
 def first_chunk(model: str, grounding: Grounding) -> bytes:
@@ -97,7 +97,7 @@ def answer_without_model(body: JSON, grounding: Grounding) -> Response:
         "usage": _usage(),
         **grounding.model_dump(),
     }
-    return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
+    return Response(json.dumps(answer), media_type="application/json")
 
 
 def _events(body: JSON, text: str, completion_id: str, number: int, grounding: Grounding) -> Iterator[bytes]:
@@ -132,4 +132,4 @@ def _usage() -> JSON:
 
 
 def _event(chunk: JSON) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"

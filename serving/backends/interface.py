@@ -233,7 +233,7 @@ class _Shape:
 
     def _event(self, kind: str, choices: list[JSON], **more: Any) -> bytes:
         chunk = {**self._head(kind), "choices": choices, **more}
-        return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
     def _head(self, kind: str) -> JSON:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}

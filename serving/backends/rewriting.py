@@ -52,7 +52,7 @@ class TextLogprobs:
 
 
 async def _whole(answer: Answer, change: Change) -> AsyncIterator[bytes]:
-    yield json.dumps(change(await read_whole(answer)), ensure_ascii=False).encode()
+    yield json.dumps(change(await read_whole(answer))).encode()
 
 
 async def _events(answer: Answer, change: Change) -> AsyncIterator[bytes]:
@@ -87,7 +87,7 @@ async def read_events(answer: Answer) -> AsyncIterator[JSON]:
 
 
 def event_of(chunk: JSON) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
 def _parsed(data: bytes) -> JSON:

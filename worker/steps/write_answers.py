@@ -7,6 +7,7 @@ from training_data.sql_settings import SqlTarget
 from worker.answer_files import EXPIRED, answer_of
 from worker.answers import ANSWERS, JSON, REQUESTS, paired
 from worker.partial_answers import PURPOSE, result_of, write_answers
+from worker.reports import storable
 from worker.sql_target import PARAM, write_rows
 from worker.step import Step
 
@@ -27,7 +28,8 @@ def _write_into_target(step: Step) -> None:
     if given is None:
         return
     target = SqlTarget.model_validate(given)
-    rows = write_rows(target, _target_rows(step))
+    # A model may say characters that Postgres takes in no text.
+    rows = write_rows(target, map(storable, _target_rows(step)))
     step.event(f"{rows} rows were written into {target.name!r}.", rows=rows)
 
 

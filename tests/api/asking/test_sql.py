@@ -56,6 +56,20 @@ class TestFromASourceIntoATarget:
         rows = written(installation, made)
         assert (len(rows), rows[0]) == (50, ("1", "another", None))
 
+    def test_what_is_no_text_everywhere(self, installation: Installation) -> None:
+        row = '{"input": "nul \\u0000, half \\ud83d"}\n'
+        made = submitted(
+            installation,
+            input_file=installation.upload(row, "rows.jsonl", "user_data"),
+            prompt="{input}",
+            output_target="answers",
+        )
+        job = installation.ended(made)
+        assert job["status"] == "succeeded", job["error"]
+        assert written(installation, made) == [("1", "So: nul , half ?", None)]
+        [answer] = installation.lines(job["result"]["files"]["answers.jsonl"])
+        assert answer["answer"] == "So: nul \0, half \ud83d"
+
 
 class TestRefused:
     @pytest.mark.parametrize("name", ["nobody", "theirs"])

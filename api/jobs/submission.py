@@ -9,7 +9,7 @@ from api.jobs.asking import find_file
 from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
 from api.unit_of_work import Unit
-from api.validation import explain, refuse_unstorable
+from api.validation import explain, refuse_deep, refuse_unstorable
 from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput
@@ -77,6 +77,8 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         unit.takes_long()  # as an export's
         pushed = pushing.choose(unit, params)
         params = pushed.params
+    if isinstance(params, PredictParams):
+        refuse_deep(dict(params.inference_kwargs), "inference_kwargs")
     stored = params.model_dump(mode="json")
     refuse_unstorable({**stored, "metadata": request.metadata})
     waits_for = None

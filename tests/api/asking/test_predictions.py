@@ -20,6 +20,9 @@ ROWS = [
     {"id": "c", "input": "Où?", "context": "x", "kwargs": '{"temperature": 1.5}'},
 ]
 
+# More than pydantic can write.
+DEEP = json.loads('{"a": ' * 300 + "1" + "}" * 300)
+
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
     out = io.StringIO()
@@ -113,6 +116,7 @@ class TestRefusedAtOnce:
             ({"inference_kwargs_column": "more"}, "inference_kwargs_column", "no column 'more'"),
             ({"inference_kwargs": {"temperature": 9}}, "inference_kwargs.temperature", "at most 5"),
             ({"inference_kwargs": {"tempratur": 1}}, "inference_kwargs.tempratur", "Did you mean"),
+            ({"inference_kwargs": {"response_format": DEEP}}, "inference_kwargs", "deeper than 100"),
             ({"model": "nobody"}, "model", "nobody"),
             ({"input_source": "tickets"}, "input_file", "exactly one of the two"),
             ({"output_target": "nowhere"}, "output_target", "there is no target 'nowhere'"),

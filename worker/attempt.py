@@ -336,6 +336,8 @@ class AttemptRunner:
 
     def _finish(self, ending: Ending) -> Ended:
         """Write the attempt's end. Its processes are gone, so what nobody will need can go too."""
+        if self._keeps_answers() and not self._cancelled:
+            self._look()  # a cancel that came just now
         if self._cancelled:
             ending = self._keep_answers(ending)
             # First, so that a cancelled job has left nothing else.
@@ -359,7 +361,7 @@ class AttemptRunner:
             return ending
         self._renew(None, longer_by=self._input.results["read"]["rows"] / ROWS_A_SECOND)
         result, files = write_partial(self._settings.storage_root, self._input)
-        return replace(ending, result=result, artifacts=files)
+        return replace(ending, outcome=Outcome.RELEASED, result=result, artifacts=files)
 
     def _end(self, session: Session, ending: Ending) -> Ended:
         if ending.outcome == Outcome.DONE and self._claim.step == "publish" and ending.result is not None:

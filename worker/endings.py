@@ -104,7 +104,9 @@ def end_attempt(session: Session, job: Job, step: Step, ending: Ending) -> Ended
     """
     cancelled = job.status == JobStatus.CANCELLING
     if cancelled:
-        kept = ending if job.kind in ASKING_KINDS else Ending(Outcome.RELEASED)
+        # Of what is handed back; what a step came to that was done by then is no result of the job.
+        keeps = job.kind in ASKING_KINDS and ending.outcome == Outcome.RELEASED
+        kept = ending if keeps else Ending(Outcome.RELEASED)
         ending = replace(
             kept, outcome=Outcome.RELEASED, stderr=ending.stderr, signal=ending.signal, error=None
         )

@@ -52,7 +52,7 @@ def retry_job(unit: Unit, job_id: str, changes: RetryRequest) -> Job:
     _check_runtime(session, job)
     admit_job(unit)
     move(session, job, JobStatus.QUEUED)
-    job.error = None
+    job.error = job.result = None  # a cancelled one may have had the answers until then
     for position, step in enumerate(left):
         step.failures, step.not_before, step.progress = 0, None, None
         wanted = StepStatus.QUEUED if position == 0 else StepStatus.PENDING

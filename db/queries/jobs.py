@@ -17,7 +17,7 @@ from db.queries.deliveries import queue_deliveries
 from db.queries.documents import forget_passwords
 from db.queries.states import ENDED_STEP, move
 from db.session import clock, insert_rows, note_events, note_work
-from db.states import ENDED_JOB, STEPS, JobKind, JobStatus, StepStatus, how_ended
+from db.states import ASKING_KINDS, ENDED_JOB, STEPS, JobKind, JobStatus, StepStatus, how_ended
 
 # What a job may be while it waits for another.
 NOT_STARTED = (JobStatus.QUEUED, JobStatus.PAUSED)
@@ -122,6 +122,9 @@ def cancel_job(session: Session, job_id: str, *, project_id: str) -> Job:
         move(session, job, JobStatus.CANCELLING)
         add_event(session, job.id, "Cancelling: the running step is being ended.")
     else:
+        if job.kind in ASKING_KINDS and any(step.name == "ask" and step.progress for step in job.steps):
+            message = "What was answered until now is not kept: nothing of the job runs that could write it."
+            add_event(session, job.id, message, level="warn")
         end_job(session, job, JobStatus.CANCELLED)
     return job
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from db.models import Attempt, Job, Project
+from db.models import Attempt, Event, Job, Project
 from db.queries.jobs import cancel_job, create_job, pause_job, resume_job
 from db.queries.states import move
 from db.session import SessionFactory, transaction
@@ -167,3 +167,26 @@ class TestClaimed:
         # A claimer that found only rows locked by others may have left early; nothing is claimed twice.
         assert len(claimed) == len(set(claimed)) == 100
         assert set(claimed) == jobs
+
+
+class TestCancelledBatch:
+    def submit(self, session: Session) -> Job:
+        params = {"input_file": "file-1", "endpoint": "/v1/embeddings", "finish_within_seconds": None}
+        return create_job(session, project_id="default", kind=JobKind.BATCH, params=params)
+
+    def test_what_a_step_came_to_meanwhile_is_no_result(self, session: Session) -> None:
+        job = self.submit(session)
+        assert claim(session, "io") is not None
+        cancel_job(session, job.id, project_id="default")
+        session.refresh(job)
+        end_attempt(session, job, job.steps[0], Ending(Outcome.DONE, result={"rows": 3, "model": "m"}))
+        assert (job.status, job.result, job.steps[0].result) == ("cancelled", None, None)
+
+    @pytest.mark.parametrize("asked", [False, True])
+    def test_says_that_answers_are_lost_while_nothing_runs(self, session: Session, asked: bool) -> None:
+        job = self.submit(session)
+        job.steps[1].progress = {"done": 2, "total": 3} if asked else None
+        pause_job(session, job.id, project_id="default")
+        cancel_job(session, job.id, project_id="default")
+        messages = session.scalars(select(Event.message).where(Event.job_id == job.id)).all()
+        assert any("is not kept" in message for message in messages) is asked

@@ -180,6 +180,11 @@ class TestCutShort:
         assert len(answered) + len(unasked) == 400
         assert unasked[-1]["error"]["code"] == "batch_cancelled"
         assert batch.request_counts.completed == len(answered)
+        installation.oracle.seconds = 0.0
+        again = installation.api.post(f"/v1/jobs/{made}/retry", json={})
+        assert (again.status_code, again.json()["result"]) == (200, None)
+        batch = installation.batch_ended(made)
+        assert (batch.status, batch.request_counts.completed, batch.error_file_id) == ("completed", 400, None)
 
     def test_what_is_not_answered_in_time_has_expired(self, installation: Installation) -> None:
         installation.oracle.seconds = 0.3

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from db.errors import InvalidInput, NotFound, Unavailable
+from db.errors import Busy, InvalidInput, NotFound, Unavailable
 from serving.backends.configuration import BackendConfig
 from serving.backends.guarding import Guarded, Route
 from serving.backends.interface import request_of
@@ -155,6 +155,8 @@ class _Asking:
                 return await self._ask(body, target)
             except (InvalidInput, NotFound) as error:
                 return _failure(404 if isinstance(error, NotFound) else 400, *_told(error))
+            except Busy as error:  # with rows of ours, which make way: no try of the row's own
+                await asyncio.sleep(error.retry_after_seconds or BACKOFF_MOST_SECONDS)
             except Unavailable as error:
                 if outages < OUTAGES_MOST and await self._was_away(error):
                     outages += 1

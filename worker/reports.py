@@ -1,8 +1,6 @@
 """What a running step says, and how it becomes rows."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -11,6 +9,7 @@ from sqlalchemy.orm import Session
 from db.ids import new_id
 from db.models import Attempt, Checkpoint, Step
 from db.queries.jobs import add_event
+from db.storable import storable
 from worker.claim import Claim
 from worker.step import Message
 
@@ -42,19 +41,6 @@ class Reports:
                 if message["type"] == "progress":
                     self.waiting = [old for old in self.waiting if old["type"] != "progress"]
                 self.waiting.append(message)
-
-
-def storable(value: Any) -> Any:
-    """Make a value that Postgres can keep as JSON: no NaN, no infinity, no NUL, no half of a surrogate."""
-    if isinstance(value, dict):
-        return {storable(key): storable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [storable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    return value
 
 
 def write_reports(session: Session, claim: Claim, step: Step, messages: list[Message]) -> None:

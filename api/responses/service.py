@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,6 +33,8 @@ from serving.backends import interface
 from serving.backends.interface import EVENT_STREAM, request_of
 from serving.backends.rewriting import read_events
 from serving.backends.target import Target
+
+log = structlog.get_logger(__name__)
 
 JSON = dict[str, Any]
 BROKEN = "The model's server gave an answer that is none."
@@ -210,7 +214,12 @@ async def _told(services: Services, turn: Turn, chunks: AsyncIterator[JSON]) -> 
         writer.fail(Unavailable(BROKEN))
     except LatheError as error:
         writer.fail(error)
-    await keep(services, turn.asked, turn.items, writer.response)
+    try:
+        await keep(services, turn.asked, turn.items, writer.response)
+    except SQLAlchemyError as error:
+        # Not what it says: that has the conversation in it.
+        log.warning("response_not_kept", error=type(error).__name__)
+        writer.fail(Unavailable("The database could not keep the response: ask again, or with store false."))
     yield writer.last()
 
 

@@ -10,6 +10,7 @@ from api.unit_of_work import Services, Unit
 from db.errors import InvalidInput
 from db.models import StoredResponse
 from db.queries.responses import conversation_up_to, get_response
+from db.storable import storable
 
 JSON = dict[str, Any]
 
@@ -22,7 +23,7 @@ async def keep(services: Services, asked: ResponseRequest, items: Sequence[JSON]
     """
     if asked.store is False:
         return
-    turn = _storable({"input": items, "body": response})
+    turn = storable({"input": items, "body": response})
     size = len(json.dumps(turn))
 
     def write(unit: Unit) -> None:
@@ -38,15 +39,6 @@ async def keep(services: Services, asked: ResponseRequest, items: Sequence[JSON]
         )
 
     await services.run_in_transaction(write)
-
-
-def _storable(value: Any) -> Any:
-    """The same without the characters that Postgres takes in no text; a model may say any."""
-    if isinstance(value, str):
-        return value.replace("\0", "�").encode(errors="replace").decode()
-    if isinstance(value, dict):
-        return {_storable(name): _storable(inner) for name, inner in value.items()}
-    return [_storable(inner) for inner in value] if isinstance(value, list) else value
 
 
 def read(unit: Unit, response_id: str, include: Collection[str]) -> JSON:

@@ -16,7 +16,6 @@ import pytest
 from db.settings import Settings
 from worker.child import Child
 from worker.clock import host_seconds
-from worker.reports import storable
 from worker.run_step import write_manifest
 from worker.step import Message, StepInput
 from worker.step_input import step_settings
@@ -194,9 +193,3 @@ class TestManifest:
         (tmp_path / "link").symlink_to(sys.executable)
         write_manifest(tmp_path)
         assert json.loads((tmp_path / "manifest.json").read_text()) == {"files": {}}
-
-
-class TestStorable:
-    def test_values_that_postgres_refuses_are_mended(self) -> None:
-        said = {"loss": float("nan"), "list": [float("inf"), 1.5], "te\0xt": "a\0b\ud800"}
-        assert storable(said) == {"loss": None, "list": [None, 1.5], "text": "ab?"}

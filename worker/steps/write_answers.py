@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+from db.storable import storable
 from training_data.sql_settings import SqlTarget
 from worker.answer_files import EXPIRED, answer_of
 from worker.answers import ANSWERS, JSON, REQUESTS, paired
 from worker.partial_answers import PURPOSE, result_of, write_answers
-from worker.reports import storable
 from worker.sql_target import PARAM, write_rows
 from worker.step import Step
 

@@ -66,7 +66,7 @@ class TestFromASourceIntoATarget:
         )
         job = installation.ended(made)
         assert job["status"] == "succeeded", job["error"]
-        assert written(installation, made) == [("1", "So: nul , half ?", None)]
+        assert written(installation, made) == [("1", "So: nul �, half ?", None)]
         [answer] = installation.lines(job["result"]["files"]["answers.jsonl"])
         assert answer["answer"] == "So: nul \0, half \ud83d"
 

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
+from sqlalchemy import text
 
 from db.models import StoredResponse
 from db.session import SessionFactory, transaction
@@ -79,6 +80,21 @@ class TestConversation:
         server.says = "a\0b\ud800"
         answer = client.responses.create(model="talk", input="?")
         assert client.responses.retrieve(answer.id).output_text == "a�b?"
+
+    def test_a_stream_that_cannot_be_kept_says_so(
+        self, client: OpenAI, talk: list[str], session_factory: SessionFactory
+    ) -> None:
+        with transaction(session_factory) as session:
+            session.execute(text("ALTER TABLE responses ADD CONSTRAINT full_up CHECK (false) NOT VALID"))
+        try:
+            events = list(client.responses.create(model="talk", input="?", stream=True))
+        finally:
+            with transaction(session_factory) as session:
+                session.execute(text("ALTER TABLE responses DROP CONSTRAINT full_up"))
+        last = events[-1]
+        assert last.type == "response.failed"
+        assert last.response.error is not None
+        assert "could not keep" in last.response.error.message
 
 
 class TestReading:

@@ -218,18 +218,14 @@ def told_of_leaving(served: Served, dice: random.Random) -> JSON:
     idle = served.standing()
     first = uvloop.run(leave(served, dice))  # they grow tables and pools that stay: the next must not
     wait_until(lambda: not served.running()["running"], STOP_SECONDS)
-    wait_until(lambda: not served.standing()["from_clients"], STOP_SECONDS)
+    wait_until(lambda: served.standing()["tasks"] <= idle["tasks"], STOP_SECONDS)
     before = served.standing()
     found = uvloop.run(leave(served, dice))
     began = time.monotonic()
     stopped = wait_until(lambda: not served.running()["running"], STOP_SECONDS)
     took = time.monotonic() - began
 
-    def back() -> bool:
-        now = served.standing()
-        return all(now[name] <= before[name] for name in ("tasks", "from_clients"))
-
-    wait_until(back, STOP_SECONDS)
+    wait_until(lambda: served.standing()["tasks"] <= idle["tasks"], STOP_SECONDS)
     after = served.standing()
     each = (first["amid"]["megabytes"] - idle["megabytes"]) / first["running_amid"] * 1000
     return {
@@ -261,7 +257,7 @@ def goals_of_streams(found: JSON) -> list[tuple[str, float, str, bool]]:
 
 def goals_of_leaving(found: JSON) -> list[tuple[str, float, str, bool]]:
     before, after, left = found["before"], found["after"], found["still_running"]
-    tasks = after["tasks"] - before["tasks"]
+    tasks = after["tasks"] - found["idle"]["tasks"]
     clients = after["from_clients"]
     kept = after["megabytes"] - before["megabytes"]
     each = found["kilobytes_a_stream"]

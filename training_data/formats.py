@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from training_data.preferences import PAIRS, pair_keys, read_pair, unused
 from training_data.text_files import (
     DELIMITERS,
     HEAD_BYTES,
-    MAX_LINE_CHARACTERS,
+    csv_rows,
     detect_encoding,
     is_jsonl,
     load_json,
@@ -213,31 +214,9 @@ def _rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Iterato
 
 
 def _csv_rows(lines: Iterator[str], detected: DetectedFormat, param: str) -> Iterator[Row]:
-    # A process-wide setting of the csv module, and one that only ever needs to be this.
-    csv.field_size_limit(MAX_LINE_CHARACTERS)
-    reader = csv.reader(lines, delimiter=detected.delimiter, strict=True)
-    names: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise InvalidInput(
-                f"Line {line} is no CSV: {error}. A quote inside a field is written twice.", param=param
-            ) from None
-        if fields is None:
-            return
-        if not any(field.strip() for field in fields):
-            continue
-        if names is None:
-            names = [field.strip().lower() for field in fields]
-            continue
-        if len(fields) != len(names):
-            raise InvalidInput(
-                f"Line {line} has {len(fields)} fields, the header {len(names)}: put fields that hold "
-                f"{detected.delimiter!r} in double quotes.",
-                param=param,
-            )
+    rows = csv_rows(lines, detected.delimiter, param)
+    names = [field.strip().lower() for _, header in islice(rows, 1) for field in header]
+    for line, fields in rows:
         yield _row(dict(zip(names, fields, strict=True)), line, detected, param)
 
 

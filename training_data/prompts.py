@@ -137,6 +137,8 @@ def _text(values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
     if value is None:
         raise InvalidInput(f"column {name!r} has no value.", param=name, code="missing_value")
+    if isinstance(value, bytes):
+        raise InvalidInput(f"column {name!r} holds bytes, and no text.", param=name, code="bad_value")
     if isinstance(value, str):
         return value
     if isinstance(value, (dict, list)):

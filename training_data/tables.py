@@ -6,6 +6,7 @@ Everything streams. What a conversation may look like is the business of `format
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from training_data.text_files import (
     DELIMITERS,
     FALLBACK_ENCODING,
     HEAD_BYTES,
-    MAX_LINE_CHARACTERS,
+    csv_rows,
     detect_encoding,
     is_jsonl,
     load_json,
@@ -85,7 +86,7 @@ def read_table(table: Table, *, param: str) -> Iterator[Record]:
         InvalidInput: a line is none; the message names it.
     """
     if table.kind == "parquet":
-        yield from _parquet_records(table)
+        yield from _parquet_records(table, param)
         return
     with open_lines(table.path, table.encoding, param) as lines:
         if table.kind == "csv":
@@ -116,32 +117,9 @@ def _names(header: str, delimiter: str) -> list[str]:
 
 
 def _csv_records(lines: Iterator[str], table: Table, param: str) -> Iterator[Record]:
-    # A process-wide setting of the csv module, and one that only ever needs to be this.
-    csv.field_size_limit(MAX_LINE_CHARACTERS)
-    reader = csv.reader(lines, delimiter=table.delimiter, strict=True)
-    names = table.columns or ()
-    header_seen = False
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise InvalidInput(
-                f"Line {line} is no CSV: {error}. A quote inside a field is written twice.", param=param
-            ) from None
-        if fields is None:
-            return
-        if not any(field.strip() for field in fields):
-            continue
-        if not header_seen:
-            header_seen = True
-            continue
-        if len(fields) != len(names):
-            raise InvalidInput(
-                f"Line {line} has {len(fields)} fields, the header {len(names)}: put fields that hold "
-                f"{table.delimiter!r} in double quotes.",
-                param=param,
-            )
+    rows = csv_rows(lines, table.delimiter, param)
+    names = [field.strip() for _, header in islice(rows, 1) for field in header]
+    for line, fields in rows:
         yield Record(line, dict(zip(names, fields, strict=True)))
 
 
@@ -156,11 +134,16 @@ def _parquet_columns(path: Path, filename: str, param: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _parquet_records(table: Table) -> Iterator[Record]:
+def _parquet_records(table: Table, param: str) -> Iterator[Record]:
+    import pyarrow
     import pyarrow.parquet
 
     number = 0
-    for batch in pyarrow.parquet.ParquetFile(table.path).iter_batches(batch_size=PARQUET_ROWS):
-        for values in batch.to_pylist():
-            number += 1
-            yield Record(number, values)
+    try:
+        for batch in pyarrow.parquet.ParquetFile(table.path).iter_batches(batch_size=PARQUET_ROWS):
+            for values in batch.to_pylist():
+                number += 1
+                yield Record(number, values)
+    except (pyarrow.ArrowException, OSError) as error:
+        message = f"The Parquet file cannot be read after row {number}: {error}."
+        raise InvalidInput(message, param=param) from None

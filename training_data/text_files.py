@@ -1,6 +1,7 @@
 """Text files of rows, of whatever encoding: read line by line, each of bounded length."""
 
 import codecs
+import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,39 @@ def _bounded_lines(text: TextIO, encoding: str, param: str) -> Iterator[str]:
         if len(line) == MAX_LINE_CHARACTERS and not line.endswith(("\n", "\r")):
             raise InvalidInput(f"Line {number} is longer than {MAX_LINE_CHARACTERS} characters.", param=param)
         yield line
+
+
+def csv_rows(lines: Iterator[str], delimiter: str, param: str) -> Iterator[tuple[int, list[str]]]:
+    """The header of a CSV, then its rows: the line that each begins in, and as many fields as the header has.
+
+    Raises:
+        InvalidInput: a line is no CSV, or has more fields or fewer; the message names it.
+    """
+    # A process-wide setting of the csv module, and one that only ever needs to be this.
+    csv.field_size_limit(MAX_LINE_CHARACTERS)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    width: int | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise InvalidInput(
+                f"Line {line} is no CSV: {error}. A quote inside a field is written twice.", param=param
+            ) from None
+        if fields is None:
+            return
+        if not any(field.strip() for field in fields):
+            continue
+        if width is None:
+            width = len(fields)
+        elif len(fields) != width:
+            raise InvalidInput(
+                f"Line {line} has {len(fields)} fields, the header {width}: put fields that hold "
+                f"{delimiter!r} in double quotes.",
+                param=param,
+            )
+        yield line, fields
 
 
 def load_json(line: str, number: int, param: str) -> dict[str, Any]:

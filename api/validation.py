@@ -3,7 +3,7 @@
 import difflib
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -229,26 +229,6 @@ def refuse_unstorable(value: Any, field: str | None = None) -> None:
                 waiting += [(own, name), (own, inner)]
         elif isinstance(value, list):
             waiting += [(field, inner) for inner in value]
-
-
-def refuse_deep(value: Any, field: str, *, most: int = 100) -> None:
-    """JSON may be nested as deep as Python reads it, and be written no more.
-
-    Raises:
-        InvalidInput: it is nested deeper than anybody means.
-    """
-    level = [value]
-    for _ in range(most):
-        level = [inner for each in level for inner in _inside(each)]
-        if not level:
-            return
-    raise InvalidInput(f"{field} is nested deeper than {most} levels.", param=field)
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def _is_storable(text: str) -> bool:

@@ -9,7 +9,7 @@ from api.jobs.asking import find_file
 from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
 from api.unit_of_work import Unit
-from api.validation import explain, refuse_deep, refuse_unstorable
+from api.validation import explain, refuse_unstorable
 from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput
@@ -29,6 +29,7 @@ from db.queries.ingests import assign
 from db.queries.jobs import get_job, insert_job
 from db.queries.models import find_model
 from db.states import JobKind
+from db.storable import refuse_deep
 from serving.model_formats import HEAD_BYTES, kind_of
 from training_data.formats import check_file, check_method
 

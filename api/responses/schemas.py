@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from api.answers.schemas import Retrieval, Sources
-from api.validation import refuse_deep, refuse_unstorable
+from api.validation import refuse_unstorable
 from api.vector_stores.schemas import Filter, RankingOptions
 from db.params import Metadata
+from db.storable import refuse_deep
 
 JSON = dict[str, Any]
 Name = Annotated[str, Field(min_length=1, max_length=64)]

@@ -178,7 +178,7 @@ class _Asking:
         if status < 400:
             try:
                 said = json.loads(content)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Unavailable(HALF, code="bad_backend_answer") from None
             if self._route == "embed":
                 _check_dimensions(said, body.get("dimensions"))

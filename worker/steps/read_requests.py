@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from db.errors import InvalidInput, InvalidLines
+from db.storable import refuse_deep
 from worker.answers import REQUESTS
 from worker.step import Step
 
@@ -81,6 +82,7 @@ class _Checked:
             raise InvalidInput(f"it is no JSON: {error}.", code="invalid_json_line") from None
         if not isinstance(request, dict):
             raise InvalidInput("it is no JSON object.", code="invalid_json_line")
+        refuse_deep(request, "body")
         key = self._key(number, request)
         if request.get("method") != "POST":
             raise InvalidInput("method must be POST.", param="method", code="invalid_method")

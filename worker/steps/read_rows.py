@@ -12,6 +12,7 @@ from typing import Any
 
 from db.errors import InvalidInput, InvalidLines
 from db.predict_params import PredictParams
+from db.storable import refuse_deep
 from training_data.prompts import RowPrompts
 from training_data.sql_rows import open_rows
 from training_data.sql_settings import SqlSource, SqlTarget
@@ -117,6 +118,7 @@ class _Requests:
         """A row's request, or None for one that cannot be asked."""
         self.rows += 1
         try:
+            refuse_deep(record.values, "row")
             key = self.prompts.key(self.rows, record.values)
             first = self._lines_by_key.setdefault(key, record.line)
             if first != record.line:

@@ -109,6 +109,7 @@ class TestWhatIsRefused:
             request_line("g", "x", body={"model": "sage"}),
             json.dumps({"method": "POST", "url": CHAT, "body": body}) + "\n",
             request_line("h", "x", body={**body, "collections": ["handbook"]}),
+            request_line("i", "x", body={**body, "tools": json.loads("[" * 300 + "]" * 300)}),
         ]
         batch = installation.batch_ended(create(installation, "".join(lines)))
         assert (batch.status, batch.output_file_id) == ("failed", None)
@@ -123,6 +124,7 @@ class TestWhatIsRefused:
             (9, "missing_required_parameter"),
             (10, "invalid_custom_id"),
             (11, "not_supported"),
+            (12, "invalid_input"),
         ]
         assert not installation.oracle.asked
 

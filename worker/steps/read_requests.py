@@ -15,7 +15,8 @@ from worker.step import Step
 PARAM = "input_file"
 PROBLEMS_TOLD = 100
 MAX_LINE_BYTES = 8 * 1024 * 1024
-MAX_ID_CHARACTERS = 512
+MAX_ID_CHARACTERS, MAX_MODEL_CHARACTERS = 512, 400
+SHOWN_CHARACTERS = 80
 TELL_EVERY_ROWS = 5_000
 # What a body must have to be asked at all.
 NEEDED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/embeddings": "input"}
@@ -87,8 +88,9 @@ class _Checked:
         if request.get("method") != "POST":
             raise InvalidInput("method must be POST.", param="method", code="invalid_method")
         if request.get("url") != self.endpoint:
+            shown = str(request.get("url"))[:SHOWN_CHARACTERS]
             raise InvalidInput(
-                f"url is {request.get('url')!r}, and the batch's endpoint {self.endpoint}: all requests of a "
+                f"url is {shown!r}, and the batch's endpoint {self.endpoint}: all requests of a "
                 "batch go to one.",
                 param="url",
                 code="invalid_url",
@@ -114,9 +116,11 @@ class _Checked:
         if not isinstance(body, dict):
             raise InvalidInput("body must be an object.", param="body", code="invalid_body")
         model = body.get("model")
-        if not isinstance(model, str) or not model:
+        if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARACTERS:
             raise InvalidInput(
-                "body.model is missing: give the name of a model.", param="body.model", code="model_missing"
+                f"body.model must be the name of a model, of at most {MAX_MODEL_CHARACTERS} characters.",
+                param="body.model",
+                code="model_missing",
             )
         self.model = self.model or model
         if model != self.model:

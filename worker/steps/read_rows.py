@@ -24,6 +24,7 @@ from worker.step import Step
 
 PARAM, SOURCE_PARAM = "input_file", "input_source"
 PROBLEMS_TOLD = 100
+MAX_KEY_CHARACTERS = 512  # each is held until the last row is read, and may be told in an error
 TELL_EVERY_ROWS = 5_000
 
 
@@ -120,6 +121,12 @@ class _Requests:
         try:
             refuse_deep(record.values, "row")
             key = self.prompts.key(self.rows, record.values)
+            if len(key) > MAX_KEY_CHARACTERS:
+                raise InvalidInput(
+                    f"the key has {len(key)} characters; {MAX_KEY_CHARACTERS} are taken.",
+                    param="key_column",
+                    code="key_too_long",
+                )
             first = self._lines_by_key.setdefault(key, record.line)
             if first != record.line:
                 raise InvalidInput(

@@ -110,6 +110,8 @@ class TestWhatIsRefused:
             json.dumps({"method": "POST", "url": CHAT, "body": body}) + "\n",
             request_line("h", "x", body={**body, "collections": ["handbook"]}),
             request_line("i", "x", body={**body, "tools": json.loads("[" * 300 + "]" * 300)}),
+            request_line("j", "x", url="/" * 10_000),
+            request_line("k", "x", body={**body, "model": "m" * 10_000}),
         ]
         batch = installation.batch_ended(create(installation, "".join(lines)))
         assert (batch.status, batch.output_file_id) == ("failed", None)
@@ -125,7 +127,10 @@ class TestWhatIsRefused:
             (10, "invalid_custom_id"),
             (11, "not_supported"),
             (12, "invalid_input"),
+            (13, "invalid_url"),
+            (14, "model_missing"),
         ]
+        assert max(len(error.message) for error in batch.errors.data) < 300
         assert not installation.oracle.asked
 
     def test_a_model_that_there_is_not(self, installation: Installation) -> None:

@@ -142,6 +142,7 @@ class TestRefusedBeforeTheFirstQuestion:
             {"id": 2, "input": None, "kwargs": None},
             {"id": 3, "input": "x", "kwargs": "{no json"},
             {"id": 4, "input": "x", "kwargs": {"top_p": 2}},
+            {"id": "5" * 513, "input": "x", "kwargs": None},
         ]
         file_id = installation.upload(as_jsonl(rows), "rows.jsonl", "user_data")
         made = submitted(
@@ -158,5 +159,6 @@ class TestRefusedBeforeTheFirstQuestion:
             (3, "missing_value"),
             (4, "bad_inference_kwargs"),
             (5, "bad_inference_kwargs"),
+            (6, "key_too_long"),
         ]
         assert not installation.oracle.asked

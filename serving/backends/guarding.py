@@ -359,7 +359,7 @@ def is_whole_json(content: bytes) -> bool:
         return stripped[:1] + stripped[-1:] in (b"{}", b"[]")
     try:
         json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -93,7 +93,7 @@ def event_of(chunk: JSON) -> bytes:
 def _parsed(data: bytes) -> JSON:
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unavailable(BROKEN, code="bad_backend_answer") from error
     if not isinstance(found, dict):
         raise Unavailable(BROKEN, code="bad_backend_answer")

@@ -122,6 +122,9 @@ class StandIn:
     def _half_that_looks_whole(self, connection: socket.socket) -> bool:
         return _whole(connection, WHOLE[:30])
 
+    def _deep(self, connection: socket.socket) -> bool:
+        return _whole(connection, b"[" * 5000)
+
     def _page(self, connection: socket.socket) -> bool:
         return _whole(connection, b"<html>I am a router's login page</html>")
 

@@ -117,7 +117,7 @@ class TestAfterTheFirstByte:
         _, body = with_backend(server.url, lambda there: ask(there, "stalls", stream=True), **QUICK)
         assert error_in(body)["code"] == "backend_timeout"
 
-    @pytest.mark.parametrize("model", ["half", "half-that-looks-whole", "page"])
+    @pytest.mark.parametrize("model", ["half", "half-that-looks-whole", "deep", "page"])
     def test_half_an_answer_is_none(self, server: StandIn, model: str) -> None:
         with pytest.raises(Unavailable, match="stopped in mid-answer"):
             with_backend(server.url, lambda there: ask(there, model))

@@ -4,8 +4,10 @@ import { key, list } from "./api.js";
 import { byId, el } from "./dom.js";
 import { describe } from "./errors.js";
 
-/** Show a dialog; resolves with the value of the button that closed it, "" for Escape. */
+/** Show a dialog; resolves with the value of the button that closed it, "" for Escape. Enter in a field submits, which is
+ *  the first button without a type: the others have one. */
 function opened(dialog) {
+  for (const button of dialog.querySelectorAll("button[type=button]")) button.onclick = () => dialog.close(button.value);
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true }));

@@ -15,16 +15,23 @@ export async function fetchModels() {
     }
     others.delete(id);
   }
+  const made = rows.filter(({ status }) => status !== "not made yet");
   return {
-    made: rows.filter(({ status }) => status !== "not made yet").map(({ id }) => id),
+    made: made.map(({ id }) => id),
+    newest: made.reduce((newest, row) => (newest && publishedAt(newest) >= publishedAt(row) ? newest : row), null)?.id,
     unmade: rows.filter(({ status }) => status === "not made yet").map(({ id }) => id),
     others: [...others],
   };
 }
 
-/** Fill the list, which is null until they are known, and choose `chosen` in it, which may be gone by now; without one, the first. */
+/** When its newest version was published; 0 for what a backend has by itself. */
+function publishedAt({ versions = [] }) {
+  return Math.max(0, ...versions.map(({ created_at }) => created_at));
+}
+
+/** Fill the list, which is null until they are known, and choose `chosen` in it, which may be gone by now; without one, the newest. */
 export function showModels(models, chosen) {
-  const { made, unmade, others } = models ?? { made: [], unmade: [], others: [] };
+  const { made, unmade, others, newest } = models ?? { made: [], unmade: [], others: [] };
   const known = [...made, ...others, ...unmade];
   const gone = chosen && !known.includes(chosen) ? [chosen] : [];
   const without = models ? "No model" : "Looking for models …";
@@ -35,7 +42,7 @@ export function showModels(models, chosen) {
     ...group(models ? "No longer listed" : "", gone.map((id) => option(id))),
   );
   if (known.length + gone.length === 0) byId("model").append(el("option", { value: "" }, without));
-  byId("model").value = chosen || made[0] || others[0] || unmade[0] || "";
+  byId("model").value = chosen || newest || others[0] || unmade[0] || "";
   return byId("model").value;
 }
 

@@ -2,11 +2,14 @@
 
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
+from db.models import Model, ModelVersion
+from db.session import transaction
 from tests.api.answers.conftest import QUESTION, Desk
 from tests.api.chat_page.conftest import NARROW, Chat
 from tests.api.conftest import wait_until
@@ -240,7 +243,23 @@ class TestErrors:
         for key, is_right in (("wrong", False), (OPERATORS_KEY, True)):
             page.locator("#banner").get_by_role("button", name="Enter a key").click()
             page.fill("#key", key)
-            page.get_by_role("button", name="Save").click()
+            page.keyboard.press("Enter")
             expect(page.locator("#banner .error")).to_have_count(0 if is_right else 1)
         assert page.evaluate("[sessionStorage.length, localStorage.getItem('lathe.chat.key')]") == [1, None]
         assert page.locator("#model option").count() > 0
+
+    def test_a_new_conversation_asks_the_model_that_was_published_last(
+        self, chat: Chat, desk: Desk, app_url: str
+    ) -> None:
+        for name in ("zz-first", "zz-last", "zz-second"):
+            desk.ready(name)
+        with transaction(desk.sessions) as session:
+            last = (
+                session.query(ModelVersion)
+                .join(Model, Model.id == ModelVersion.model_id)
+                .filter(Model.name == "zz-last")
+                .one()
+            )
+            last.created_at += timedelta(hours=1)
+        chat.open(f"{app_url}/chat")
+        assert chat.page.input_value("#model") == "zz-last"

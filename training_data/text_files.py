@@ -105,11 +105,7 @@ def csv_rows(lines: Iterator[str], delimiter: str, param: str) -> Iterator[tuple
         if width is None:
             width = len(fields)
         elif len(fields) != width:
-            raise InvalidInput(
-                f"Line {line} has {len(fields)} fields, the header {width}: put fields that hold "
-                f"{delimiter!r} in double quotes.",
-                param=param,
-            )
+            raise _wrong_field_count(line, len(fields), width, delimiter, param)
         yield line, fields
 
 
@@ -123,6 +119,17 @@ def load_json(line: str, number: int, param: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InvalidInput(f"Line {number} is no JSON object: each line holds one.", param=param)
     return record
+
+
+def _wrong_field_count(line: int, fields: int, names: int, delimiter: str, param: str) -> InvalidInput:
+    """The error for a line of a CSV that has more or fewer fields than the header names."""
+    fix = (
+        f"put fields that hold {delimiter!r} in double quotes"
+        if fields > names
+        else f"give it one for each name, with {delimiter!r} between them; a field may be empty"
+    )
+    held = "1 field" if fields == 1 else f"{fields} fields"
+    return InvalidInput(f"Line {line} has {held}, the header {names}: {fix}.", param=param)
 
 
 def is_jsonl(line: str, filename: str) -> bool:

@@ -83,7 +83,12 @@ class TestCsv:
         assert "question,answer | input,output[,system] | prompt,completion" in message
 
     def test_names_the_line_with_too_many_fields(self, file):
-        assert refusal(file("question,answer\na,b\nc,d,e\n")).message.startswith("Line 3 has 3 fields")
+        message = refusal(file("question,answer\na,b\nc,d,e\n")).message
+        assert message == "Line 3 has 3 fields, the header 2: put fields that hold ',' in double quotes."
+
+    def test_names_the_line_with_too_few_fields(self, file):
+        message = refusal(file("question,answer\na,b\nc\n")).message
+        assert message.startswith("Line 3 has 1 field, the header 2: give it one for each name")
 
     def test_names_the_line_of_an_empty_answer(self, file):
         assert refusal(file("question,answer\na,b\nc,\n")).message == "Line 3: answer is empty or no text."

@@ -41,6 +41,9 @@ def up(
 ) -> None:
     """Start everything: API, workers, Flower, Postgres, Valkey and the model servers.
 
+    LATHE_DATA_DIR is the folder of all that is kept (~/.local/share/lathe); LATHE_API_PORT (8000)
+    and LATHE_FLOWER_PORT (5555) are the ports. Another folder and other ports: a second Lathe.
+
     Servers of your own, used in place of ours, are named by DATABASE_URL,
     REDIS_URL, OLLAMA_HOST, LATHE_CHAT_SERVER_URL and LATHE_EMBEDDING_SERVER_URL.
     """

@@ -63,7 +63,7 @@ class Target(Hub):
         if self._settings.hub_offline:
             raise self._refused(self._name, self.offline)
         if not self._settings.hub_token:
-            raise self._refused(self._name, f"LATHE_HUB_TOKEN is not set: {self.forbidden}")
+            raise self._refused(self._name, "LATHE_HUB_TOKEN, the token of an account that may, is not set")
         with self._upload_errors_named():
             is_private = self._existing_or_new()
             self._see_branch()

@@ -224,7 +224,7 @@ class TestRefused:
         ("given", "message"),
         [
             ({"hub_offline": True}, "LATHE_HUB_OFFLINE is set"),
-            ({"hub_token": ""}, "LATHE_HUB_TOKEN is not set"),
+            ({"hub_token": ""}, "LATHE_HUB_TOKEN, the token of an account that may, is not set"),
             ({"hub_token": "hf_wrong"}, "401.*may write there"),
             ({"repository": "other/new"}, "403.*may write there"),
             ({"repository": "theirs/model", "private": False}, "403.*may write there"),

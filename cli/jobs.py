@@ -158,7 +158,9 @@ def _print_job(console: Console, row: JSON, events: list[JSON], artifacts: list[
 
 def _facts(row: JSON, now: float) -> list[tuple[str, str]]:
     params = dict(row.get("params") or {})
-    facts = [("name", harmless(str(params.pop("name", "")))), ("created", moment(row["created_at"]))]
+    facts = [("created", moment(row["created_at"]))]
+    if name := params.pop("name", None):
+        facts.insert(0, ("name", harmless(str(name))))
     if row.get("started_at"):
         told = "ran for" if row["status"] in WAITING else "took" if row.get("finished_at") else "running for"
         facts.append((told, elapsed(row, now)))
@@ -183,12 +185,16 @@ def _facts(row: JSON, now: float) -> list[tuple[str, str]]:
 
 
 def _is_set(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_is_set, value.values()))
     return value is not None and value != "auto"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_value, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{harmless(str(key))}={_value(own)}" for key, own in value.items() if _is_set(own))
     if isinstance(value, float):
         return figure(value)
     return harmless(str(value))

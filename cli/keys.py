@@ -137,14 +137,12 @@ def _list(project: str | None, json: bool) -> None:
     if json:
         print_json(rows)
         return
-    made = table("Key", "Begins with", "Name", "Project", "Scopes", "Status", "Last used")
-    keep_whole(made, 0, 1, 5)
+    made = table("Key, and how it begins", "Name", "Project", "Scopes", "Status", "Last used")
+    keep_whole(made, 0, 4)
     for row in rows:
         used = moment(row["last_used_at"]) if row["last_used_at"] else "never"
-        scopes = ", ".join(row["scopes"])
-        made.add_row(
-            row["id"], row["prefix"], harmless(row["name"]), row["project"], scopes, row["status"], used
-        )
+        names, scopes = f"{row['id']}\n{row['prefix']}…", ", ".join(row["scopes"])
+        made.add_row(names, harmless(row["name"]), row["project"], scopes, row["status"], used)
     stdout().print(made if rows else "There are no API keys yet: `lathe keys create NAME` makes one.")
 
 

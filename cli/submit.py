@@ -181,7 +181,8 @@ def submit(
         except InvalidInput as error:
             take_back(client, [values[name] for name in files if values[name] != given[name]])
             spelling = spelling_of(model, error.param) or error.param
-            raise InvalidInput(error.message, param=spelling, code=error.code) from None
+            message = error.message.removeprefix(f"{error.param}: ")  # the flag stands in its place
+            raise InvalidInput(message[:1].upper() + message[1:], param=spelling, code=error.code) from None
         show_submitted(client, job, watch=watch, json=json)
 
 

@@ -78,13 +78,10 @@ def print_failure(client: Client, job: JSON, console: Console) -> None:
         console.print(f"{job['id']} was cancelled.")
         return
     error = job.get("error") or {}
-    param = f" ({error['param']})" if error.get("param") else ""
-    console.print(
-        Text.assemble(
-            ("Failed: ", "bold red"), harmless(str(error.get("message") or "no reason given")), param
-        ),
-        soft_wrap=True,
-    )
+    message = str(error.get("message") or "no reason given")
+    param = error.get("param") or ""
+    meant = f" ({param})" if param.lower() not in message.lower() else ""
+    console.print(Text.assemble(("Failed: ", "bold red"), harmless(message), meant), soft_wrap=True)
     step = next((step["name"] for step in job["steps"] if step["status"] == "failed"), None)
     if step and error.get("code") != "max_runtime_exceeded":  # that is not for what the step printed
         _print_log(client, job["id"], step, console)

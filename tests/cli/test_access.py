@@ -38,7 +38,10 @@ class TestKeys:
         assert "default" in run("projects").out
         [row] = run("keys", "list", "--json").json()
         assert (row["name"], row["scopes"], row["status"]) == ("laptop", ["admin"], "active")
-        assert secret not in run("keys").out
+        listed = run("keys").out
+        assert secret not in listed
+        assert [row["id"], "laptop", "default", "admin", "active"] == listed.splitlines()[2].split()[:5]
+        assert listed.splitlines()[3].split() == [f"{row['prefix']}…"]
         assert run("keys", "revoke", row["id"], "--json").json()["status"] == "revoked"
         assert "revoked" in run("keys").out
         with session_factory() as session:

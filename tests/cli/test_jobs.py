@@ -54,6 +54,16 @@ class TestJob:
         for part in (job, "fine_tune", "base_model", "prepare: 20 rows", "1 running", "adapter_config.json"):
             assert part in shown
 
+    def test_shows_of_what_was_asked_what_is_set(self, run: Run, hand: Hand, tmp_path: Path) -> None:
+        hand.publish("faq", "Q4_K_M")
+        rows = tmp_path / "rows.csv"
+        rows.write_text("question\nWhy?\n")
+        asked = ("--prompt", "{question}", "--inference-kwargs", '{"temperature": 0}')
+        job = run("predict", "--model", "faq", "--data", str(rows), *asked, "--json").json()["id"]
+        facts = [line.split() for line in run("job", job).out.splitlines()]
+        assert ["inference_kwargs", "temperature=0"] in facts
+        assert ["name"] not in facts
+
     def test_tells_its_place_in_the_line(self, run: Run, hand: Hand) -> None:
         hand.pretrain()
         lines = run("job", hand.pretrain()).out.splitlines()

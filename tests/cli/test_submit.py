@@ -174,6 +174,7 @@ class TestPredict:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
+            (("--prompt", "{nothing}"), "Error: There is no column 'nothing'. The rows have: "),
             (("--prompt", "{nothing}"), "(--prompt)"),
             (("--prompt", "{question}", "--inference-kwargs", "{"), "is no JSON"),
             (("--prompt", "{question}", "--target", "x"), "(--target)"),

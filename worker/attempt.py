@@ -366,7 +366,10 @@ class AttemptRunner:
     def _end(self, session: Session, ending: Ending) -> Ended:
         if ending.outcome == Outcome.DONE and self._claim.step == "publish" and ending.result is not None:
             lock_model(session, self._claim.project_id, ending.result["model"])
-        job = get_job(session, self._claim.job_id, project_id=self._claim.project_id, lock=True)
+        try:
+            job = get_job(session, self._claim.job_id, project_id=self._claim.project_id, lock=True)
+        except NotFound as error:  # cancelled and deleted, since the attempt was given up for dead
+            raise LeaseLost(error.message) from error
         step = hold_fence(session, self._claim)
         write_reports(session, self._claim, step, self._reports.waiting)
         return end_attempt(session, job, step, ending)

@@ -14,6 +14,7 @@ from worker.claim import Claim
 from worker.step import Message
 
 LAST_WORDS = ("result", "released", "refused", "exhausted")
+PROGRESS = ("done", "total", "eta_seconds", "unit", "failed")
 
 
 @dataclass
@@ -50,7 +51,7 @@ def write_reports(session: Session, claim: Claim, step: Step, messages: list[Mes
     step.progressed_at = func.clock_timestamp()
     for message in messages:
         if message["type"] == "progress":
-            step.progress = {key: message[key] for key in ("done", "total", "eta_seconds", "unit", "failed")}
+            step.progress = {key: message[key] for key in PROGRESS if key in message}
         elif message["type"] == "checkpoint":
             _write_checkpoint(session, claim, message)
         elif message["type"] == "resumed":

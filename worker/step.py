@@ -245,8 +245,9 @@ class Step:
         Args:
             failed: how many of those that are done came to nothing, where that is counted.
         """
-        told = {"done": done, "total": total, "eta_seconds": eta_seconds, "unit": unit, "failed": failed}
-        self._send({"type": "progress", **told})
+        counted = {} if failed is None else {"failed": failed}
+        told = {"done": done, "total": total, "eta_seconds": eta_seconds, "unit": unit}
+        self._send({"type": "progress", **told, **counted})
 
     def document_failed(self, document_id: str, code: str, message: str) -> None:
         """Say that a document cannot be brought in; the others go on."""

@@ -50,7 +50,7 @@ PARAMS = [
     ({"name": "x" * 64}, "name", "at most 63 characters"),
     ({"name": "default"}, "name", "is the embedding model's"),
     ({"training_file": "../faq.csv"}, "training_file", "is the id of an uploaded file"),
-    ({"training_file": None}, "training_file", "training_file must be text."),
+    ({"training_file": None}, "training_file", "training_file is missing: give it, or training_source"),
     ({"learning_rat": 1}, "learning_rat", "There is no field learning_rat. Did you mean learning_rate?"),
     ({"zzz": 1}, "zzz", "There is no field zzz. There are: base_model, training_file"),
     ({"metadata": {}}, "metadata", "There is no field metadata"),
@@ -77,8 +77,8 @@ class TestParams:
         assert error["message"].endswith("and 1 more.")
 
     def test_missing_fields(self, api: httpx.Client) -> None:
-        answer = api.post("/v1/jobs", json={"kind": "fine_tune", "params": {"name": "faq"}})
-        assert error_of(answer)["message"] == "base_model is missing; training_file is missing."
+        answer = api.post("/v1/jobs", json={"kind": "fine_tune", "params": {}})
+        assert error_of(answer)["message"] == "base_model is missing; name is missing."
 
     def test_characters_that_no_database_takes(self, api: httpx.Client) -> None:
         for text in ("a\0b", "\ud800"):

@@ -97,7 +97,7 @@ class TestLookAt:
         job = api.get(f"/v1/jobs/{job_id}").json()
         assert job["status"] == "running"
         assert job["progress"].pop("eta_seconds") == pytest.approx(40, abs=5)
-        assert job["progress"] == {"step": "prepare", "done": 3, "total": 12, "unit": "rows"}
+        assert job["progress"] == {"step": "prepare", "done": 3, "total": 12, "unit": "rows", "failed": None}
         [attempt] = job["steps"][0]["attempts"]
         assert attempt["number"] == 1
         assert attempt["outcome"] is attempt["error"] is None

@@ -23,7 +23,8 @@ PATIENCE_MS = 20_000  # for a machine that has other things to do
 WIDE, NARROW = (1280, 860), (360, 720)
 
 
-@pytest.fixture(scope="session")
+# Of a module: while it is open, asyncio takes its loop for one that runs, and other tests could start none.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser

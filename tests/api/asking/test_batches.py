@@ -96,22 +96,22 @@ class TestAWholeBatch:
 
 class TestWhatIsRefused:
     def test_each_wrong_line_is_named(self, installation: Installation) -> None:
-        body = {"model": "sage", "messages": [{"role": "user", "content": "x"}]}
+        body = {"model": "sage", "messages": [{"role": "user", "content": "refused"}]}
         lines = [
-            request_line("a", "x"),
-            request_line("a", "x"),
+            request_line("a", "refused"),
+            request_line("a", "refused"),
             "{no json\n",
-            request_line("b", "x", url="/v1/embeddings"),
-            request_line("c", "x", method="GET"),
-            request_line("d", "x", body={"messages": body["messages"]}),
-            request_line("e", "x", body={**body, "model": "other"}),
-            request_line("f", "x", body={**body, "stream": True}),
-            request_line("g", "x", body={"model": "sage"}),
+            request_line("b", "refused", url="/v1/embeddings"),
+            request_line("c", "refused", method="GET"),
+            request_line("d", "refused", body={"messages": body["messages"]}),
+            request_line("e", "refused", body={**body, "model": "other"}),
+            request_line("f", "refused", body={**body, "stream": True}),
+            request_line("g", "refused", body={"model": "sage"}),
             json.dumps({"method": "POST", "url": CHAT, "body": body}) + "\n",
-            request_line("h", "x", body={**body, "collections": ["handbook"]}),
-            request_line("i", "x", body={**body, "tools": json.loads("[" * 300 + "]" * 300)}),
-            request_line("j", "x", url="/" * 10_000),
-            request_line("k", "x", body={**body, "model": "m" * 10_000}),
+            request_line("h", "refused", body={**body, "collections": ["handbook"]}),
+            request_line("i", "refused", body={**body, "tools": json.loads("[" * 300 + "]" * 300)}),
+            request_line("j", "refused", url="/" * 10_000),
+            request_line("k", "refused", body={**body, "model": "m" * 10_000}),
         ]
         batch = installation.batch_ended(create(installation, "".join(lines)))
         assert (batch.status, batch.output_file_id) == ("failed", None)
@@ -131,7 +131,7 @@ class TestWhatIsRefused:
             (14, "model_missing"),
         ]
         assert max(len(error.message) for error in batch.errors.data) < 300
-        assert not installation.oracle.asked
+        assert "refused" not in installation.oracle.asked  # others of the file may still ask
 
     def test_a_model_that_there_is_not(self, installation: Installation) -> None:
         content = request_line("a", "x").replace('"sage"', '"nobody"')

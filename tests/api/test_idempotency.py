@@ -46,6 +46,7 @@ CREATE_NOTHING = {
     "/v1/responses/{response_id}/cancel",
     "/v1/embeddings",
     "/v1/files",
+    "/v1/batches/{batch_job_id}/cancel",
     "/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel",
     "/v1/fine_tuning/jobs/{fine_tuning_job_id}/pause",
     "/v1/fine_tuning/jobs/{fine_tuning_job_id}/resume",

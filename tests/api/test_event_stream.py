@@ -182,7 +182,7 @@ def test_goes_on_when_every_connection_to_the_database_was_cut(
         with transaction(session_factory) as session:
             session.execute(text(f"SELECT pg_terminate_backend(pid) {LISTENERS}"))
             cut = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            session.execute(text(f"SELECT pg_terminate_backend(pid) {cut}"))
+            session.execute(text(f"SELECT pg_terminate_backend(pid, 10000) {cut}"))  # once they are gone
         say(session_factory, job_id, "while nobody listens")
         wait_until(lambda: all(len(seen) == 2 for seen in told))
         say(session_factory, job_id, "after")

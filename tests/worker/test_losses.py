@@ -218,11 +218,12 @@ class TestOnlyWorker:
 
 class TestHungChild:
     def test_is_ended_and_the_step_tried_again(self, bench: Bench) -> None:
-        bench.settings = bench.settings.model_copy(update={"stall_seconds": 1.0})
+        # Longer than a process takes to start on a busy machine: until it speaks, it is silent.
+        bench.settings = bench.settings.model_copy(update={"stall_seconds": 4.0})
         bench.start_worker()
         job_id = bench.submit(do={"train": "hang_once"})
         assert bench.ended(job_id, seconds=30).status == "succeeded"
         assert outcomes(bench, job_id) == ["lost", "done"]
         with bench.factory() as session:
             told = select(Event.message).where(Event.job_id == job_id, Event.level == "warn")
-            assert session.scalars(told).one().startswith("Step train showed no progress for 1 s.")
+            assert session.scalars(told).one().startswith("Step train showed no progress for 4 s.")

@@ -25,6 +25,7 @@ import psutil
 
 import migrations
 from bench.chaos_client import Client
+from bench.goals import show_goals
 from bench.havoc import KILLS, Harm, Havoc, plan
 from bench.judge import Told, Verdict, judge, judge_submissions, pages, tell
 from bench.ledger import LEDGER, Ledger, Line
@@ -282,10 +283,7 @@ def show(result: dict[str, Any]) -> None:
     for name in ("died_by_themselves", "unknown_errors"):
         if result[name]:
             print(name, result[name])
-    for goal in result["goals"]:
-        print(
-            f"{'met   ' if goal['met'] else 'MISSED'} {goal['what']}: {goal['result']} (goal {goal['goal']})"
-        )
+    show_goals(result["goals"])
     for found in result["violations"].values():
         for sentence in found[:SENTENCES]:
             print("  ", sentence)

@@ -28,6 +28,7 @@ from bench.document_files import Manual, manuals
 from bench.document_peer import DocumentPeer, ensure_environment
 from bench.document_reading import DIMENSIONS, LatheReading
 from bench.document_rows import Rows
+from bench.goals import show_goals
 from bench.spent import MemoryWatch
 from bench.stack import Stack
 from db.session import make_engine
@@ -257,10 +258,7 @@ def show(result: Mapping[str, Any]) -> None:
                 print(f"{size['vectors']:,} vectors, {side}:", json.dumps(size[side]))
         for row in size["queries"]:
             print(f"  {size['vectors']:,}:", " ".join(f"{name}={value}" for name, value in row.items()))
-    for goal in result["goals"]:
-        print(
-            f"{'met   ' if goal['met'] else 'MISSED'} {goal['what']}: {goal['result']} (goal {goal['goal']})"
-        )
+    show_goals(result["goals"])
 
 
 def main() -> int:

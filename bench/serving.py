@@ -27,6 +27,7 @@ import psutil
 import uvloop
 
 from api.__main__ import raise_file_limit
+from bench.goals import show_goals
 from bench.serving_api import TASKS
 from bench.serving_batch import goals_of_batches, told_of_batches
 from bench.spent import cpu_seconds
@@ -314,10 +315,7 @@ def show(result: Mapping[str, Any]) -> None:
     for name, row in result.items():
         if isinstance(row, dict):
             print(name.ljust(12), *(f"{field}={value}" for field, value in row.items()))
-    for goal in result["goals"]:
-        print(
-            f"{'met   ' if goal['met'] else 'MISSED'} {goal['what']}: {goal['result']} (goal {goal['goal']})"
-        )
+    show_goals(result["goals"])
 
 
 def main() -> int:

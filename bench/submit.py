@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import psycopg2
 
+from bench.goals import show_goals
 from bench.load import Measured, measure
 from bench.stack import Stack, free_port, percentile, wait_for
 from db.session import make_engine, make_session_factory, transaction
@@ -252,10 +253,7 @@ def show(result: Mapping[str, Any]) -> None:
         print(name.ljust(16), *(f"{field}={value}" for field, value in row.items()))
     for name, row in result["medians"].items():
         print(name.ljust(16), *(f"{field}={value}" for field, value in row.items()))
-    for goal in result["goals"]:
-        print(
-            f"{'met   ' if goal['met'] else 'MISSED'} {goal['what']}: {goal['result']} (goal {goal['goal']})"
-        )
+    show_goals(result["goals"])
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from sqlalchemy import event, func, select
 from sqlalchemy.exc import OperationalError
 
 from api.__main__ import raise_file_limit
+from bench.goals import show_goals
 from bench.stack import Stack, end, percentile
 from db.models import Event
 from db.queries.jobs import add_event, create_job, end_job, get_job
@@ -261,11 +262,7 @@ def main() -> int:
         )
     else:
         print(*(f"{name}={value}" for name, value in measured.items()))
-        for goal in goals:
-            print(
-                "met   " if goal["met"] else "MISSED",
-                f"{goal['what']}: {goal['result']} (goal {goal['goal']})",
-            )
+        show_goals(goals)
     return 0 if all(goal["met"] for goal in goals) else 1
 
 

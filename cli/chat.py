@@ -20,7 +20,7 @@ from cli.text import harmless
 from cli.track import ENDED
 from cli.watching import watch_job
 from db.errors import InvalidInput, NotFound
-from db.params import CHECKPOINT_ID
+from db.params.values import CHECKPOINT_ID
 
 JSON = dict[str, Any]
 

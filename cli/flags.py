@@ -1,6 +1,6 @@
 """Flags made from the parameters of a kind of job.
 
-Names, types, bounds, defaults and help texts come from the pydantic models in `db/params.py`; what
+Names, types, bounds, defaults and help texts come from the pydantic models in `db/params/`; what
 stands here is only how `--help` groups them, and the short names that people type.
 """
 
@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from db.params import Params
+from db.params.values import Params
 
 # Groups in the order in which --help shows them.
 PANELS: dict[str, dict[str, tuple[str, ...]]] = {

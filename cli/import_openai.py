@@ -11,7 +11,7 @@ from cli.output import JsonFlag, stderr
 from cli.submit import show_submitted, take_back, upload
 from cli.text import harmless
 from db.errors import InvalidInput
-from db.params import ALIAS_PREFIX
+from db.params.values import ALIAS_PREFIX
 
 JSON = dict[str, Any]
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")

@@ -10,7 +10,7 @@ from cli.client import connect, model_path
 from cli.output import JsonFlag, print_json, stderr, stdout
 from cli.submit import WatchFlag, show_submitted, take_back, upload
 from db.errors import InvalidInput, LatheError
-from db.params import PromptFormatName
+from db.params.values import PromptFormatName
 
 JSON = dict[str, Any]
 FILE_ID = re.compile(r"file-[0-9a-z]{1,64}")

@@ -27,7 +27,7 @@ from cli.output import print_json, stderr, stdout
 from cli.watching import watch_job
 from db.errors import InvalidInput, LatheError
 from db.kinds import PARAMS
-from db.params import Params
+from db.params.values import Params
 
 FILE_ID = re.compile(r"file-[0-9a-z]{1,64}")
 RUNNING_PANEL = "Running"

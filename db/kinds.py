@@ -3,16 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from db.ingest_params import IngestParams
-from db.params import (
-    ExportParams,
-    FineTuneParams,
-    Params,
-    PretrainParams,
-    PullParams,
-    PushParams,
-)
-from db.predict_params import BatchParams, PredictParams
+from db.params.export import ExportParams
+from db.params.fine_tune import FineTuneParams
+from db.params.ingest import IngestParams
+from db.params.predict import BatchParams, PredictParams
+from db.params.pretrain import PretrainParams
+from db.params.pull import PullParams
+from db.params.push import PushParams
+from db.params.values import Params
 
 PARAMS: dict[str, type[Params]] = {
     "fine_tune": FineTuneParams,

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from db.errors import InvalidInput
-from db.params import HubId, HubPath, HubRevision, ModelName, PromptFormatName
+from db.params.values import HubId, HubPath, HubRevision, ModelName, PromptFormatName
 
 SETTING = "LATHE_CONFIG"
 PREFIXES = ("LLM_API_", "LATHE_")  # the later one wins

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from db.errors import InvalidInput
-from db.predict_params import InferenceKwargs, PredictParams
+from db.params.predict import InferenceKwargs, PredictParams
 
 COLUMNS_SHOWN = 20
 # What stands beside a row's own columns in a CSV of answers.

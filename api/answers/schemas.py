@@ -8,7 +8,7 @@ from api.retrieval.rankers import RANKERS, Ranker
 from api.validation import explain
 from api.vector_stores.schemas import Filter, HybridWeights
 from db.errors import InvalidInput
-from db.params import FileId
+from db.params.values import FileId
 
 # Of all-MiniLM-L6-v2, by bench.retrieval: refuses four of five questions that no text answers, and one or two
 # in a hundred of the others.

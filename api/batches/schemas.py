@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.files.schemas import ExpiresAfter
 from api.pages import Identified
-from db.params import FileId, Metadata
-from db.predict_params import BatchEndpoint
+from db.params.predict import BatchEndpoint
+from db.params.values import FileId, Metadata
 
 Status = Literal[
     "validating",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.pages import Identified
-from db.params import Auto, FileId, Metadata
+from db.params.values import Auto, FileId, Metadata
 
 
 class Body(BaseModel):

@@ -3,8 +3,8 @@
 from api.unit_of_work import Unit
 from db.errors import InvalidInput, NotFound, Unavailable
 from db.models import File
-from db.params import Params
-from db.predict_params import BatchParams, PredictParams
+from db.params.predict import BatchParams, PredictParams
+from db.params.values import Params
 from db.queries.files import get_file
 from serving.backends.configuration import read_backends
 from serving.backends.routing import find_destination

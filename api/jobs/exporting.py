@@ -7,7 +7,8 @@ from api.unit_of_work import Unit
 from db import sources
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Checkpoint, File, Job
-from db.params import ExportParams, PushParams
+from db.params.export import ExportParams
+from db.params.push import PushParams
 from db.queries.checkpoints import find_checkpoint
 from db.queries.files import get_file
 from db.queries.jobs import get_job

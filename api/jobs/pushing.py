@@ -11,7 +11,8 @@ from api.unit_of_work import Unit
 from db import sources
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Artifact, Job, ModelFile, ModelVersion
-from db.params import ExportParams, PushParams
+from db.params.export import ExportParams
+from db.params.push import PushParams
 from db.queries.checkpoints import exported_version
 from db.queries.jobs import get_job
 from db.queries.models import REFERENCE, Served, is_bare, resolve

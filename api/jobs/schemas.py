@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from api.devices.schemas import DeviceName
 from api.pages import Identified
 from db.kinds import PARAMS
-from db.params import Metadata, Params
+from db.params.values import Metadata, Params
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "fine_tune": {

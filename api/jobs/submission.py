@@ -13,17 +13,15 @@ from api.validation import explain, refuse_unstorable
 from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput
-from db.ingest_params import IngestParams
 from db.models import Document, Job
-from db.params import (
-    CHECKPOINT_ID,
-    ExportParams,
-    FineTuneParams,
-    PretrainParams,
-    PullParams,
-    PushParams,
-)
-from db.predict_params import BatchParams, PredictParams
+from db.params.export import ExportParams
+from db.params.fine_tune import FineTuneParams
+from db.params.ingest import IngestParams
+from db.params.predict import BatchParams, PredictParams
+from db.params.pretrain import PretrainParams
+from db.params.pull import PullParams
+from db.params.push import PushParams
+from db.params.values import CHECKPOINT_ID
 from db.queries.base_models import resolve_base_model
 from db.queries.ingests import assign
 from db.queries.jobs import get_job, insert_job

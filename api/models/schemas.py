@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from db.params import ModelName
+from db.params.values import ModelName
 
 
 class Parameters(BaseModel):

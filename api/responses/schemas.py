@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from api.answers.schemas import Retrieval, Sources
 from api.validation import refuse_unstorable
 from api.vector_stores.schemas import Filter, RankingOptions
-from db.params import Metadata
+from db.params.values import Metadata
 from db.storable import refuse_deep
 
 JSON = dict[str, Any]

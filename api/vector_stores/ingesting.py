@@ -8,8 +8,8 @@ from api.quotas import admit_job
 from api.unit_of_work import Unit
 from api.vector_stores.schemas import BatchRequest, ChunkingStrategy, FileRequest
 from db.errors import InvalidInput, NotFound
-from db.ingest_params import IngestParams
 from db.models import Collection, Document, File, Job
+from db.params.ingest import IngestParams
 from db.queries.collections import get_collection, refuse_expired, touch
 from db.queries.documents import add_documents
 from db.queries.files import get_file

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.pages import Identified
 from api.retrieval.rankers import RANKERS, Ranker
-from db.params import LANGUAGE, Attributes, FileId, Language, Metadata
+from db.params.values import LANGUAGE, Attributes, FileId, Language, Metadata
 
 Name = Annotated[str, Field(max_length=200)]
 

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db.models import Checkpoint, Job, Model, ModelAlias, ModelVersion
-from db.params import ALIAS_PREFIX
+from db.params.values import ALIAS_PREFIX
 from db.queries.jobs import add_event
 from db.states import JobKind
 

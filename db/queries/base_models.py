@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
 from db.models import Job, Model, ModelVersion
-from db.params import PretrainParams
+from db.params.pretrain import PretrainParams
 from db.queries.jobs import create_job
 from db.queries.models import find_model, list_models
 from db.settings import Settings

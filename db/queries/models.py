@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from db.errors import NotFound
 from db.models import Checkpoint, Model, ModelFile, ModelVersion, Step
-from db.params import CHECKPOINT_ID
+from db.params.values import CHECKPOINT_ID
 from db.queries.aliases import aliased_version, is_alias, named_checkpoint
 from db.queries.checkpoints import exported_version, not_exported
 

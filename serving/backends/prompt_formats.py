@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from db.errors import InvalidInput
-from db.params import PromptFormatName
+from db.params.values import PromptFormatName
 
 ROLES = ("system", "developer", "user", "assistant")
 

@@ -5,7 +5,8 @@ import typer
 
 from cli.flags import PANELS, check_values, flags_of, read_values, spelling_of, understand
 from db.kinds import PARAMS
-from db.params import FineTuneParams, PretrainParams
+from db.params.fine_tune import FineTuneParams
+from db.params.pretrain import PretrainParams
 from tests.cli.conftest import Run
 
 REQUIRED = {"base_model": "tiny", "training_file": "file-0", "name": "faq"}

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
 from db.models import Job, ModelVersion
-from db.params import PretrainParams
+from db.params.pretrain import PretrainParams
 from db.queries.base_models import known_base_models, resolve_base_model
 from db.queries.jobs import cancel_job, create_job
 from db.queries.models import get_model

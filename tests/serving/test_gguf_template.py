@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from db.params import PromptFormatName
+from db.params.values import PromptFormatName
 from serving.backends.prompt_formats import FORMATS
 from serving.gguf_header import read_header
 from serving.gguf_template import write_with_chat_template

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from db.params import FineTuneParams
+from db.params.fine_tune import FineTuneParams
 from training_data.hyperparameters import AUTO, resolve
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from db.errors import InvalidInput
-from db.predict_params import PredictParams
+from db.params.predict import PredictParams
 from training_data.prompts import RowPrompts
 from training_data.tables import detect_table, read_table
 

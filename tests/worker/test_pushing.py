@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from db.models import Attempt, Event, Step
-from db.params import PushParams
+from db.params.push import PushParams
 from db.queries.jobs import cancel_job
 from db.session import transaction
 from db.sources import Held, Source, hold, source_folder

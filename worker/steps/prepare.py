@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from db.errors import InvalidInput
-from db.params import FineTuneParams
+from db.params.fine_tune import FineTuneParams
 from training_data.chat_templates import WEIGHT, Chat, ChatTemplateError, merge_system_turn
 from training_data.formats import DetectedFormat, Row, check_method, detect_format, read_rows
 from training_data.hyperparameters import resolve

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
-from db.params import PretrainParams
+from db.params.pretrain import PretrainParams
 from training_data.chat_templates import END_OF_TEXT, END_OF_TURN, OWN_MODELS
 from training_data.json_files import read_json, write_json
 from training_data.tokens import ChatTokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from db.errors import InvalidInput
-from db.params import PretrainParams
+from db.params.pretrain import PretrainParams
 from training_data.json_files import read_json, write_json
 from training_data.tokens import ChatTokenizer
 from worker.checkpoints import STATE_FILE, outdated, write_checkpoint

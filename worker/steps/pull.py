@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
-from db.params import PromptFormatName
+from db.params.values import PromptFormatName
 from serving.backends.prompt_formats import FORMATS, PromptFormat
 from serving.gguf_header import Header, read_header
 from serving.gguf_template import TEMPLATE_KEY, write_with_chat_template

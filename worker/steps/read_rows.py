@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from db.errors import InvalidInput, InvalidLines
-from db.predict_params import PredictParams
+from db.params.predict import PredictParams
 from db.storable import refuse_deep
 from training_data.prompts import RowPrompts
 from training_data.sql_rows import open_rows

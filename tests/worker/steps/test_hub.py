@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from db.errors import InvalidInput, Unavailable
-from db.params import FineTuneParams
+from db.params.fine_tune import FineTuneParams
 from tests.serving.random_gguf import write_random_gguf
 from tests.worker.steps.export_fixtures import make_input, recording_step, step_settings
 from tests.worker.steps.fake_hub import COMMIT, TOKEN, FakeHub

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from db.errors import InvalidInput
-from db.params import FineTuneParams
+from db.params.fine_tune import FineTuneParams
 from tests.conftest import PostgresServer
 from worker.steps import prepare
 

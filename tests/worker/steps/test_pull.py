@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from db.errors import InvalidInput, Unavailable
-from db.params import PullParams
+from db.params.pull import PullParams
 from serving.backends.prompt_formats import FORMATS
 from serving.gguf_header import read_header
 from tests.serving.fake_ollama import FakeOllama

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from db.errors import InvalidInput, Unavailable
-from db.params import PushParams
+from db.params.push import PushParams
 from db.sources import Held, Source, hold
 from tests.worker.steps.export_fixtures import base_weights, make_input, recording_step, step_settings
 from tests.worker.steps.fake_hub import COMMIT, TOKEN, FakeHub

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from db.params import Auto, FileId, Params, SqlName
+from db.params.values import Auto, FileId, Params, SqlName
 
 BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 DAY_SECONDS = 24 * 3600

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from db.params import LANGUAGE, Attributes, CollectionId, FileId, Language, Params
+from db.params.values import LANGUAGE, Attributes, CollectionId, FileId, Language, Params
 
 
 class IngestParams(Params):

@@ -1,0 +1,31 @@
+"""What an export takes."""
+
+from pydantic import Field, model_validator
+
+from db.params.values import CheckpointId, JobId, ModelName, Params, Quantizations
+
+
+class ExportParams(Params):
+    """The last three steps, for a checkpoint or for what a job has trained."""
+
+    checkpoint: CheckpointId | None = Field(
+        default=None, description="A checkpoint, as GET /v1/jobs/{id}/checkpoints lists them."
+    )
+    job: JobId | None = Field(
+        default=None, description="A job whose training is done: its adapter, or its weights."
+    )
+    name: ModelName | None = Field(
+        default=None,
+        description="The name the model answers to. Default: <name of its job>-step-<N> for a checkpoint, "
+        "the job's own for a job.",
+        examples=["faq-step-20"],
+    )
+    quantizations: Quantizations = Field(
+        default=["Q4_K_M"], description="The first one is served by the name."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ExportParams":
+        if (self.checkpoint is None) == (self.job is None):
+            raise ValueError("checkpoint or job: give exactly one of the two, to say what is exported")
+        return self

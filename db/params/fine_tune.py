@@ -1,0 +1,196 @@
+"""What a fine-tune takes.
+
+Every field that says `auto` is resolved by the worker from `training_data/hyperparameters.py`, by the
+model's size and the number of rows, and stored with the result.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from db.params.values import (
+    KEEP_CHECKPOINTS,
+    SAVE_MINUTES,
+    Alias,
+    Auto,
+    FileId,
+    Fold,
+    ModelName,
+    Params,
+    Quantizations,
+    SqlName,
+)
+
+
+class FineTuneParams(Params):
+    """QLoRA fine-tuning of a base model, on questions and answers or on preferences."""
+
+    base_model: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
+        description="A model of this server (`tiny`), a folder in LATHE_BASE_MODELS_DIR, "
+        "or a Hugging Face id, optionally with a revision: `Qwen/Qwen3-0.6B@main`.",
+        examples=["tiny"],
+    )
+    training_file: FileId | None = Field(default=None, description="The id of an uploaded CSV or JSONL file.")
+    training_source: SqlName | None = Field(
+        default=None, description="A source of rows that the operator has named, in place of a file."
+    )
+    fold_column: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
+        default=None, description="A column of the source whose values say which rows are held out."
+    )
+    validation_folds: list[Fold] = Field(
+        default=[], max_length=100, description="Values of it whose rows are evaluated on."
+    )
+    test_folds: list[Fold] = Field(
+        default=[], max_length=100, description="Values of it whose rows are for the test alone."
+    )
+    validation_file: FileId | None = Field(
+        default=None, description="A file to evaluate on; without it, train_size splits the training file."
+    )
+    name: ModelName = Field(description="The name the finished model answers to.", examples=["faq"])
+    alias: Alias | None = Field(
+        default=None,
+        description="Another name that it answers to, such as the one that it had elsewhere: ft:gpt-…",
+    )
+
+    train_size: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of rows to train on; the rest is split evenly into validation and test. "
+        "Default: 1.0, every row.",
+    )
+    seed: int = Field(default=42, ge=-1, le=2**31 - 1, description="-1 draws one, and stores it.")
+    system_prompt: str | None = Field(
+        default=None, max_length=20_000, description="A system turn for every row that has none."
+    )
+    has_system_prompt: bool | Auto = Field(
+        default="auto",
+        description="Whether the chat template has a system role; false merges system turns into the "
+        "first user turn.",
+    )
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] | Auto = Field(
+        default="auto", description="Tokens of one row."
+    )
+
+    method: Literal["supervised", "dpo"] = Field(
+        default="supervised",
+        description="supervised: learns answers. dpo: learns which of two answers is preferred.",
+    )
+    beta: Annotated[float, Field(gt=0, le=2)] | Auto = Field(
+        default="auto", description="Of dpo: how much it costs to move away from the base model."
+    )
+    bits: Literal[4, 8, 16] = Field(default=4, description="4: NF4 with double quantisation; 16: plain LoRA.")
+    epochs: Annotated[float, Field(gt=0, le=10_000)] | Auto = Field(
+        default="auto", description="Passes over the training rows."
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="Overrides epochs.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        default="auto", description="The highest one, reached after the warm-up."
+    )
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=100)] | Auto = Field(
+        default="auto", description="Times the learning rate that auto chooses."
+    )
+    effective_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Auto = Field(
+        default="auto",
+        description="Rows of one step of the optimiser; batch_size and gradient_accumulation_steps follow.",
+    )
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
+        default="auto", description="Rows of one micro-batch."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
+        default="auto", description="Micro-batches to one step of the optimiser."
+    )
+    gradient_checkpointing: bool | Auto = Field(
+        default="auto", description="Compute activations twice, to save memory."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] | Auto = Field(
+        default="auto", description="Steps in which the learning rate rises from 0."
+    )
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
+        default="auto", description="How much the adapter can hold."
+    )
+    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | Auto = Field(
+        default="auto", description="The adapter is scaled by lora_alpha / lora_rank."
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        default="auto", description="Share of the adapter's inputs dropped in training."
+    )
+    lora_target_modules: Annotated[list[str], Field(min_length=1, max_length=64)] | Auto = Field(
+        default="auto",
+        description="The layers that get an adapter, by name: q_proj, v_proj, …",
+    )
+    lora_bias: Literal["none", "all", "lora_only"] = Field(
+        default="none", description="Which bias terms are trained too."
+    )
+    packing: bool | Auto = Field(default="auto", description="Put several short rows into one sequence.")
+    assistant_only_loss: bool = Field(default=True, description="Learn the answers only, not the questions.")
+    eval_steps: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto", description="Steps between evaluations."
+    )
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="Stop after so many evaluations without a better loss."
+    )
+    save_steps: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto", description="Steps between checkpoints."
+    )
+    save_minutes: float | None = SAVE_MINUTES
+    keep_checkpoints: int = KEEP_CHECKPOINTS
+
+    quantizations: Quantizations = Field(
+        default=["Q4_K_M"], description="The first one is served by the name."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FineTuneParams":
+        self._check_rows()
+        if self.validation_file is not None and self.train_size not in (None, 1.0):
+            raise ValueError("validation_file and train_size exclude each other: give one of them")
+        no_evaluation = (
+            self.validation_file is None and self.train_size in (None, 1.0) and not self.validation_folds
+        )
+        if self.early_stopping_patience is not None and no_evaluation:
+            raise ValueError(
+                "early_stopping_patience needs validation rows: give validation_file or train_size below 1"
+            )
+        if self.learning_rate_multiplier != "auto" and self.learning_rate != "auto":
+            raise ValueError(
+                "learning_rate_multiplier and learning_rate exclude each other: give one of them"
+            )
+        if self.effective_batch_size != "auto" and {self.batch_size, self.gradient_accumulation_steps} != {
+            "auto"
+        }:
+            raise ValueError(
+                "effective_batch_size settles batch_size and gradient_accumulation_steps: leave these out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> "FineTuneParams":
+        if self.method != "dpo":
+            if self.beta != "auto":
+                raise ValueError('beta is of the method "dpo": leave it out, or give that')
+            return self
+        if self.packing is True:
+            raise ValueError("packing puts rows of one answer together, and dpo compares two: leave it out")
+        if not self.assistant_only_loss:
+            raise ValueError("assistant_only_loss cannot be false with dpo, which compares answers alone")
+        if self.lora_dropout not in ("auto", 0):
+            raise ValueError("lora_dropout must be 0 with dpo: chance would decide between two answers")
+        return self
+
+    def _check_rows(self) -> None:
+        if (self.training_file is None) == (self.training_source is None):
+            raise ValueError("training_file is missing: give it, or training_source in its place")
+        if self.fold_column is None:
+            if self.validation_folds or self.test_folds:
+                raise ValueError("fold_column is missing: it says which column holds the folds")
+            return
+        if self.training_source is None:
+            raise ValueError("fold_column goes with training_source: a file is split by train_size")
+        if not self.validation_folds and not self.test_folds:
+            raise ValueError("fold_column needs validation_folds or test_folds: the values that are held out")
+        both = set(self.validation_folds) & set(self.test_folds)
+        if both:
+            raise ValueError(f"validation_folds and test_folds both hold {min(both)!r}")
+        if self.validation_file is not None or self.train_size not in (None, 1.0):
+            raise ValueError("fold_column excludes validation_file and train_size: the folds say it all")

@@ -1,0 +1,79 @@
+"""What the params of several kinds have in common: names, ids, and how each is written."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+Auto = Literal["auto"]
+QUANTIZATIONS = (
+    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K",
+)  # fmt: skip
+Quantization = Literal[
+    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K"
+]
+
+
+def _distinct(types: list[Quantization]) -> list[Quantization]:
+    if len(set(types)) != len(types):
+        raise ValueError("quantizations names a type twice")
+    return types
+
+
+Quantizations = Annotated[list[Quantization], Field(min_length=1, max_length=8), AfterValidator(_distinct)]
+
+# A name is part of file names and of backends' names, hence the narrow alphabet.
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-z]{1,64}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^job-[0-9a-z]{1,64}$")]
+CollectionId = Annotated[str, StringConstraints(pattern=r"^vs-[0-9a-z]{1,64}$")]
+AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+AttributeValue = Annotated[str, StringConstraints(max_length=512)] | bool | int | float
+# Whatever a user wants to keep with a row and find it by.
+Metadata = Annotated[
+    dict[AttributeName, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)
+]
+# How a conversation is written for a model that brings no chat template (serving/backends/prompt_formats.py).
+PromptFormatName = Literal["chatml", "llama", "llama3", "alpaca", "vicuna", "plain"]
+Fold = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+# Of a source or a target in the operator's file LATHE_SQL.
+SqlName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+HubId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}$")
+]
+HubRevision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_./-]{0,199}$")]
+HubPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_./ -]{0,250}\.gguf$")]
+OllamaName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[A-Za-z0-9._-]{1,80}){0,2}(:[A-Za-z0-9._-]{1,80})?$"
+    ),
+]
+Attributes = Annotated[dict[AttributeName, AttributeValue], Field(max_length=16)]
+Language = Annotated[str, StringConstraints(min_length=2, max_length=63)]
+CHECKPOINT_ID = re.compile(r"^checkpoint-[0-9a-f]{32}$")
+ALIAS_PREFIX = "ft:"
+# With a second colon, so that it is never read as a quantization of a model named `ft`.
+Alias = Annotated[str, StringConstraints(pattern=r"^ft:[!-9;-~]{1,200}:[!-~]{0,300}$")]
+CheckpointId = Annotated[str, StringConstraints(pattern=CHECKPOINT_ID.pattern)]
+
+
+SAVE_MINUTES: Any = Field(
+    default=10.0,
+    gt=0,
+    le=100_000,
+    description="A checkpoint also after so many minutes; null: by steps only.",
+)
+KEEP_CHECKPOINTS: Any = Field(
+    default=2, ge=1, le=1000, description="How many checkpoints to keep: the newest, besides the best one."
+)
+
+LANGUAGE: Any = Field(
+    default=None,
+    description="What the text is in, by name or ISO 639-1 code, for full text; without it, it is detected.",
+    examples=["german"],
+)
+
+
+class Params(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

@@ -9,24 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from db.errors import InvalidInput
 from worker.step import Step
 from worker.steps.runtime import peak_memory_bytes
+from worker.steps.training_results import measured
 
 SECONDS_BETWEEN_PROGRESS = 0.5
-# What trl measures of each method, as it is called here; of an evaluation, both begin with `eval_`.
-MEASURED = {
-    "mean_token_accuracy": "token_accuracy",
-    "rewards/accuracies": "reward_accuracy",
-    "rewards/margins": "reward_margin",
-    "rewards/chosen": "chosen_reward",
-    "rewards/rejected": "rejected_reward",
-}
-EVAL = "eval_"
-
-
-def measured(logs: dict[str, Any]) -> dict[str, float]:
-    """The figures of one entry of a trainer's log: its loss, and whatever the method has besides."""
-    names = {"loss": "loss", **MEASURED}
-    names |= {f"{EVAL}{its}": f"{EVAL}{ours}" for its, ours in names.items()}
-    return {ours: float(logs[its]) for its, ours in names.items() if its in logs}
 
 
 class ProgressReporter(TrainerCallback):

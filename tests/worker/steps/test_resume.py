@@ -14,7 +14,7 @@ from tests.worker.limits import small_disk
 from tests.worker.steps.conftest import StepRunner
 from worker.checkpoints import list_checkpoints, number_of, verify
 from worker.step import Message, Step, Stopped
-from worker.steps import prepare, pretrain, train
+from worker.steps import prepare, pretrain, train, trainer_arguments
 from worker.steps.train import halved
 
 ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln{' of clay' * (n % 4)}.") for n in range(18)]
@@ -133,7 +133,7 @@ class TestFineTune:
         assert adapter(resumed) == adapter(undisturbed)
 
     def test_knows_the_loss_at_each_checkpoint(self, fine_tune, monkeypatch):
-        monkeypatch.setattr(train, "LOGS_PER_RUN", 1)
+        monkeypatch.setattr(trainer_arguments, "LOGS_PER_RUN", 1)
         ran = fine_tune(max_steps=5).run()
         saved = {message["step_number"]: message["metrics"] for message in ran.of_type("checkpoint")}
         assert set(saved) == {2, 4, 5}

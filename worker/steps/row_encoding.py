@@ -1,0 +1,67 @@
+"""Rows that `prepare` has left, as tokens and labels: what a trainer reads.
+
+They are made here and not by trl: so any chat template can be trained on its answers only, and what is cut
+is known before it is cut.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from db.errors import InvalidInput
+from training_data.tokens import ChatTokenizer
+from worker.step import Step
+from worker.steps.methods import LENGTH, Method, TokenRow
+
+
+def encode_rows(
+    path: Path,
+    method: Method,
+    tokenizer: ChatTokenizer,
+    chosen: dict[str, Any],
+    step: Step,
+    *,
+    required: bool = True,
+) -> list[TokenRow]:
+    """Read prepared rows as the method takes them, cut at max_length; `prepare` has told which are cut.
+
+    Raises:
+        InvalidInput: no row keeps an answer within max_length.
+    """
+    encoded = list(method.rows(path, tokenizer, chosen))
+    kept = [row for row in encoded if row is not None]
+    left_out = len(encoded) - len(kept)
+    if left_out:
+        step.event(
+            f"{left_out} rows of {path.name} have no answer left within max_length "
+            f"{chosen['max_length']} and are left out.",
+            level="warn",
+            left_out=left_out,
+        )
+    if required and not kept:
+        raise InvalidInput(
+            f"No row has a token to learn within max_length {chosen['max_length']}: raise it.",
+            param="max_length",
+        )
+    return kept
+
+
+def as_dataset(rows: list[TokenRow]) -> Any:
+    import numpy
+    from datasets import Dataset
+
+    columns: dict[str, Any] = {name: [numpy.asarray(row[name]) for row in rows] for name in rows[0]}
+    if LENGTH in columns:
+        columns[LENGTH] = [int(lengths[0]) for lengths in columns[LENGTH]]
+    return Dataset.from_dict(columns)
+
+
+def padding_tokenizer(tokenizer: ChatTokenizer) -> Any:
+    """The tokenizer in the form that trl asks for; it only pads."""
+    from transformers import PreTrainedTokenizerFast
+
+    end = tokenizer.special_tokens.get("eos_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.tokenizer,
+        eos_token=end,
+        pad_token=tokenizer.special_tokens.get("pad_token", end),
+    )

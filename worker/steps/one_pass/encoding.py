@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 
 Rows = npt.NDArray[np.float32]  # (rows, columns), contiguous
+Imatrix = npt.NDArray[np.float32]  # (columns,)
 Encoded = npt.NDArray[np.uint8]  # (rows, bytes of an encoded row)
 
 
@@ -20,7 +21,7 @@ class Encoder(Protocol):
 
     name: str
 
-    def encode(self, rows: Rows, type_name: str, imatrix: npt.NDArray[np.float32] | None = None) -> Encoded:
+    def encode(self, rows: Rows, type_name: str, imatrix: Imatrix | None = None) -> Encoded:
         """Encode each row by itself.
 
         Args:
@@ -55,8 +56,18 @@ class GgmlEncoder:
     def row_bytes(self, type_name: str, columns: int) -> int:
         return int(self._ggml.ggml_row_size(self._id(type_name), columns))
 
-    def encode(self, rows: Rows, type_name: str, imatrix: npt.NDArray[np.float32] | None = None) -> Encoded:
+    def encode(self, rows: Rows, type_name: str, imatrix: Imatrix | None = None) -> Encoded:
         """See `Encoder.encode`."""
+        encoded = self.encode_unchecked(rows, type_name, imatrix)
+        self.check(encoded, type_name)
+        return encoded
+
+    def encode_unchecked(self, rows: Rows, type_name: str, imatrix: Imatrix | None = None) -> Encoded:
+        """Encode, whatever comes of NaN and infinite values.
+
+        Raises:
+            NotEncodable: the type is unknown, or does not fit the columns.
+        """
         kind = self._id(type_name)
         count, columns = rows.shape
         if columns % self._ggml.ggml_blck_size(kind):
@@ -68,7 +79,6 @@ class GgmlEncoder:
         self._ggml.ggml_quantize_chunk(
             kind, rows.ctypes.data, encoded.ctypes.data, 0, count, columns, weights
         )
-        self.check(encoded, type_name)
         return encoded
 
     def check(self, encoded: Encoded, type_name: str) -> None:

@@ -29,6 +29,8 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "validation_folds",
             "test_folds",
             "validation_file",
+            "format",
+            "columns",
             "train_size",
             "seed",
             "system_prompt",
@@ -99,7 +101,7 @@ SYNONYMS = {"quantization": "quantizations"}
 NAME_RULE = "a-z, 0-9, '.', '_' and '-', at most 63 of them, the first one a letter or a digit."
 # A bound this high is the database's, and tells nobody anything.
 UNBOUNDED = 2**31 - 1
-TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true|false"}
+TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true|false", dict: "name=value,…"}
 BOOLEANS = {
     "true": True,
     "yes": True,
@@ -131,7 +133,7 @@ class Flag:
 
     @property
     def is_object(self) -> bool:
-        return issubclass(self.type, BaseModel)
+        return issubclass(self.type, BaseModel | dict)
 
     @property
     def metavar(self) -> str:
@@ -258,6 +260,10 @@ def _convert_one(flag: Flag, text: str) -> Any:
 
 
 def _json_object(flag: Flag, text: str) -> dict[str, Any]:
+    """JSON, or pairs: `question=Frage,answer=Antwort`."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if flag.type is dict and not text.lstrip().startswith("{") and all(sign for _, sign, _ in pairs):
+        return {name.strip(): value.strip() for name, _, value in pairs}
     try:
         read = json.loads(text)
     except ValueError as error:
@@ -293,7 +299,7 @@ def _help(info: FieldInfo, shape: "_Shape") -> str:
     if shape.many and shape.choices:
         sentences.append(f"Of {', '.join(map(str, shape.choices))}.")
     default = None if info.is_required() else info.get_default(call_default_factory=True)
-    if default is not None and not isinstance(default, BaseModel):
+    if default is not None and not isinstance(default, BaseModel | dict):
         sentences.append(f"Default: {_typed(default)}.")
     return " ".join(filter(None, sentences))
 
@@ -332,6 +338,8 @@ def _read_annotation(annotation: Any, metadata: list[Any]) -> _Shape:
         elif origin is list:
             shape.many = True
             pending += arguments
+        elif origin is dict:
+            shape.type = dict
         elif origin is Literal and arguments == ("auto",):
             shape.auto = True
         elif origin is Literal:

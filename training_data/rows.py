@@ -1,26 +1,68 @@
-"""Rows of a training set on disk: one `{"messages": [...]}` a line, and with `rejected` a preference pair."""
+"""Rows of a training set, and how prepared ones are kept on disk: a JSON object a line."""
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from training_data.chat_templates import Chat
-from training_data.formats import Row
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of training data.
+
+    Args:
+        line: the line it begins on, or its number where rows are no lines, counted from 1.
+        messages: a conversation that ends with an answer; of a prompt, with the user's turn; of text, none.
+        rejected: of a preference pair, the answer that is less good than the conversation's last.
+        label: of a judgement, whether the conversation's last answer is good.
+        text: of plain text, all of it.
+        fields: the other columns, where they are kept: reward functions are given them.
+        place: as an error names it: `Line 3`.
+    """
+
+    line: int
+    messages: Chat
+    rejected: str | None = None
+    label: bool | None = None
+    text: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict, compare=False)
+    place: str = field(default="", compare=False)
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it has no answer: whoever trains on it has the model write them."""
+        return bool(self.messages) and self.messages[-1]["role"] != "assistant"
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            pair = {} if row.rejected is None else {"rejected": row.rejected}
-            file.write(json.dumps({"messages": row.messages, **pair}, ensure_ascii=False) + "\n")
+            file.write(line_of(row))
+
+
+def line_of(row: Row) -> str:
+    """A prepared row as a line: its messages, and of what else there is that which is there."""
+    kept: dict[str, Any] = {"messages": row.messages, "rejected": row.rejected, "label": row.label}
+    kept |= {"text": row.text, "fields": row.fields or None}
+    return (
+        json.dumps({key: value for key, value in kept.items() if value is not None}, ensure_ascii=False)
+        + "\n"
+    )
+
+
+def read_prepared(path: Path) -> Iterator[Row]:
+    """Rows as `write_rows` wrote them."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            yield Row(number, **json.loads(line))
 
 
 def read_conversations(path: Path) -> Iterator[list[Chat]]:
     """Each row's conversations: one, or of a preference pair two."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            yield conversations(Row(0, row["messages"], row.get("rejected")))
+    return (conversations(row) for row in read_prepared(path))
 
 
 def conversations(row: Row) -> list[Chat]:

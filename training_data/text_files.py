@@ -1,19 +1,16 @@
 """Text files of rows, of whatever encoding: read line by line, each of bounded length."""
 
 import codecs
-import csv
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from db.errors import InvalidInput
 
 HEAD_BYTES = 1024 * 1024
 # No row of text that a model can be trained on is longer; a file without line ends must not fill memory.
 MAX_LINE_CHARACTERS = 8 * 1024 * 1024
-DELIMITERS = (",", ";", "\t", "|")
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -23,36 +20,92 @@ BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 FALLBACK_ENCODING = "cp1252"  # what spreadsheets on Windows write
+# Of the bytes of a text in a language that Windows-1252 is for. Icelandic has a tenth; what has more is
+# Russian or Chinese in an encoding of its own, which would be learnt as gibberish.
+MOST_HIGH_BYTES = 0.3
+SAMPLE_BYTES = 4096
+BLOCK_CHARACTERS = 256 * 1024
+PACKED = (
+    (b"PK\x03\x04", "a ZIP archive or a spreadsheet: export it as CSV first"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard: unpack it first"),
+)
 
 
 def refuse_binary(head: bytes, filename: str, param: str) -> None:
     if not head.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"):
         raise InvalidInput(f"{filename} is empty.", param=param)
-    if head.startswith(b"PK\x03\x04"):
-        raise InvalidInput(
-            f"{filename} is a ZIP archive or a spreadsheet: export it as CSV first.", param=param
-        )
+    for mark, what in PACKED:
+        if head.startswith(mark):
+            raise InvalidInput(f"{filename} is {what}.", param=param)
     wide = any(head.startswith(bom) for bom, encoding in BOMS if encoding != "utf-8-sig")
-    if b"\x00" in head and not wide:
-        raise InvalidInput(f"{filename} is no text file: give a CSV or JSONL in UTF-8.", param=param)
+    if wide or b"\x00" not in head:
+        return
+    start = head[:2000]
+    if max(start[0::2].count(0), start[1::2].count(0)) > len(start) / 4:
+        raise InvalidInput(
+            f"{filename} looks like UTF-16 without the mark that says so: save it as UTF-8.", param=param
+        )
+    line = head[: head.index(0)].count(b"\n") + 1
+    raise InvalidInput(
+        f"{filename} is no text file: line {line} holds a NUL byte. Give a CSV, JSONL or JSON in UTF-8, or a "
+        "Parquet file.",
+        param=param,
+    )
 
 
-def detect_encoding(path: Path, head: bytes, *, whole: bool) -> str:
+def detect_encoding(path: Path, head: bytes, filename: str, *, whole: bool, param: str) -> str:
+    """Find a text's encoding.
+
+    Args:
+        whole: look at every byte, and not at the head alone.
+    Raises:
+        InvalidInput: it is neither UTF-8, -16 or -32, nor what spreadsheets on Windows write.
+    """
     for bom, encoding in BOMS:
         if head.startswith(bom):
             return encoding
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        if not whole:
-            decoder.decode(head)  # not final: the head may end inside a character
-            return "utf-8"
+    if not whole:
+        found = _first_that_is_not_utf8([head])  # which may end inside a character
+    else:
         with path.open("rb") as file:
-            while block := file.read(HEAD_BYTES):
-                decoder.decode(block)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return FALLBACK_ENCODING
-    return "utf-8"
+            found = _first_that_is_not_utf8(iter(lambda: file.read(HEAD_BYTES), None))
+    if found is None:
+        return "utf-8"
+    line, mixed, around = found
+    if mixed:
+        raise InvalidInput(
+            f"Line {line} of {filename} is not UTF-8, though what comes before it is: the file mixes "
+            "encodings, or is cut off. Save all of it as UTF-8.",
+            param=param,
+        )
+    if sum(byte >= 0x80 for byte in around) > MOST_HIGH_BYTES * len(around):
+        raise InvalidInput(
+            f"Line {line} of {filename} is neither UTF-8 nor Windows-1252: save it as UTF-8.", param=param
+        )
+    return FALLBACK_ENCODING
+
+
+def _first_that_is_not_utf8(blocks: Iterable[bytes]) -> tuple[int, bool, bytes] | None:
+    """The line, whether what comes before holds letters beyond ASCII, and the bytes around it.
+
+    Args:
+        blocks: an empty one is the end; without it, the last one may end inside a character.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line, wide = 1, False
+    for block in blocks:
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start]
+            around = error.object[max(0, error.start - SAMPLE_BYTES) : error.start + SAMPLE_BYTES]
+            return line + before.count(b"\n"), wide or not before.isascii(), around
+        if not block:
+            return None
+        line += block.count(b"\n")
+        wide = wide or not text.isascii()
+    return None
 
 
 @contextmanager
@@ -62,79 +115,41 @@ def open_lines(path: Path, encoding: str, param: str) -> Iterator[Iterator[str]]
         yield _bounded_lines(text, encoding, param)
 
 
+def read_blocks(path: Path, encoding: str, param: str) -> Iterator[str]:
+    """A text file in pieces, for what is not read line by line.
+
+    Raises:
+        InvalidInput: it is not in that encoding.
+    """
+    line = 1
+    with path.open(encoding=encoding, newline="") as text:
+        while block := _decoded(lambda: text.read(BLOCK_CHARACTERS), line, encoding, param):
+            line += block.count("\n")
+            yield block
+
+
+def _decoded(read: Callable[[], str], line: int, encoding: str, param: str) -> str:
+    try:
+        return read()
+    except UnicodeError as error:  # UTF-16 without its mark is one of these alone
+        why = getattr(error, "reason", error)
+        raise InvalidInput(
+            f"Line {line} or soon after is not {encoding.upper()}: {why}. Save the file as UTF-8.",
+            param=param,
+        ) from None
+
+
 def _bounded_lines(text: TextIO, encoding: str, param: str) -> Iterator[str]:
     number = 0
     while True:
         number += 1
-        try:
-            line = text.readline(MAX_LINE_CHARACTERS)
-        except UnicodeDecodeError as error:
-            raise InvalidInput(
-                f"Line {number} or soon after is not {encoding.upper()}: {error.reason}. Save as UTF-8.",
-                param=param,
-            ) from None
+        line = _decoded(lambda: text.readline(MAX_LINE_CHARACTERS), number, encoding, param)
         if not line:
             return
         if len(line) == MAX_LINE_CHARACTERS and not line.endswith(("\n", "\r")):
-            raise InvalidInput(f"Line {number} is longer than {MAX_LINE_CHARACTERS} characters.", param=param)
-        yield line
-
-
-def csv_rows(lines: Iterator[str], delimiter: str, param: str) -> Iterator[tuple[int, list[str]]]:
-    """The header of a CSV, then its rows: the line that each begins in, and as many fields as the header has.
-
-    Raises:
-        InvalidInput: a line is no CSV, or has more fields or fewer; the message names it.
-    """
-    # A process-wide setting of the csv module, and one that only ever needs to be this.
-    csv.field_size_limit(MAX_LINE_CHARACTERS)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    width: int | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
             raise InvalidInput(
-                f"Line {line} is no CSV: {error}. A quote inside a field is written twice.", param=param
-            ) from None
-        if fields is None:
-            return
-        if not any(field.strip() for field in fields):
-            continue
-        if width is None:
-            width = len(fields)
-        elif len(fields) != width:
-            raise _wrong_field_count(line, len(fields), width, delimiter, param)
-        yield line, fields
-
-
-def load_json(line: str, number: int, param: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(
-            f"Line {number} is no JSON: {error}. Each line holds one object.", param=param
-        ) from None
-    if not isinstance(record, dict):
-        raise InvalidInput(f"Line {number} is no JSON object: each line holds one.", param=param)
-    return record
-
-
-def _wrong_field_count(line: int, fields: int, names: int, delimiter: str, param: str) -> InvalidInput:
-    """The error for a line of a CSV that has more or fewer fields than the header names."""
-    fix = (
-        f"put fields that hold {delimiter!r} in double quotes"
-        if fields > names
-        else f"give it one for each name, with {delimiter!r} between them; a field may be empty"
-    )
-    held = "1 field" if fields == 1 else f"{fields} fields"
-    return InvalidInput(f"Line {line} has {held}, the header {names}: {fix}.", param=param)
-
-
-def is_jsonl(line: str, filename: str) -> bool:
-    if filename.lower().endswith((".jsonl", ".ndjson", ".json")):
-        return True
-    if filename.lower().endswith((".csv", ".tsv")):
-        return False
-    return line.lstrip().startswith("{")
+                f"Line {number} is longer than {MAX_LINE_CHARACTERS} characters: put each row on a line of "
+                "its own.",
+                param=param,
+            )
+        yield line

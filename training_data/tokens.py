@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from training_data.chat_templates import WITHOUT_TEMPLATE, Chat, ChatTemplate
 from training_data.json_files import read_json
+from training_data.rows import Row, conversations
 
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
@@ -69,9 +70,29 @@ class ChatTokenizer:
             mask[position] = end > span[0] and start >= span[0]
         return EncodedChat(encoding.ids, mask)
 
+    def encode_document(self, text: str) -> list[int]:
+        """Encode a text that is learnt as it is, with the token that ends it, where there is one."""
+        end = self.tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
+        return self.encode_text(text) + ([end] if end is not None else [])
+
     def encode_prompt(self, messages: Chat) -> list[int]:
         """Encode what the model reads before it answers."""
         return self.encode_text(self.template.render(messages, add_generation_prompt=True))
+
+
+def encode_row(row: Row, tokenizer: ChatTokenizer) -> list[EncodedChat]:
+    """A row's conversations with what is learnt of them: one, of a pair two; of a prompt nothing is learnt.
+
+    Raises:
+        ChatTemplateError: the template refuses the messages.
+    """
+    if row.text is not None:
+        ids = tokenizer.encode_document(row.text)
+        return [EncodedChat(ids, [True] * len(ids))]
+    if row.is_prompt:
+        ids = tokenizer.encode_prompt(row.messages)
+        return [EncodedChat(ids, [False] * len(ids))]
+    return [tokenizer.encode_chat(chat) for chat in conversations(row)]
 
 
 def read_template(folder: Path) -> tuple[str, str]:

@@ -29,7 +29,7 @@ from db.queries.models import find_model
 from db.states import JobKind
 from db.storable import refuse_deep
 from serving.model_formats import HEAD_BYTES, kind_of
-from training_data.formats import check_file, check_method
+from training_data.formats import Reading, check_file
 
 # It names the embedding model on every surface.
 RESERVED_NAMES = frozenset({"default"})
@@ -141,8 +141,12 @@ def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
         if file_id is not None:
             file = find_file(unit, file_id, field)
             try:
-                detected = check_file(unit.settings.storage_root / file.path, file.filename)
-                check_method(detected, params.method, file.filename)
+                check_file(
+                    unit.settings.storage_root / file.path,
+                    file.filename,
+                    method=params.method,
+                    reading=Reading(params.format, params.columns),
+                )
             except InvalidInput as error:
                 raise InvalidInput(error.message, param=field, code=error.code) from error
     base = resolve_base_model(unit.session, unit.settings, unit.project_id, params.base_model)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from db.errors import InvalidInput
-from training_data.formats import Row, check_file, check_method, detect_format, read_rows
+from training_data.formats import RowReader, check_file, check_method, detect_format
+from training_data.rows import Row
 
 USER = {"role": "user", "content": "Who?"}
 SHE, HE = ({"role": "assistant", "content": answer} for answer in ("She.", "He."))
@@ -16,7 +17,7 @@ MESSAGES = [USER, SHE]
 
 def read(path: Path, *records: Any) -> list[Row]:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return list(read_rows(path, detect_format(path, path.name)))
+    return list(RowReader(detect_format(path, path.name)))
 
 
 @pytest.fixture
@@ -41,9 +42,10 @@ class TestForms:
     def test_a_csv(self, tmp_path: Path) -> None:
         path = tmp_path / "pairs.csv"
         path.write_text("id,prompt,chosen,rejected\n7,Who?,She.,He.\n")
-        detected = check_file(path, path.name)
-        assert (detected.columns, detected.ignored_columns) == ("prompt,chosen,rejected", ("id",))
-        assert list(read_rows(path, detected)) == [Row(2, MESSAGES, "He.")]
+        check_file(path, path.name, method="dpo")
+        detected = detect_format(path, path.name)
+        assert (detected.columns, detected.ignored_columns) == ("chosen,rejected,prompt", ("id",))
+        assert list(RowReader(detected)) == [Row(2, MESSAGES, "He.")]
 
     def test_a_system_message_and_earlier_turns_stay(self, file: Path) -> None:
         system = {"role": "system", "content": "Be brief."}
@@ -54,8 +56,9 @@ class TestForms:
     def test_what_is_not_used_is_known(self, file: Path) -> None:
         given = {"messages": [USER], "tools": [], "parallel_tool_calls": True}
         read(file, {"input": given, "preferred_output": [SHE], "non_preferred_output": [HE], "id": 1})
-        ignored = detect_format(file, file.name).ignored_columns
-        assert ignored == ("id", "input.tools", "input.parallel_tool_calls")
+        reader = RowReader(detect_format(file, file.name))
+        list(reader)
+        assert reader.unused == {"id", "input.tools", "input.parallel_tool_calls"}
 
 
 class TestRefused:
@@ -63,13 +66,13 @@ class TestRefused:
         ("changes", "words"),
         [
             ({"prompt": [HE]}, "must end with the user"),
-            ({"prompt": []}, "prompt is empty"),
+            ({"prompt": [], "chosen": "She."}, "must end with the user"),
             ({"prompt": [USER, {"role": "system", "content": "x"}, USER]}, "can only come first"),
             ({"chosen": [SHE, HE]}, "chosen must be one message"),
             ({"rejected": [USER]}, "rejected must be one message"),
             ({"rejected": ""}, "rejected is empty"),
-            ({"chosen": [{"role": "assistant", "content": None}]}, "chosen, message 1: content is empty"),
-            ({"chosen": [{**SHE, "weight": 1}]}, "a weight means nothing in a pair"),
+            ({"chosen": [{"role": "assistant", "content": None}]}, "chosen, message 1: content is missing"),
+            ({"chosen": [{**SHE, "weight": 1}]}, "a weight means nothing here"),
             ({"rejected": " She. "}, "both answers are the same"),
         ],
     )
@@ -79,7 +82,7 @@ class TestRefused:
             read(file, good, good | changes)
 
     def test_a_line_that_holds_no_pair(self, file: Path) -> None:
-        with pytest.raises(InvalidInput, match="Line 2 holds no pair"):
+        with pytest.raises(InvalidInput, match="Line 2 has the columns 'messages', and not chosen,rejected"):
             read(file, {"prompt": "Who?", "chosen": "She.", "rejected": "He."}, {"messages": MESSAGES})
 
     def test_answers_that_follow_different_conversations(self, file: Path) -> None:

@@ -13,14 +13,13 @@ from typing import Any
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
 from training_data.chat_templates import WEIGHT, Chat, ChatTemplateError, merge_system_turn
-from training_data.formats import DetectedFormat, Row, check_method, detect_format, read_rows
+from training_data.formats import DetectedFormat, Reading, RowReader, check_method, detect_format, no_rows
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
-from training_data.rows import conversations, write_rows
+from training_data.rows import Row, write_rows
 from training_data.snapshots import Snapshot
 from training_data.splits import split_rows
-from training_data.text_files import FALLBACK_ENCODING
-from training_data.tokens import ChatTokenizer, EncodedChat, read_template
+from training_data.tokens import ChatTokenizer, EncodedChat, encode_row, read_template
 from worker.step import FileInput, Step
 from worker.steps.base_model import context_length, copy_tokenizer, count_parameters, fetch_base
 from worker.steps.runtime import prepare_runtime
@@ -29,6 +28,7 @@ from worker.steps.source_rows import as_file, read_snapshot
 
 LINES_NAMED = 10  # in a message; the report names all
 PROGRESS_EVERY_ROWS = 2000
+KEEPS_FIELDS = ("grpo",)  # whose reward functions are given a row's other columns
 ROWS_COMPARED = 200  # with the prompt they will be asked by
 
 
@@ -138,6 +138,8 @@ class _SystemTurns:
         self.merged_rows = 0
 
     def apply(self, messages: Chat) -> Chat:
+        if not messages:
+            return messages  # plain text
         if self._prompt and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._prompt}, *messages]
         if not self.supported and messages[0]["role"] == "system":
@@ -155,24 +157,28 @@ class _SystemTurns:
             )
 
 
-def _detect(step: Step, file: FileInput, param: str, fold_column: str | None) -> DetectedFormat:
-    detected = detect_format(file.path, file.filename, param=param, whole=True)
+def _tell_unused(step: Step, unused: set[str], fold_column: str | None) -> None:
+    ignored = sorted(unused - {fold_column})
+    if ignored:
+        step.event(
+            f"These columns are not used: {', '.join(ignored)}.", level="warn", ignored_columns=ignored
+        )
+
+
+def _detect(step: Step, file: FileInput, param: str, reading: Reading) -> DetectedFormat:
+    detected = detect_format(file.path, file.filename, reading=reading, param=param)
+    encoded = f", in {detected.encoding}" if detected.encoding else ""
     step.event(
-        f"{file.filename} is {detected.kind.upper()} with {detected.columns}, in {detected.encoding}.",
-        format=detected.columns,
+        f"{file.filename} is {detected.kind.upper()} with {detected.columns}{encoded}.",
+        format=detected.shape.name,
         encoding=detected.encoding,
     )
-    if detected.encoding == FALLBACK_ENCODING:
+    if detected.table.is_guessed:
         step.event(
             f"{file.filename} is not UTF-8 and was read as Windows-1252: save it as UTF-8 if letters come "
             "out wrong.",
             level="warn",
             encoding=detected.encoding,
-        )
-    ignored = [name for name in detected.ignored_columns if name != fold_column]
-    if ignored:
-        step.event(
-            f"These columns are not used: {', '.join(ignored)}.", level="warn", ignored_columns=ignored
         )
     return detected
 
@@ -192,13 +198,15 @@ def _measure(
         InvalidInput: a row does not parse, or the template refuses it; the message names the line.
     """
     file = step.input.files[getattr(params, param)] if kept is None else as_file(kept)
-    measured = Measured(_detect(step, file, param, params.fold_column))
+    reading = Reading(params.format, params.columns)
+    measured = Measured(_detect(step, file, param, reading))
     check_method(measured.detected, params.method, file.filename, param=param)
     unlike = 0
-    for read in read_rows(file.path, measured.detected, param=param):
+    reader = RowReader(measured.detected, reading, param=param, keep_fields=params.method in KEEPS_FIELDS)
+    for read in reader:
         row = replace(read, messages=system.apply(read.messages))
         chats = _encoded(row, tokenizer, param)
-        if len(measured.rows) < ROWS_COMPARED:
+        if len(measured.rows) < ROWS_COMPARED and row.messages and not row.is_prompt:
             prompt = tokenizer.encode_prompt(row.messages[:-1])
             unlike += chats[0].ids[: len(prompt)] != prompt
         measured.rows.append(row)
@@ -207,7 +215,8 @@ def _measure(
         if len(measured.rows) % PROGRESS_EVERY_ROWS == 0:
             step.event(f"Read {len(measured.rows):,} rows.", rows=len(measured.rows))
     if not measured.rows:
-        raise InvalidInput(f"{file.filename} has a header but no rows.", param=param)
+        raise no_rows(file.filename, param)
+    _tell_unused(step, reader.unused, params.fold_column)
     if unlike:
         _tell_unlike_prompts(step, unlike, min(len(measured.rows), ROWS_COMPARED))
     return measured
@@ -216,11 +225,11 @@ def _measure(
 def _encoded(row: Row, tokenizer: ChatTokenizer, param: str) -> list[EncodedChat]:
     """The conversation, and of a pair the one with the other answer too."""
     try:
-        chats = [tokenizer.encode_chat(chat) for chat in conversations(row)]
+        chats = encode_row(row, tokenizer)
     except ChatTemplateError as error:
-        raise InvalidInput(f"Line {row.line}: {error}.", param=param) from None
-    if not all(any(chat.answer_mask) for chat in chats):
-        raise InvalidInput(f"Line {row.line}: the chat template shows no answer.", param=param)
+        raise InvalidInput(f"{row.place}: {error}.", param=param) from None
+    if not row.is_prompt and not all(any(chat.answer_mask) for chat in chats):
+        raise InvalidInput(f"{row.place}: the chat template shows no answer.", param=param)
     return chats
 
 
@@ -239,7 +248,7 @@ def _tell_duplicates(step: Step, rows: Iterable[Row]) -> None:
     doubles = []
     for row in rows:
         said = tuple((message["role"], message["content"]) for message in row.messages)
-        key = hash((said, row.rejected))
+        key = hash((said, row.rejected, row.label, row.text))
         if first_seen.setdefault(key, row.line) != row.line:
             doubles.append(row.line)
     if doubles:

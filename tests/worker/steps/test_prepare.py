@@ -80,7 +80,7 @@ class TestRows:
     def test_names_the_line_and_file_that_are_wrong(self, prepared, tmp_path):
         path = tmp_path / "held-out.jsonl"
         path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 1}\n')
-        with pytest.raises(InvalidInput, match="Line 2 has neither") as caught:
+        with pytest.raises(InvalidInput, match="Line 2 has the columns 'prompt', and not") as caught:
             prepared(validation_file="file-2", files={"file-2": path})
         assert caught.value.param == "validation_file"
 

@@ -1,0 +1,102 @@
+"""What names the rows of a fine-tune, and how they are read, split and checked: of a training and of a look
+at its data alike.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from db.params.values import Auto, FileId, Fold, Params, SqlName
+
+# The shapes of rows, and the keys that their columns go by; what they are stands in training_data/shapes.py.
+Format = Literal[
+    "messages", "sharegpt", "alpaca", "question_answer", "input_output", "prompt_completion",
+    "preference", "openai_preference", "kto", "text", "prompt",
+]  # fmt: skip
+ColumnKey = Literal[
+    "messages", "conversations", "instruction", "input", "output", "history", "question", "answer", "prompt",
+    "completion", "system", "chosen", "rejected", "preferred_output", "non_preferred_output", "label", "text",
+]  # fmt: skip
+Columns = dict[ColumnKey, Annotated[str, StringConstraints(min_length=1, max_length=200)]]
+
+FORMAT: Format | Auto = Field(
+    default="auto", description="The shape of the rows; auto: found by the names of the columns."
+)
+COLUMNS: Columns = Field(
+    default={},
+    description="What columns are called in the file, by what the format calls them, where these differ.",
+    examples=[{"question": "Frage", "answer": "Antwort"}],
+)
+
+
+class DataParams(Params):
+    """The model that reads the rows, the rows, and what of them is held out."""
+
+    base_model: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
+        description="A model of this server (`tiny`), a folder in LATHE_BASE_MODELS_DIR, "
+        "or a Hugging Face id, optionally with a revision: `Qwen/Qwen3-0.6B@main`.",
+        examples=["tiny"],
+    )
+    training_file: FileId | None = Field(
+        default=None, description="The id of an uploaded CSV, TSV, JSONL, JSON or Parquet file."
+    )
+    training_source: SqlName | None = Field(
+        default=None, description="A source of rows that the operator has named, in place of a file."
+    )
+    fold_column: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
+        default=None, description="A column of the source whose values say which rows are held out."
+    )
+    validation_folds: list[Fold] = Field(
+        default=[], max_length=100, description="Values of it whose rows are evaluated on."
+    )
+    test_folds: list[Fold] = Field(
+        default=[], max_length=100, description="Values of it whose rows are for the test alone."
+    )
+    validation_file: FileId | None = Field(
+        default=None, description="A file to evaluate on; without it, train_size splits the training file."
+    )
+    format: Format | Auto = FORMAT
+    columns: Columns = COLUMNS
+    train_size: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of rows to train on; the rest is split evenly into validation and test. "
+        "Default: 1.0, every row.",
+    )
+    seed: int = Field(default=42, ge=-1, le=2**31 - 1, description="-1 draws one, and stores it.")
+    system_prompt: str | None = Field(
+        default=None, max_length=20_000, description="A system turn for every row that has none."
+    )
+    has_system_prompt: bool | Auto = Field(
+        default="auto",
+        description="Whether the chat template has a system role; false merges system turns into the "
+        "first user turn.",
+    )
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] | Auto = Field(
+        default="auto", description="Tokens of one row."
+    )
+
+    def check_rows(self) -> None:
+        """See that the fields that name and split the rows go together.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if (self.training_file is None) == (self.training_source is None):
+            raise ValueError("training_file is missing: give it, or training_source in its place")
+        if self.validation_file is not None and self.train_size not in (None, 1.0):
+            raise ValueError("validation_file and train_size exclude each other: give one of them")
+        if self.fold_column is None:
+            if self.validation_folds or self.test_folds:
+                raise ValueError("fold_column is missing: it says which column holds the folds")
+            return
+        if self.training_source is None:
+            raise ValueError("fold_column goes with training_source: a file is split by train_size")
+        if not self.validation_folds and not self.test_folds:
+            raise ValueError("fold_column needs validation_folds or test_folds: the values that are held out")
+        both = set(self.validation_folds) & set(self.test_folds)
+        if both:
+            raise ValueError(f"validation_folds and test_folds both hold {min(both)!r}")
+        if self.validation_file is not None or self.train_size not in (None, 1.0):
+            raise ValueError("fold_column excludes validation_file and train_size: the folds say it all")

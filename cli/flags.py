@@ -66,7 +66,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "eval_steps",
             "early_stopping_patience",
         ),
-        "Output": ("quantizations",),
+        "Output": ("quantizations", "imatrix"),
     },
     "pretrain": {
         "Model": ("name", "start_from", "context_length", "hidden_size", "layers", "heads"),
@@ -74,7 +74,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "Optimisation": ("steps", "learning_rate", "batch_size", "seed"),
         "Checkpoints": ("save_steps", "save_minutes", "keep_checkpoints"),
         "Samples": ("sample_every", "sample_prompt"),
-        "Output": ("quantizations",),
+        "Output": ("quantizations", "imatrix"),
     },
     "predict": {
         "What to ask": ("model", "prompt", "system_prompt", "inference_kwargs", "inference_kwargs_column"),
@@ -82,7 +82,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "Answers": ("output_format", "output_target"),
         "How": ("concurrency", "row_tries", "finish_within_seconds"),
     },
-    "export": {"What to export": ("checkpoint", "job"), "Output": ("name", "quantizations")},
+    "export": {"What to export": ("checkpoint", "job"), "Output": ("name", "quantizations", "imatrix")},
 }
 
 # What people type; the parameter's own name is understood as well.

@@ -333,8 +333,35 @@ def convert_argv(tools: Tools, model_folder: Path, outfile: Path, outtype: str) 
     ]  # fmt: skip
 
 
-def quantize_argv(tools: Tools, source: Path, target: Path, quantization: str, threads: int) -> list[str]:
-    return [str(tools.quantize), str(source), str(target), quantization, str(threads)]
+def quantize_argv(
+    tools: Tools, source: Path, target: Path, quantization: str, threads: int, *, imatrix: str | None = None
+) -> list[str]:
+    """`imatrix` is written into the target as it is given: name it without its folder."""
+    weighed = ["--imatrix", imatrix] if imatrix is not None else []
+    return [str(tools.quantize), *weighed, str(source), str(target), quantization, str(threads)]
+
+
+def imatrix_argv(
+    tools: Tools, model: Path, text: str, target: str, *, chunk: int, threads: int, n_gpu_layers: int
+) -> list[str]:
+    """llama-imatrix over a text file, `chunk` tokens at a time; a line of its output for each.
+
+    The names of `text` and `target` are written into what quantisers make: give them without a folder.
+    """
+    return [
+        str(tools.imatrix),
+        "--model", str(model),
+        "--file", text,
+        "--output-file", target,
+        "--output-frequency", "1",
+        "--parse-special",
+        "--no-ppl",
+        "--offline",
+        "--ctx-size", str(chunk),
+        "--batch-size", str(chunk),
+        "--threads", str(threads),
+        "--n-gpu-layers", str(n_gpu_layers),
+    ]  # fmt: skip
 
 
 def child_environment(api_key: str = "") -> dict[str, str]:

@@ -97,4 +97,5 @@ def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dic
         "architecture": exported.get("architecture"),
         "train": steps["train"].result if "train" in steps else None,
         "source": exported.get("source"),
+        "imatrix": published["files"][0].get("imatrix"),
     }

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from db.params.values import CheckpointId, JobId, ModelName, Params, Quantizations
+from db.params.values import IMATRIX, CheckpointId, JobId, ModelName, Params, Quantizations
 
 
 class ExportParams(Params):
@@ -23,6 +23,7 @@ class ExportParams(Params):
     quantizations: Quantizations = Field(
         default=["Q4_K_M"], description="The first one is served by the name."
     )
+    imatrix: bool = IMATRIX
 
     @model_validator(mode="after")
     def _consistent(self) -> "ExportParams":

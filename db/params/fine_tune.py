@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from db.params.data import DataParams
-from db.params.values import KEEP_CHECKPOINTS, SAVE_MINUTES, Alias, Auto, ModelName, Quantizations
+from db.params.values import IMATRIX, KEEP_CHECKPOINTS, SAVE_MINUTES, Alias, Auto, ModelName, Quantizations
 
 
 class FineTuneParams(DataParams):
@@ -88,6 +88,7 @@ class FineTuneParams(DataParams):
     quantizations: Quantizations = Field(
         default=["Q4_K_M"], description="The first one is served by the name."
     )
+    imatrix: bool = IMATRIX
 
     @model_validator(mode="after")
     def _consistent(self) -> "FineTuneParams":

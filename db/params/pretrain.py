@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from db.params.values import KEEP_CHECKPOINTS, SAVE_MINUTES, FileId, ModelName, Params, Quantizations
+from db.params.values import IMATRIX, KEEP_CHECKPOINTS, SAVE_MINUTES, FileId, ModelName, Params, Quantizations
 
 
 class PretrainParams(Params):
@@ -43,6 +43,7 @@ class PretrainParams(Params):
     quantizations: Quantizations = Field(
         default=["Q4_K_M"], description="The first one is served by the name."
     )
+    imatrix: bool = IMATRIX
 
     @model_validator(mode="after")
     def _consistent(self) -> "PretrainParams":

@@ -68,6 +68,12 @@ KEEP_CHECKPOINTS: Any = Field(
     default=2, ge=1, le=1000, description="How many checkpoints to keep: the newest, besides the best one."
 )
 
+IMATRIX: Any = Field(
+    default=False,
+    description="Weigh each column by what flows through it when the model reads its training rows. Costs a "
+    "16-bit file and a run over up to 50,000 tokens; gains the more, the fewer bits a type has.",
+)
+
 LANGUAGE: Any = Field(
     default=None,
     description="What the text is in, by name or ISO 639-1 code, for full text; without it, it is detected.",

@@ -80,6 +80,7 @@ class TestExport:
         assert job["steps"][0]["status"] == "queued"
         assert job["params"] == {
             "checkpoint": checkpoint, "job": None, "name": "faq-step-20", "quantizations": ["Q8_0"],
+            "imatrix": False,
         }  # fmt: skip
         # The training removes it, and the job is deleted.
         shutil.rmtree(training.checkpoint_folder(20))

@@ -11,9 +11,11 @@ from typing import Any
 
 from db.sources import check_source, trained_source
 from serving.llama_cpp import Tools, require_tools
+from training_data.tokens import ChatTokenizer
 from worker.step import Step, StepInput
 from worker.steps.base_model import context_length, count_parameters, fetch_base
 from worker.steps.gguf_files import architecture, convert, place, quantize, write_tokenizer
+from worker.steps.importance import Importance, importance_matrix
 from worker.steps.merging import gguf_dtype, has_sixteen_bits, merge_adapter, round_weights
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
 from worker.steps.weights_cache import file_sha256
@@ -51,7 +53,11 @@ def export_weights(step: Step, tools: Tools, model: Path) -> tuple[list[dict[str
         the files, as they are published, and the 16-bit one, which need not be among them.
     """
     full, dtype = _convert(step, tools, model)
-    return [_file(step, tools, full, dtype, quantization) for quantization in _quantizations(step)], full
+    matrix = None
+    if step.input.params.get("imatrix"):
+        tokenizer = ChatTokenizer(trained_folder(step.input))
+        matrix = importance_matrix(step, tools, full, tokenizer, context_length(model))
+    return [_file(step, tools, full, dtype, name, matrix=matrix) for name in _quantizations(step)], full
 
 
 def take_weights(step: Step, source: Path, target: Path) -> None:
@@ -133,11 +139,13 @@ def _convert(step: Step, tools: Tools, model: Path) -> tuple[Path, str]:
     return full, dtype
 
 
-def _file(step: Step, tools: Tools, full: Path, dtype: str, quantization: str) -> dict[str, Any]:
+def _file(
+    step: Step, tools: Tools, full: Path, dtype: str, quantization: str, *, matrix: Importance | None
+) -> dict[str, Any]:
     path = step.input.folder / f"{step.input.params['name']}-{quantization}.gguf"
     if quantization != dtype:
         started = time.monotonic()
-        said = quantize(step, tools, full, path, quantization)
+        said = quantize(step, tools, full, path, quantization, imatrix=matrix.file if matrix else None)
         seconds = time.monotonic() - started
         size = path.stat().st_size
         step.event(
@@ -161,4 +169,5 @@ def _file(step: Step, tools: Tools, full: Path, dtype: str, quantization: str) -
         "path": path.name,
         "bytes": path.stat().st_size,
         "sha256": file_sha256(path),
+        **({"imatrix": {"rows": matrix.rows, "tokens": matrix.tokens}} if matrix else {}),
     }

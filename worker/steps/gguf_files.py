@@ -59,8 +59,10 @@ def convert(step: Step, tools: Tools, model: Path, target: Path, dtype: str) -> 
     run_program(argv, "llama.cpp's converter", _counting(step, "lines"))
 
 
-def quantize(step: Step, tools: Tools, source: Path, target: Path, quantization: str) -> Quantized:
-    """Quantise a 16-bit GGUF file, reporting tensor by tensor."""
+def quantize(
+    step: Step, tools: Tools, source: Path, target: Path, quantization: str, *, imatrix: Path | None = None
+) -> Quantized:
+    """Quantise a 16-bit GGUF file, reporting tensor by tensor; `imatrix` says which columns matter."""
     said = Quantized()
 
     def on_line(line: str) -> None:
@@ -72,8 +74,10 @@ def quantize(step: Step, tools: Tools, source: Path, target: Path, quantization:
             kind = fallback[1].upper()
             said.fallbacks[kind] = said.fallbacks.get(kind, 0) + 1
 
-    argv = quantize_argv(tools, source, target, quantization, step.input.settings.threads)
-    run_program(argv, "llama-quantize", on_line)
+    threads = step.input.settings.threads
+    name = imatrix.name if imatrix is not None else None
+    argv = quantize_argv(tools, source, target, quantization, threads, imatrix=name)
+    run_program(argv, "llama-quantize", on_line, folder=imatrix.parent if imatrix is not None else None)
     return said
 
 

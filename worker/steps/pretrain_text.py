@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db.errors import InvalidInput
+from db.sources import text_source
 from training_data.chat_templates import END_OF_TEXT, OWN_MODELS, Chat
 from training_data.tokens import ChatTokenizer
+from worker.step import StepInput
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,6 +58,14 @@ def read_passages(path: Path | None) -> list[str]:
         )
     paragraphs = re.split(r"\n\s*\n", text.replace("\r\n", "\n"))
     return [paragraph for paragraph in paragraphs if paragraph.strip()]
+
+
+def trained_text(step_input: StepInput) -> Path | None:
+    """The text that a whole model learnt from; None: the topics of Python's help."""
+    if step_input.source is not None:
+        return text_source(step_input.source)
+    file = step_input.files.get(step_input.params.get("training_file") or "")
+    return file.path if file else None
 
 
 def train_tokenizer(passages: list[str], vocab_size: int) -> "Tokenizer":

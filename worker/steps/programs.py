@@ -22,11 +22,16 @@ START_TIMEOUT_SECONDS = 600  # a large model is read from a slow disk
 START_TRIES = 3
 
 
-def run_program(argv: list[str], what: str, on_line: Callable[[str], None]) -> list[str]:
+def run_program(
+    argv: list[str], what: str, on_line: Callable[[str], None], *, folder: Path | None = None
+) -> list[str]:
     """Run a program to its end, handing each line of its output to `on_line`.
 
     There is no timeout: how long a model takes depends on its size. `on_line` is expected to report
     progress, which the stall limit watches.
+
+    Args:
+        folder: where it runs, and finds what the argv names without a folder.
 
     Returns:
         the last lines.
@@ -38,7 +43,7 @@ def run_program(argv: list[str], what: str, on_line: Callable[[str], None]) -> l
     tail: deque[str] = deque(maxlen=LINES_OF_AN_ERROR)
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        text=True, errors="replace",
+        text=True, errors="replace", cwd=folder,
     ) as process:  # fmt: skip
         for line in process.stdout or ():
             tail.append(line.rstrip())

@@ -5,12 +5,12 @@ import random
 from pathlib import Path
 from typing import Any
 
-from db.sources import rows_source, text_source
+from db.sources import rows_source
 from training_data.chat_templates import UNWEIGHTED, WEIGHT, ChatTemplateError, unweighted
 from training_data.tokens import ChatTokenizer
 from worker.step import StepInput
 from worker.steps.export import is_whole
-from worker.steps.pretrain_text import chats_from, read_passages
+from worker.steps.pretrain_text import chats_from, read_passages, trained_text
 from worker.steps.teacher_forcing import ForcedRow
 
 MAX_ROWS = 16
@@ -33,21 +33,13 @@ def choose_rows(step_input: StepInput, tokenizer: ChatTokenizer, context: int) -
 
 def _sources(step_input: StepInput) -> list[tuple[str, list[list[dict[str, Any]]]]]:
     if is_whole(step_input):
-        passages = read_passages(_text(step_input))
+        passages = read_passages(trained_text(step_input))
         chats = list(chats_from(passages, random.Random(0)))  # noqa: S311 - the same ones each time
         return [("text", chats[: 20 * MAX_ROWS])]
     folder = (
         step_input.step_folders["prepare"] if step_input.source is None else rows_source(step_input.source)
     )
     return [(split, _read(folder / f"{split}.jsonl")) for split in SPLITS]
-
-
-def _text(step_input: StepInput) -> Path | None:
-    """The text that a whole model learnt from; None: the topics of Python's help."""
-    if step_input.source is not None:
-        return text_source(step_input.source)
-    file = step_input.files.get(step_input.params.get("training_file") or "")
-    return file.path if file else None
 
 
 def _read(path: Path) -> list[list[dict[str, Any]]]:

@@ -37,14 +37,17 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "has_system_prompt",
             "max_length",
         ),
-        "Method": ("method", "beta"),
+        "Method": ("method", "beta", "preset"),
         "LoRA": (
+            "tuning",
             "bits",
             "lora_rank",
             "lora_alpha",
             "lora_dropout",
             "lora_target_modules",
             "lora_bias",
+            "use_rslora",
+            "use_dora",
         ),
         "Optimisation": (
             "epochs",
@@ -58,6 +61,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "gradient_checkpointing",
             "packing",
             "assistant_only_loss",
+            "training_args",
         ),
         "Checkpoints and evaluation": (
             "save_steps",

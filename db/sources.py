@@ -15,8 +15,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from db.storage import attempt_folder, file_path, job_folder
 DESCRIPTION = "source.json"
 CHECKPOINT_MANIFEST = "checkpoint.json"
 ATTEMPT_MANIFEST = "manifest.json"
-# Of a checkpoint; the optimiser's state is for who trains on.
+# Of a checkpoint, an adapter or a whole model; the optimiser's state is for who trains on.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-MODEL_FILES = ("model.safetensors", "config.json")
+MODEL_FILES = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json)")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -84,11 +85,10 @@ def of_checkpoint(root: Path, job: Job, checkpoint: Checkpoint, text: File | Non
         Conflict: they are no longer there, or not what an export can be made from.
     """
     folder = root / checkpoint.path
-    wanted = MODEL_FILES if job.kind == JobKind.PRETRAIN else ADAPTER_FILES
     try:
         listed = _listed(folder / CHECKPOINT_MANIFEST)
         source = Source(_about(job, checkpoint))
-        for name in wanted:
+        for name in _weights_of(job, listed):
             source.files.append(_held(folder, listed, name, f"trained/{name}"))
         if job.kind == JobKind.PRETRAIN:
             source.files += _tokenizer(folder, listed)
@@ -111,7 +111,7 @@ def of_job(root: Path, job: Job, text: File | None) -> Source:
             code="training_not_done",
         )
     folder = attempt_folder(root, job.id, train.name, train.succeeded_attempt)
-    inner = "model" if job.kind == JobKind.PRETRAIN else "adapter"
+    inner = "adapter" if trains_adapter(job) else "model"
     try:
         listed = _listed(folder / ATTEMPT_MANIFEST)
         source = Source(_about(job, None))
@@ -124,6 +124,20 @@ def of_job(root: Path, job: Job, text: File | None) -> Source:
     except (FileNotFoundError, KeyError) as error:
         raise gone(f"job {job.id}") from error
     return source
+
+
+def trains_adapter(job: Job) -> bool:
+    """Whether a training leaves an adapter to its base; else it leaves a whole model."""
+    return job.kind == JobKind.FINE_TUNE and job.params.get("tuning") != "full"
+
+
+def _weights_of(job: Job, listed: dict[str, Any]) -> Iterable[str]:
+    if trains_adapter(job):
+        return ADAPTER_FILES
+    found = [name for name in listed if MODEL_FILES.fullmatch(name)]
+    if not any(name.endswith(".safetensors") for name in found):
+        raise KeyError("model.safetensors")
+    return found
 
 
 def of_weights(root: Path, weights: str) -> Source:
@@ -239,6 +253,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 def _about(job: Job, checkpoint: Checkpoint | None) -> dict[str, Any]:
     return {
         "kind": job.kind,
+        "adapter": trains_adapter(job),
         "job": job.id,
         "checkpoint": checkpoint.id if checkpoint else None,
         "step_number": checkpoint.step_number if checkpoint else None,

@@ -47,16 +47,15 @@ class Training:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    def checkpoint(self, number: int) -> str:
+    def checkpoint(
+        self,
+        number: int,
+        weights_name: str = "adapter_model.safetensors",
+        config_name: str = "adapter_config.json",
+    ) -> str:
         name = f"checkpoints/checkpoint-{number}"
-        self.write(
-            "train",
-            {
-                f"{name}/adapter_model.safetensors": f"weights of step {number}",
-                f"{name}/adapter_config.json": "{}",
-                f"{name}/optimizer.pt": "not needed",
-            },
-        )
+        weights = {weights_name: f"weights of step {number}", config_name: "{}", "optimizer.pt": "not needed"}
+        self.write("train", {f"{name}/{file}": content for file, content in weights.items()})
         listed(self.folder("train") / name, "checkpoint.json")
         with transaction(self.sessions) as session:
             row = Checkpoint(

@@ -11,6 +11,7 @@ from db.ids import new_id
 from db.models import Job, Model, ModelFile, ModelVersion, Step
 from db.queries.aliases import give_aliases
 from db.queries.models import get_model
+from db.sources import trains_adapter
 from db.states import JobKind
 
 
@@ -71,13 +72,13 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
 
 
 def _weights(job: Job, steps: dict[str, Step]) -> str | None:
-    """A model made from scratch, or pulled whole, keeps its weights for others to start from; a fine-tune
-    keeps its adapter."""
+    """A model of which all weights were trained, or that was pulled whole, keeps them for others to start
+    from; a fine-tune otherwise keeps its adapter."""
     if job.kind == JobKind.PULL:
         pull = steps["pull"]
         folder = (pull.result or {}).get("folder")
         return f"jobs/{job.id}/{pull.name}/{pull.succeeded_attempt}/{folder}" if folder else None
-    if job.kind != JobKind.PRETRAIN:
+    if job.kind not in (JobKind.PRETRAIN, JobKind.FINE_TUNE) or trains_adapter(job):
         return None
     train = steps["train"]
     return f"jobs/{job.id}/{train.name}/{train.succeeded_attempt}/model"

@@ -134,7 +134,7 @@ def _weights(unit: Unit, params: PushParams, version: ModelVersion | None) -> Ch
         owner = _job_of(unit, original)
         if original.weights is not None:
             source = sources.of_weights(root, original.weights)
-            source.about |= {"kind": owner.kind, "job": owner.id}
+            source.about |= {"kind": owner.kind, "job": owner.id, "adapter": False}
         elif owner.kind == JobKind.PULL:
             raise InvalidInput(
                 'what: this model was pulled as it is served, and has no weights besides: give "gguf".',
@@ -145,7 +145,8 @@ def _weights(unit: Unit, params: PushParams, version: ModelVersion | None) -> Ch
         else:
             source = exporting.source_of(unit, exporting.Chosen(owner, None))
     source.files = [held for held in source.files if held.name.startswith("trained/")]
-    is_adapter = source.about["kind"] == JobKind.FINE_TUNE
+    # What an export has held for long does not say.
+    is_adapter = source.about.get("adapter", source.about["kind"] == JobKind.FINE_TUNE)
     if params.what == "adapter" and not is_adapter:
         raise InvalidInput('what: this is a whole model, and no adapter: give "merged".', param="what")
     what = params.what if params.what != "auto" else ("adapter" if is_adapter else "merged")

@@ -4,12 +4,17 @@ Every field that says `auto` is resolved by the worker from `training_data/hyper
 model's size and the number of rows, and stored with the result.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from db.params.data import DataParams
+from db.params.training_args import check_training_args
 from db.params.values import IMATRIX, KEEP_CHECKPOINTS, SAVE_MINUTES, Alias, Auto, ModelName, Quantizations
+
+ADAPTER_FIELDS = (
+    "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_bias", "use_rslora", "use_dora",
+)  # fmt: skip
 
 
 class FineTuneParams(DataParams):
@@ -28,7 +33,18 @@ class FineTuneParams(DataParams):
     beta: Annotated[float, Field(gt=0, le=2)] | Auto = Field(
         default="auto", description="Of dpo: how much it costs to move away from the base model."
     )
-    bits: Literal[4, 8, 16] = Field(default=4, description="4: NF4 with double quantisation; 16: plain LoRA.")
+    tuning: Literal["lora", "full"] = Field(
+        default="lora",
+        description="lora: an adapter beside the base's weights is trained. full: all of them are.",
+    )
+    bits: Literal[4, 8, 16] | Auto = Field(
+        default="auto",
+        description="The base's weights while an adapter is trained: 4 is NF4 with double quantisation, 8 is "
+        "LLM.int8, 16 is as they are.",
+    )
+    preset: Literal["fast", "balanced", "best"] | None = Field(
+        default=None, description="Sets several of what is auto, and says which; what is given besides wins."
+    )
     epochs: Annotated[float, Field(gt=0, le=10_000)] | Auto = Field(
         default="auto", description="Passes over the training rows."
     )
@@ -59,7 +75,8 @@ class FineTuneParams(DataParams):
         default="auto", description="How much the adapter can hold."
     )
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] | Auto = Field(
-        default="auto", description="The adapter is scaled by lora_alpha / lora_rank."
+        default="auto",
+        description="The adapter is scaled by lora_alpha / lora_rank; by rsLoRA, by lora_alpha / √lora_rank.",
     )
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
         default="auto", description="Share of the adapter's inputs dropped in training."
@@ -71,6 +88,12 @@ class FineTuneParams(DataParams):
     lora_bias: Literal["none", "all", "lora_only"] = Field(
         default="none", description="Which bias terms are trained too."
     )
+    use_rslora: bool | Auto = Field(
+        default="auto", description="rsLoRA: a scale at which high ranks learn as well as low ones."
+    )
+    use_dora: bool = Field(
+        default=False, description="DoRA: learn the weights' magnitude apart from their direction; slower."
+    )
     packing: bool | Auto = Field(default="auto", description="Put several short rows into one sequence.")
     assistant_only_loss: bool = Field(default=True, description="Learn the answers only, not the questions.")
     eval_steps: Annotated[int, Field(ge=1)] | Auto = Field(
@@ -81,6 +104,12 @@ class FineTuneParams(DataParams):
     )
     save_steps: Annotated[int, Field(ge=1)] | Auto = Field(
         default="auto", description="Steps between checkpoints."
+    )
+    training_args: dict[str, Any] = Field(
+        default={},
+        description="Further fields of trl's config of the method, such as optim or adam_beta2, applied "
+        "after all others.",
+        examples=[{"optim": "paged_adamw_8bit", "adam_beta2": 0.95}],
     )
     save_minutes: float | None = SAVE_MINUTES
     keep_checkpoints: int = KEEP_CHECKPOINTS
@@ -124,4 +153,27 @@ class FineTuneParams(DataParams):
             raise ValueError("assistant_only_loss cannot be false with dpo, which compares answers alone")
         if self.lora_dropout not in ("auto", 0):
             raise ValueError("lora_dropout must be 0 with dpo: chance would decide between two answers")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_tuning(self) -> "FineTuneParams":
+        check_training_args(self.method, self.training_args)
+        if self.tuning == "lora":
+            if self.use_dora and self.bits == 8:
+                raise ValueError(
+                    "use_dora needs the base's weights at each step, which LLM.int8 does not give back: set "
+                    "bits to 4 or 16, or leave use_dora out"
+                )
+            return self
+        if self.bits in (4, 8):
+            raise ValueError(
+                'bits must be 16 with the tuning "full": weights rounded to 4 or 8 bits cannot be trained. '
+                "Leave it out, or train an adapter on them"
+            )
+        for name in ADAPTER_FIELDS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f'{name} is of an adapter, and the tuning "full" trains none: leave it out, or set '
+                    'tuning to "lora"'
+                )
         return self

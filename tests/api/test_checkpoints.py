@@ -69,6 +69,20 @@ class TestList:
 
 
 class TestExport:
+    def test_of_all_weights_holds_the_whole_model(
+        self, api: httpx.Client, settings: Settings, session_factory: SessionFactory
+    ) -> None:
+        job_id = submit(api, tuning="full")["id"]
+        training = in_training(job_id, settings.storage_root, session_factory)
+        checkpoint = training.checkpoint(20, "model.safetensors", "config.json")
+        exported = export(api, checkpoint=checkpoint)
+        assert exported.status_code == 202, exported.text
+        source = source_folder(settings.storage_root, exported.json()["id"])
+        assert check_source(source)["adapter"] is False
+        assert {path.name for path in (source / "trained").iterdir()} == {
+            "model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja",
+        }  # fmt: skip
+
     def test_holds_what_it_needs_against_everything(
         self, api: httpx.Client, training: Training, session_factory: SessionFactory
     ) -> None:

@@ -4,13 +4,65 @@ import pytest
 
 from db.params.fine_tune import FineTuneParams
 from training_data.hyperparameters import AUTO, resolve
+from training_data.presets import told
+
+
+def fine_tune(**given: Any) -> dict[str, Any]:
+    return FineTuneParams(base_model="m", training_file="file-1", name="m", **given).model_dump(mode="json")
 
 
 def resolved(
     parameters: float, rows: int, *, longest: int = 200, context: int = 8192, **given: Any
 ) -> dict[str, Any]:
-    params = FineTuneParams(base_model="m", training_file="file-1", name="m", **given).model_dump(mode="json")
-    return resolve(params, parameters=int(parameters), rows=rows, longest=longest, context_length=context)
+    return resolve(
+        fine_tune(**given), parameters=int(parameters), rows=rows, longest=longest, context_length=context
+    )
+
+
+class TestTuning:
+    def test_of_all_weights_has_nothing_of_an_adapter_and_smaller_steps(self):
+        chosen = resolved(8e9, 5_000, tuning="full")
+        assert not any(name.startswith("lora_") or name in ("use_dora", "use_rslora") for name in chosen)
+        assert (chosen["bits"], chosen["learning_rate"]) == (16, pytest.approx(2e-5))
+
+    def test_keeps_the_adapters_scale_by_rslora(self):
+        """By rsLoRA, alpha is divided by the root of the rank."""
+        chosen = resolved(8e9, 5_000, lora_rank=64, use_rslora=True)
+        assert chosen["lora_alpha"] / 64**0.5 == 32 / 16
+        assert resolved(8e9, 5_000, lora_rank=64)["lora_alpha"] == 128
+
+    def test_takes_training_args_over_its_own(self):
+        given = {"weight_decay": 0.1, "lr_scheduler_type": "linear", "optim": "adafactor"}
+        chosen = resolved(8e9, 5_000, training_args=given)
+        assert chosen["training_args"] == given
+        assert (chosen["weight_decay"], chosen["lr_scheduler"]) == (0.1, "linear")
+
+
+class TestPresets:
+    def test_set_what_their_table_says(self):
+        chosen = resolved(8e9, 5_000, preset="best")
+        assert (chosen["lora_rank"], chosen["use_rslora"], chosen["bits"]) == (64, True, 16)
+        assert resolved(8e9, 5_000, preset="fast")["epochs"] == resolved(8e9, 5_000)["epochs"] / 2
+        balanced = resolved(8e9, 5_000, preset="balanced")
+        assert {**balanced, "preset": None} == resolved(8e9, 5_000)
+
+    def test_yield_to_what_is_given(self):
+        chosen = resolved(8e9, 5_000, preset="best", lora_rank=8, bits=4)
+        assert (chosen["lora_rank"], chosen["bits"], chosen["use_rslora"]) == (8, 4, True)
+        assert resolved(8e9, 5_000, preset="fast", epochs=7.0)["epochs"] == 7
+
+    def test_set_nothing_of_an_adapter_where_there_is_none(self):
+        assert "lora_rank" not in resolved(8e9, 5_000, preset="best", tuning="full")
+
+    def test_say_what_they_set(self):
+        params = fine_tune(preset="best", lora_rank=8)
+        assert told(params, resolved(8e9, 5_000, preset="best", lora_rank=8)) == (
+            "The preset best sets use_rslora True, bits 16. These are given, and stay: lora_rank."
+        )
+        assert told(fine_tune(preset="fast"), resolved(8e9, 5_000, preset="fast")) == (
+            "The preset fast sets lora_rank 8, epochs 1.5, which is 0.5 times what auto chooses."
+        )
+        assert told(fine_tune(), resolved(8e9, 5_000)) is None
 
 
 class TestResolve:
@@ -18,6 +70,7 @@ class TestResolve:
     @pytest.mark.parametrize("rows", [1, 20, 300, 5_000, 1_000_000])
     def test_leaves_nothing_auto(self, parameters, rows):
         chosen = resolved(parameters, rows)
+        assert chosen.pop("bits") == AUTO, "is for where the device is known"
         assert AUTO not in chosen.values()
         assert chosen["batch_size"] <= rows
         assert 0 <= chosen["warmup_steps"] <= chosen["total_steps"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import Trainer, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import DPOTrainer, SFTTrainer
@@ -51,9 +52,10 @@ class AdapterTrainer(Trainer):
         self._best_step, self._own_state = best_step, own_state
         # trl casts the adapters of a quantised base to bfloat16. Small updates drown there: a tiny model
         # learnt 12 of 20 answers, against 20 with these.
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.float32)
+        if isinstance(self.model, PeftModel):
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.float32)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
@@ -83,9 +85,12 @@ class AdapterTrainer(Trainer):
             self._on_removed(old)
             shutil.rmtree(old)
 
+    def load_weights(self, checkpoint: Path) -> None:
+        self._load_from_checkpoint(str(checkpoint))
+
     def take_weights(self, checkpoint: Path) -> None:
         """Be where `checkpoint` is, to train no further."""
-        self._load_from_checkpoint(str(checkpoint))
+        self.load_weights(checkpoint)
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 

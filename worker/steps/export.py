@@ -60,13 +60,17 @@ def export_weights(step: Step, tools: Tools, model: Path) -> tuple[list[dict[str
     return [_file(step, tools, full, dtype, name, matrix=matrix) for name in _quantizations(step)], full
 
 
-def take_weights(step: Step, source: Path, target: Path) -> None:
-    """Have the weights of a whole model in 16 bits in `target`, if the disk has room for what follows."""
+def take_weights(step: Step, source: Path, target: Path, *, like: Path | None = None) -> None:
+    """Have the weights of a whole model in 16 bits in `target`, if the disk has room for what follows.
+
+    Args:
+        like: a model whose kind of 16 bits is taken where the source has none of its own.
+    """
     _require_disk(step, source, copies=1)
     if has_sixteen_bits(source):
         _link_weights(source, target)
     else:
-        round_weights(source, target)  # a checkpoint's are as they are trained
+        round_weights(source, target, like=like or source)  # a checkpoint's are as they are trained
 
 
 def _quantizations(step: Step) -> list[str]:
@@ -82,19 +86,27 @@ def trained_folder(step_input: StepInput) -> Path:
     """What the training left: a whole model, or an adapter; the training tokenizer is in both."""
     if step_input.source is not None:
         return trained_source(step_input.source)
-    return step_input.step_folders["train"] / ("model" if step_input.kind == "pretrain" else "adapter")
+    folder = step_input.step_folders["train"]
+    return folder / "adapter" if (folder / "adapter").is_dir() else folder / "model"
+
+
+def is_adapter(trained: Path) -> bool:
+    return (trained / "adapter_config.json").is_file()
 
 
 def merged_weights(step: Step) -> Path:
-    """The 16-bit weights as `merged/`: merged with the adapter, or a copy of what was pretrained."""
-    target = step.input.folder / "merged"
+    """The 16-bit weights as `merged/`: merged with the adapter, or a copy where all were trained."""
+    target, trained = step.input.folder / "merged", trained_folder(step.input)
     if is_whole(step.input) or step.input.base is None:
-        take_weights(step, trained_folder(step.input), target)
+        take_weights(step, trained, target)
+        return target
+    base = fetch_base(step.input.base, step)
+    if not is_adapter(trained):
+        take_weights(step, trained, target, like=base)
         return target
     started = time.monotonic()
-    base = fetch_base(step.input.base, step)
     _require_disk(step, base, copies=2)
-    merge_adapter(base, trained_folder(step.input), target)
+    merge_adapter(base, trained, target)
     seconds = time.monotonic() - started
     step.event(
         f"Merged the adapter into {step.input.base.name} in fp32 ({seconds:.1f} s).",

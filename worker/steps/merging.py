@@ -32,11 +32,11 @@ def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     merged.to(dtype).save_pretrained(target)
 
 
-def round_weights(source: Path, target: Path) -> None:
-    """Write a model that is stored in 32 bits in 16, to `target`, without a tokenizer."""
+def round_weights(source: Path, target: Path, *, like: Path) -> None:
+    """Write a model that is stored in 32 bits in the 16 of `like`, to `target`, without a tokenizer."""
     from transformers import AutoModelForCausalLM
 
-    dtype = sixteen_bit_dtype(source)
+    dtype = sixteen_bit_dtype(like)
     model: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
     )

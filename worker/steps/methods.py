@@ -107,6 +107,10 @@ def _preference_trainer(**settings: Any) -> Any:
 def _preference_config(chosen: dict[str, Any], **settings: Any) -> Any:
     from trl import DPOConfig
 
+    if (
+        chosen["tuning"] == "full"
+    ):  # no adapter can be switched off then, and a second model takes as much again
+        settings["precompute_ref_log_probs"] = True
     # The column of lengths, by which rows are grouped, is none that the model takes.
     return DPOConfig(beta=chosen["beta"], max_length=None, remove_unused_columns=False, **settings)
 

@@ -16,6 +16,7 @@ from training_data.chat_templates import WEIGHT, Chat, ChatTemplateError, merge_
 from training_data.formats import DetectedFormat, Reading, RowReader, check_method, detect_format, no_rows
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
+from training_data.presets import told
 from training_data.rows import Row, write_rows
 from training_data.snapshots import Snapshot
 from training_data.splits import split_rows
@@ -89,6 +90,9 @@ def run(step: Step) -> dict[str, Any]:
         longest=_longest(parts),
         context_length=context_length(base),
     )
+    said = told(params.model_dump(mode="json"), chosen)
+    if said is not None:
+        step.event(said, preset=params.preset)
     cut = _tell_cut(step, parts, chosen["max_length"], context_length(base))
     result = _result(
         parts=parts,

@@ -1,6 +1,7 @@
-"""Fine-tune: LoRA on a quantised base (QLoRA), by trl, peft and bitsandbytes; CPU and CUDA alike.
+"""Fine-tune by trl, peft and bitsandbytes; CPU and CUDA alike.
 
-What differs between learning answers and learning preferences is in `methods.py`.
+What differs between learning answers and learning preferences is in `methods.py`; between training an adapter
+and training all weights, in `tunings.py`.
 """
 
 from pathlib import Path
@@ -11,28 +12,43 @@ from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
 from worker.checkpoints import STATE_FILE
 from worker.step import Step, Stopped
-from worker.steps.adapters import load_adapter, lora_config, save_adapter
 from worker.steps.base_model import check_type, fetch_base
-from worker.steps.methods import METHODS, Method
+from worker.steps.methods import METHODS
 from worker.steps.resuming import take_also, take_newest
 from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
-from worker.steps.trainer_arguments import reschedule, training_arguments
+from worker.steps.trainer_arguments import (
+    refusals_explained,
+    reschedule,
+    see_that_it_can_begin,
+    training_arguments,
+)
 from worker.steps.training_results import checkpoint_metrics, last_loss, mean_loss, write_results
+from worker.steps.tunings import TUNINGS, settle_bits
 
 LEAST_ADVICE = (
     "One row at a time is too much: lower max_length, set gradient_checkpointing to true, or bits to 4."
 )
 
+# Of jobs that were prepared before there was a choice.
+EARLIER = {
+    "method": "supervised",
+    "tuning": "lora",
+    "use_rslora": False,
+    "use_dora": False,
+    "training_args": {},
+}
+
 
 def run(step: Step) -> dict[str, Any]:
-    """Train; leaves `adapter/` and `checkpoints/`."""
+    """Train; leaves `adapter/`, or of all weights `model/`, and `checkpoints/`."""
     prepare_runtime(step.input.settings.threads)
     base = step.input.base
     if base is None:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
     folder = fetch_base(base, step)
-    chosen = {**step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
+    chosen = {**EARLIER, **step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
+    settle_bits(step, folder, chosen)
     less = halved(chosen["batch_size"], chosen["gradient_accumulation_steps"])
     step.if_memory_runs_out(less, LEAST_ADVICE)
     with memory_errors_explained(LEAST_ADVICE if less is None else ""):
@@ -51,58 +67,24 @@ def halved(batch: int, accumulation: int) -> dict[str, int] | None:
 def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from worker.steps.quantized_base import check_targets, compute_dtype, device_name, load_for_training
-    from worker.steps.training_progress import BestByEvalLoss, ProgressReporter, SavesInTime
+    from worker.steps.quantized_base import compute_dtype, device_name
+    from worker.steps.training_progress import BestByEvalLoss, ProgressReporter
 
     torch.set_num_threads(step.input.settings.threads)
-    seed = int(step.input.results["prepare"]["seed"])
-    prepared = step.input.step_folders["prepare"]
-    tokenizer = ChatTokenizer(prepared / "tokenizer")
-    method = METHODS[chosen.get("method", "supervised")]
-    rows = encode_rows(prepared / "train.jsonl", method, tokenizer, chosen, step)
-    validation = encode_rows(prepared / "validation.jsonl", method, tokenizer, chosen, step, required=False)
+    tokenizer = ChatTokenizer(step.input.step_folders["prepare"] / "tokenizer")
     device = device_name(step)
-    dtype = compute_dtype(chosen["compute_dtype"])
-    chosen["compute_dtype"] = str(dtype).removeprefix("torch.")
-    torch.manual_seed(seed)
+    chosen["compute_dtype"] = str(compute_dtype(chosen["compute_dtype"])).removeprefix("torch.")
+    torch.manual_seed(_seed(step))
     check_type(base_folder, step.input.base.name if step.input.base else "")
-    model = load_for_training(base_folder, chosen["bits"], dtype)
-    check_targets(model, chosen["lora_target_modules"])
-    progress = ProgressReporter(step)
-    best = BestByEvalLoss(step, chosen["early_stopping_patience"])
-    trainer = _build_trainer(
-        step,
-        method,
-        model=model,
-        processing_class=padding_tokenizer(tokenizer),
-        args=training_arguments(step, method, chosen, seed, rows=len(rows), evaluate=bool(validation)),
-        peft_config=lora_config(chosen),
-        train_dataset=as_dataset(rows),
-        eval_dataset=as_dataset(validation) if validation else None,
-        callbacks=[progress, best, SavesInTime(step, step.input.params.get("save_minutes"))],
-        keep=step.input.params.get("keep_checkpoints", 2),
-        best_step=lambda: best.best_step,
-        own_state=lambda: {**best.state(), "tokens": progress.tokens},
-    )
-    if len(trainer.train_dataset) != step.input.results["prepare"]["rows"]["train"]:
-        reschedule(step, trainer, chosen)
-    # A checkpoint holds the adapter and Adam's two moments of it, in float32; one is being written beside.
-    kept = step.input.params.get("keep_checkpoints", 2) + 2
-    require_disk(
-        step.input.folder, 12 * kept * trainer.model.num_parameters(only_trainable=True), "This training"
-    )
-    step.event(
-        f"{trainer.model.num_parameters(only_trainable=True):,} LoRA weights learn from {len(rows)} rows "
-        f"in {chosen['total_steps']} steps.",
-        trainable_parameters=trainer.model.num_parameters(only_trainable=True),
-    )
+    progress, best = ProgressReporter(step), BestByEvalLoss(step, chosen["early_stopping_patience"])
+    trainer = _build_trainer(step, base_folder, chosen, tokenizer, progress=progress, best=best)
     _fit(step, trainer, progress, best)
-    if validation and best.last_step != trainer.state.global_step:
+    if trainer.eval_dataset is not None and best.last_step != trainer.state.global_step:
         trainer.evaluate()  # eval_steps need not divide the steps; the last weights are judged too
     if best.best_loss is not None and best.best_step != trainer.state.global_step:
-        load_adapter(trainer.model, step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}")
+        trainer.load_weights(step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}")
         step.event(f"Took the weights of step {best.best_step}, the best by evaluation loss.")
-    save_adapter(step, trainer.model, tokenizer)
+    TUNINGS[chosen["tuning"]].save(step, trainer.model, tokenizer, base_folder)
     write_results(step, trainer.state.log_history)
     return {
         "hyperparameters": chosen,
@@ -118,6 +100,70 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
         "adjustments": step.input.adjustments,
         "best_checkpoint": f"checkpoints/checkpoint-{best.best_step or trainer.state.global_step}",
     }
+
+
+def _seed(step: Step) -> int:
+    return int(step.input.results["prepare"]["seed"])
+
+
+def _build_trainer(
+    step: Step, base: Path, chosen: dict[str, Any], tokenizer: ChatTokenizer, *, progress: Any, best: Any
+) -> Any:
+    """The method's trainer, with rows and model loaded, ready to begin.
+
+    Raises:
+        InvalidInput: what is asked cannot be trained so; the message names the field.
+    """
+    from transformers.trainer_callback import PrinterCallback
+
+    from worker.steps.training_progress import SavesInTime
+
+    method, tuning = METHODS[chosen["method"]], TUNINGS[chosen["tuning"]]
+    prepared = step.input.step_folders["prepare"]
+    rows = encode_rows(prepared / "train.jsonl", method, tokenizer, chosen, step)
+    validation = encode_rows(prepared / "validation.jsonl", method, tokenizer, chosen, step, required=False)
+    with refusals_explained(chosen):
+        arguments = training_arguments(
+            step, method, chosen, _seed(step), rows=len(rows), evaluate=bool(validation)
+        )
+    model = tuning.load(step, base, chosen)
+    with refusals_explained(chosen):
+        trainer: Any = method.trainer(
+            model=model,
+            processing_class=padding_tokenizer(tokenizer),
+            args=arguments,
+            peft_config=tuning.config(chosen),
+            train_dataset=as_dataset(rows),
+            eval_dataset=as_dataset(validation) if validation else None,
+            callbacks=[progress, best, SavesInTime(step, step.input.params.get("save_minutes"))],
+            keep=step.input.params.get("keep_checkpoints", 2),
+            on_checkpoint=lambda number, folder: step.checkpoint(number, folder, checkpoint_metrics(trainer)),
+            on_removed=step.checkpoint_removed,
+            best_step=lambda: best.best_step,
+            own_state=lambda: {**best.state(), "tokens": progress.tokens},
+        )
+    trainer.remove_callback(PrinterCallback)
+    if len(trainer.train_dataset) != step.input.results["prepare"]["rows"]["train"]:
+        reschedule(step, trainer, chosen)
+    see_that_it_can_begin(trainer, chosen)
+    _tell_size(step, trainer, len(rows), chosen, tuning.what)
+    return trainer
+
+
+def _tell_size(step: Step, trainer: Any, rows: int, chosen: dict[str, Any], what: str) -> None:
+    """Say how much learns from how much, and see that its checkpoints find room.
+
+    Raises:
+        Exhausted: they do not.
+    """
+    learning = trainer.model.num_parameters(only_trainable=True)
+    # A checkpoint holds what learns and Adam's two moments of it, in float32; one is being written beside.
+    kept = step.input.params.get("keep_checkpoints", 2) + 2
+    require_disk(step.input.folder, 12 * kept * learning, "This training")
+    step.event(
+        f"{learning:,} {what} learn from {rows} rows in {chosen['total_steps']} steps.",
+        trainable_parameters=learning,
+    )
 
 
 def _fit(step: Step, trainer: Any, progress: Any, best: Any) -> None:
@@ -150,15 +196,3 @@ def trainer_steps(trainer: Any) -> int:
     """How many optimiser steps the trainer will make in all."""
     values = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     return int(values[-1])
-
-
-def _build_trainer(step: Step, method: Method, **settings: Any) -> Any:
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer: Any = method.trainer(
-        on_checkpoint=lambda number, folder: step.checkpoint(number, folder, checkpoint_metrics(trainer)),
-        on_removed=step.checkpoint_removed,
-        **settings,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer

@@ -1,7 +1,10 @@
 """The arguments of a trainer: trl's config of the method, with all that Lathe settles for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from db.errors import InvalidInput
 from training_data.hyperparameters import schedule
 from worker.step import Step
 from worker.steps.methods import Method
@@ -17,36 +20,67 @@ def training_arguments(
 
     effective_batch = chosen["batch_size"] * chosen["gradient_accumulation_steps"]
     grouped = not chosen["packing"] and rows >= GROUP_BY_LENGTH_FROM_BATCHES * effective_batch
-    return method.config(
-        chosen,
-        output_dir=str(step.input.folder / "checkpoints"),
-        per_device_train_batch_size=chosen["batch_size"],
-        per_device_eval_batch_size=chosen["batch_size"],
-        gradient_accumulation_steps=chosen["gradient_accumulation_steps"],
-        num_train_epochs=chosen["epochs"],
-        max_steps=chosen["max_steps"] or -1,
-        learning_rate=chosen["learning_rate"],
-        lr_scheduler_type=chosen["lr_scheduler"],
-        warmup_steps=chosen["warmup_steps"],
-        weight_decay=chosen["weight_decay"],
-        max_grad_norm=chosen["max_grad_norm"],
-        gradient_checkpointing=chosen["gradient_checkpointing"],
-        optim="adamw_torch_fused",
-        bf16=chosen["compute_dtype"] == "bfloat16",
-        train_sampling_strategy="group_by_length" if grouped else "random",
-        logging_steps=logging_steps(chosen),
-        logging_nan_inf_filter=False,  # a loss that is no number ends the training, and must be seen for that
-        eval_strategy="steps" if evaluate else "no",
-        eval_steps=chosen["eval_steps"],
-        save_strategy="steps",
-        save_steps=chosen["save_steps"],
-        seed=seed,
-        data_seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=True,
-    )
+    settings = {
+        "output_dir": str(step.input.folder / "checkpoints"),
+        "per_device_train_batch_size": chosen["batch_size"],
+        "per_device_eval_batch_size": chosen["batch_size"],
+        "gradient_accumulation_steps": chosen["gradient_accumulation_steps"],
+        "num_train_epochs": chosen["epochs"],
+        "max_steps": chosen["max_steps"] or -1,
+        "learning_rate": chosen["learning_rate"],
+        "lr_scheduler_type": chosen["lr_scheduler"],
+        "warmup_steps": chosen["warmup_steps"],
+        "weight_decay": chosen["weight_decay"],
+        "max_grad_norm": chosen["max_grad_norm"],
+        "gradient_checkpointing": chosen["gradient_checkpointing"],
+        "optim": "adamw_torch_fused",
+        "bf16": chosen["compute_dtype"] == "bfloat16",
+        "train_sampling_strategy": "group_by_length" if grouped else "random",
+        "logging_steps": logging_steps(chosen),
+        # A loss that is no number ends the training, and must be seen for that.
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if evaluate else "no",
+        "eval_steps": chosen["eval_steps"],
+        "save_strategy": "steps",
+        "save_steps": chosen["save_steps"],
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return method.config(chosen, **{**settings, **chosen["training_args"]})
+
+
+@contextmanager
+def refusals_explained(chosen: dict[str, Any]) -> Iterator[None]:
+    """Say of `training_args` that transformers or trl refuse them; without any, nothing is explained.
+
+    Raises:
+        InvalidInput: they do.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        if not chosen["training_args"]:
+            raise
+        raise InvalidInput(
+            f"training_args do not go together, or not with this training: {error}", param="training_args"
+        ) from error
+
+
+def see_that_it_can_begin(trainer: Any, chosen: dict[str, Any]) -> None:
+    """Make the optimiser and the schedule that `training_args` ask for, before anything is trained.
+
+    Raises:
+        InvalidInput: they cannot be made.
+    """
+    if not chosen["training_args"]:
+        return
+    with refusals_explained(chosen):
+        trainer.create_optimizer_and_scheduler(chosen["total_steps"])
+    trainer.optimizer = trainer.lr_scheduler = None
 
 
 def reschedule(step: Step, trainer: Any, chosen: dict[str, Any]) -> None:

@@ -1,0 +1,141 @@
+"""What of a model is trained, an adapter beside its weights or all of them: how it is loaded, and kept."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training_data.json_files import read_json, write_json
+from training_data.tokens import ChatTokenizer
+from worker.step import Step
+from worker.steps.merging import sixteen_bit_dtype
+
+# Of the memory that there is, not of what is free: an attempt that goes on must choose as the first one did.
+BASE_SHARE = 0.4  # for the weights that an adapter is trained on: the rest is for what is computed from them
+WHOLE_SHARE = 0.7  # for all that training each weight takes
+WHOLE_BYTES = 16  # a parameter: it, its gradient and Adam's two moments, each in float32
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Args:
+    load: the model that a trainer is given, from the base's folder.
+    config: peft's; None where no adapter is made.
+    save: what the training has come to, into the attempt's folder, with the tokenizer.
+    what: how that which learns is called.
+    """
+
+    load: Callable[[Step, Path, dict[str, Any]], Any]
+    config: Callable[[dict[str, Any]], Any]
+    save: Callable[[Step, Any, ChatTokenizer, Path], None]
+    what: str
+
+
+def settle_bits(step: Step, folder: Path, chosen: dict[str, Any]) -> None:
+    """Choose the bits of the weights that an adapter is trained on, by the memory of the device."""
+    import torch
+
+    from worker.steps.base_model import count_parameters
+
+    if chosen["bits"] != "auto":
+        return
+    needed = 2 * count_parameters(folder)
+    if not torch.cuda.is_available():
+        chosen["bits"] = 4
+        step.event("The base is loaded in 4 bits: on a CPU that computes as fast as 16.", bits=4)
+        return
+    there = _memory_bytes()
+    fits = needed <= BASE_SHARE * there
+    chosen["bits"] = 16 if fits else 4
+    why = "fits, and is the faster" if fits else "would leave too little for training"
+    step.event(
+        f"The base is loaded in {chosen['bits']} bits: in 16 it takes {needed / 1e9:.1f} GB of "
+        f"the {there / 1e9:.1f} GB that there are, which {why}.",
+        bits=chosen["bits"],
+    )
+
+
+def _load_base(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
+    import torch
+
+    from worker.steps.quantized_base import check_targets, load_for_training
+
+    model = load_for_training(folder, chosen["bits"], getattr(torch, chosen["compute_dtype"]))
+    check_targets(model, chosen["lora_target_modules"])
+    return model
+
+
+def _load_whole(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
+    """In float32 where that fits with all that training needs, for bfloat16 rounds small steps away."""
+    import torch
+
+    from worker.steps.base_model import count_parameters
+    from worker.steps.quantized_base import load_for_training
+
+    needed = WHOLE_BYTES * count_parameters(folder)
+    fits = needed <= WHOLE_SHARE * _memory_bytes()
+    dtype = torch.float32 if fits else getattr(torch, chosen["compute_dtype"])
+    if dtype != torch.float32:
+        step.event(
+            f"All weights are trained in bfloat16: in float32 they would need {needed / 1e9:.0f} GB. Steps "
+            "that are small beside a weight are lost in its rounding.",
+            level="warn",
+        )
+    return load_for_training(folder, 16, dtype)
+
+
+def _memory_bytes() -> int:
+    """Of all GPUs that this process sees, or else of the host."""
+    import psutil
+    import torch
+
+    if not torch.cuda.is_available():
+        return int(psutil.virtual_memory().total)
+    return sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+
+
+def _lora_config(chosen: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=chosen["lora_rank"],
+        lora_alpha=chosen["lora_alpha"],
+        lora_dropout=chosen["lora_dropout"],
+        target_modules=chosen["lora_target_modules"],
+        bias=chosen["lora_bias"],
+        use_rslora=chosen["use_rslora"],
+        use_dora=chosen["use_dora"],
+    )
+
+
+def _save_adapter(step: Step, model: Any, tokenizer: ChatTokenizer, base: Path) -> None:
+    """Write the adapter as a Hugging Face folder that names its base as the request did."""
+    folder = step.input.folder / "adapter"
+    # save_embedding_layers: "auto" would look the base up at the hub, by whatever its name is here.
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's card is an empty form
+    config = read_json(folder / "adapter_config.json")
+    config["base_model_name_or_path"] = step.input.base.name if step.input.base else None
+    write_json(folder / "adapter_config.json", config)
+    shutil.copytree(tokenizer.folder, folder, dirs_exist_ok=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        step.artifact(folder / name)
+
+
+def _save_whole(step: Step, model: Any, tokenizer: ChatTokenizer, base: Path) -> None:
+    """Write all weights, rounded once to the 16 bits of the base, as a Hugging Face folder."""
+    folder = step.input.folder / "model"
+    model.config.use_cache = True
+    model.to(sixteen_bit_dtype(base)).save_pretrained(folder)
+    shutil.copytree(tokenizer.folder, folder, dirs_exist_ok=True)
+    for path in sorted(folder.glob("*.safetensors")):
+        step.artifact(path)
+    step.artifact(folder / "config.json")
+
+
+TUNINGS = {
+    "lora": Tuning(_load_base, _lora_config, _save_adapter, "LoRA weights"),
+    "full": Tuning(_load_whole, lambda chosen: None, _save_whole, "weights, which are all,"),
+}

@@ -18,7 +18,7 @@ ADAPTER_FIELDS = (
 
 
 class FineTuneParams(DataParams):
-    """QLoRA fine-tuning of a base model, on questions and answers or on preferences."""
+    """Fine-tuning of a base model, on questions and answers or on preferences."""
 
     name: ModelName = Field(description="The name the finished model answers to.", examples=["faq"])
     alias: Alias | None = Field(

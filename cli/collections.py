@@ -10,8 +10,8 @@ from rich.text import Text
 from cli.answer import source
 from cli.client import Client, connect
 from cli.ingest import find_collection
-from cli.jobs import keep_whole, table
 from cli.output import JsonFlag, print_json, stderr, stdout
+from cli.tables import keep_whole, table
 from cli.text import harmless, size
 from db.errors import NotFound
 

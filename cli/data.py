@@ -15,8 +15,8 @@ import typer
 from rich.text import Text
 
 from cli.client import connect
-from cli.jobs import keep_whole, table
 from cli.output import JsonFlag, print_json, stdout
+from cli.tables import keep_whole, table
 from cli.text import harmless, size
 from db.errors import Conflict, InvalidInput, LatheError
 from db.settings import load_settings

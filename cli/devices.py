@@ -5,8 +5,8 @@ from typing import Any
 from rich.text import Text
 
 from cli.client import connect
-from cli.jobs import table
 from cli.output import JsonFlag, print_json, stdout
+from cli.tables import table
 from cli.text import harmless, moment, size
 
 JSON = dict[str, Any]

@@ -7,7 +7,7 @@ stands here is only how `--help` groups them, and the short names that people ty
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -86,6 +86,11 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "Answers": ("output_format", "output_target"),
         "How": ("concurrency", "row_tries", "finish_within_seconds"),
     },
+    "evaluate": {
+        "What to measure": ("model", "quantizations", "base"),
+        "Rows": ("input_file", "split", "max_rows"),
+        "How": ("metrics", "max_tokens", "tasks", "task_rows"),
+    },
     "export": {"What to export": ("checkpoint", "job"), "Output": ("name", "quantizations", "imatrix")},
 }
 
@@ -154,9 +159,16 @@ def flags_of(model: type[Params]) -> dict[str, Flag]:
     return {name: _flag(name, info) for name, info in model.model_fields.items()}
 
 
-def option_parameters(kind: str, model: type[Params]) -> list[inspect.Parameter]:
-    """Make the options of a command that takes `model`, in the order of their groups."""
+def option_parameters(
+    kind: str, model: type[Params], *, by_argument: tuple[str, ...] = ()
+) -> list[inspect.Parameter]:
+    """Make the options of a command that takes `model`, in the order of their groups.
+
+    Args:
+        by_argument: the parameters for which an argument may stand, too.
+    """
     flags = flags_of(model)
+    flags |= {name: replace(flags[name], required=False) for name in by_argument}
     return [_parameter(flags[name], panel) for panel, names in PANELS[kind].items() for name in names]
 
 

@@ -4,7 +4,6 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +11,7 @@ from rich.text import Text
 from cli.client import connect
 from cli.output import JsonFlag, print_json, stdout
 from cli.render import LEVEL_STYLES, STYLES
+from cli.tables import keep_whole, table
 from cli.text import duration, figure, harmless, moment, size
 from cli.track import WAITING, elapsed
 from cli.watching import JobId
@@ -91,22 +91,6 @@ def _print_checkpoints(console: Console, rows: list[JSON]) -> None:
     total = sum(row["bytes"] or 0 for row in rows)
     console.print(f"{size(total)} in all. Export one:", style="dim")
     console.print(f"  lathe export {rows[0]['id']} --watch", style="dim", soft_wrap=True)
-
-
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """A table as all commands draw it: no lines but one under the heads."""
-    made = Table(
-        box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
-    )
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
-
-
-def keep_whole(made: Table, *columns: int) -> None:
-    """Let the other columns be folded before these, whose values are short, or there to be copied."""
-    for column in columns:
-        made.columns[column].no_wrap = True
 
 
 def _table_of_jobs(rows: list[JSON], *, is_narrow: bool) -> Table:

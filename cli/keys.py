@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.jobs import keep_whole, table
 from cli.output import JsonFlag, print_json, stderr, stdout
+from cli.tables import keep_whole, table
 from cli.text import harmless, moment
 from db.errors import Conflict
 from db.keys import USUAL_SCOPES, Scope

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from cli import made_models
 from cli.client import connect
-from cli.jobs import table
 from cli.output import JsonFlag, print_json, stdout
+from cli.tables import table
 from cli.text import harmless, size
 
 JSON = dict[str, Any]

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from cli.client import Client, connect, segment
-from cli.jobs import table
 from cli.output import JsonFlag, print_json, stdout
+from cli.tables import table
 from cli.text import harmless, size
 from db.errors import InvalidInput
 

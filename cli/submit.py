@@ -1,4 +1,6 @@
-"""`lathe fine-tune`, `pretrain`, `export` and `predict`: a flag for every parameter, uploads, and the job."""
+"""`lathe fine-tune`, `pretrain`, `export`, `evaluate` and `predict`: a flag for every parameter, uploads, and
+the job.
+"""
 
 import inspect
 import re
@@ -94,11 +96,13 @@ EXAMPLES = {
     "fine_tune": "lathe fine-tune --base tiny --data examples/faq.csv --name faq --watch",
     "pretrain": "lathe pretrain --name my-tiny --data book.txt --steps 500 --watch",
     "predict": 'lathe predict --model faq --data rows.csv --prompt "{context} {input}" --watch',
+    "evaluate": "lathe evaluate faq --data held-out.jsonl --watch",
     "export": "lathe export checkpoint-… --name faq-early --quantization Q8_0 --watch",
 }
 PURPOSES = {"predict": "user_data"}
-# A kind's params that are named by an argument, told apart by how their ids begin.
-BY_ARGUMENT = {"export": ("checkpoint", "job")}
+PANELS_OF = {"predict": "Use a model", "evaluate": "Use a model"}
+# A kind's params that are named by an argument; several are told apart by how their ids begin.
+BY_ARGUMENT = {"export": ("checkpoint", "job"), "evaluate": ("model",)}
 
 
 def register(app: typer.Typer) -> None:
@@ -106,7 +110,7 @@ def register(app: typer.Typer) -> None:
     for kind in EXAMPLES:
         app.command(
             kind.replace("_", "-"),
-            rich_help_panel="Use a model" if kind == "predict" else "Make a model",
+            rich_help_panel=PANELS_OF.get(kind, "Make a model"),
             context_settings={"token_normalize_func": understand},
         )(_command(kind, PARAMS[kind]))
 
@@ -136,7 +140,9 @@ def _command(kind: str, model: type[Params]) -> Callable[..., None]:
         )
 
     command.__doc__ = f"{model.__doc__}\n\n    $ {EXAMPLES[kind]}"
-    return with_options(command, [*_argument(kind), *option_parameters(kind, model)])
+    return with_options(
+        command, [*_argument(kind), *option_parameters(kind, model, by_argument=BY_ARGUMENT.get(kind, ()))]
+    )
 
 
 def _argument(kind: str) -> list[inspect.Parameter]:
@@ -146,7 +152,7 @@ def _argument(kind: str) -> list[inspect.Parameter]:
         return []
     argument = typer.Argument(
         metavar="|".join(name.upper() for name in names),
-        help=f"The id of a {' or of a '.join(names)}, in place of its flag.",
+        help=f"A {' or a '.join(names)}, in place of its flag.",
         show_default=False,
     )
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -157,6 +163,8 @@ def _named_by_argument(kind: str, params: dict[str, Any]) -> dict[str, Any]:
     value = params.pop("argument", None)
     if value is None:
         return {}
+    if len(BY_ARGUMENT[kind]) == 1:
+        return {BY_ARGUMENT[kind][0]: value}
     for name in BY_ARGUMENT[kind]:
         if value.startswith(f"{name}-"):
             return {name: value}

@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.text import Text
 
 from cli.client import Client, connect
+from cli.evaluation import print_evaluation
 from cli.following import JsonLines, follow
 from cli.output import ExitStatus, stderr, stdout
 from cli.render import JobView
 from cli.text import harmless
 from db.errors import LatheError
-from db.states import ASKING_KINDS
+from db.states import ASKING_KINDS, JobKind
 
 JSON = dict[str, Any]
 LOG_LINES = 15
@@ -65,6 +66,10 @@ def _print_result(job: JSON, console: Console) -> None:
             f"{result['answered']} of {result['rows']} rows are answered, {result['failed']} failed."
         )
         console.print(f"The answers:  lathe download {job['id']}", style="dim")
+        return
+    if job["kind"] == JobKind.EVALUATE:
+        print_evaluation(result, console)
+        console.print(f"Every answer:  lathe download {job['id']}", style="dim")
         return
     if not result.get("model"):
         return

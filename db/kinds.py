@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from db.params.evaluate import EvaluateParams
 from db.params.export import ExportParams
 from db.params.fine_tune import FineTuneParams
 from db.params.ingest import IngestParams
@@ -21,6 +22,7 @@ PARAMS: dict[str, type[Params]] = {
     "push": PushParams,
     "predict": PredictParams,
     "batch": BatchParams,
+    "evaluate": EvaluateParams,
 }
 
 # The params that name rows: what a job needs until it has ended.

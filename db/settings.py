@@ -174,6 +174,8 @@ class Settings(BaseSettings):
     trackers: Annotated[list[Tracker], NoDecode] = []
     tracker_project: str = "lathe"
 
+    eval_tasks: Path | None = None  # a folder of lm-eval's tasks (docs/how-to/evaluate.md)
+
     # What publishing demands of a quantised file, against the weights it was made from
     min_top1_agreement: float = Field(default=0.98, ge=0, le=1)
     max_kl_ratio: float = Field(default=1.5, gt=0)
@@ -203,6 +205,7 @@ class Settings(BaseSettings):
         "backends",
         "sql",
         "hub_cache_dir",
+        "eval_tasks",
         "config",
     )
     @classmethod

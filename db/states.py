@@ -94,6 +94,7 @@ class JobKind(StrEnum):
     PUSH = "push"
     PREDICT = "predict"
     BATCH = "batch"
+    EVALUATE = "evaluate"
 
 
 class Queue(StrEnum):
@@ -131,6 +132,7 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
     JobKind.EXPORT: (("export", Queue.CPU), ("verify", Queue.GPU), ("publish", Queue.IO)),
     JobKind.PULL: (("pull", Queue.BULK), ("verify", Queue.GPU), ("publish", Queue.IO)),
     JobKind.PUSH: (("push", Queue.BULK),),
+    JobKind.EVALUATE: (("evaluate", Queue.GPU),),
     # Both ask a model for each row of a file; they differ in what a row is, and what is made of the answers.
     JobKind.PREDICT: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),
     JobKind.BATCH: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),

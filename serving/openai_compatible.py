@@ -19,7 +19,8 @@ TIMEOUT = httpx.Timeout(connect=5, read=600, write=60, pool=60)
 MANAGE_SECONDS = 2
 # The token that is sampled where only the probabilities are wanted: of an incomplete UTF-8 character, which
 # the likeliest may well be, llama-server gives no probabilities. They are told as they were before the bias.
-COMPLETE = [["a", 1e4]]
+FORCED = 1e4
+COMPLETE = [["a", FORCED]]
 
 Messages = list[dict[str, Any]]
 
@@ -79,6 +80,10 @@ class LlamaServer:
 
     def close(self) -> None:
         self._client.close()
+
+    @property
+    def url(self) -> str:
+        return str(self._client.base_url).rstrip("/")
 
     def is_ready(self) -> bool:
         """Whether it has loaded its model."""
@@ -151,6 +156,26 @@ class LlamaServer:
             [first] = answer["completion_probabilities"]
             rows = [(int(row["id"]), float(row["logprob"])) for row in first["top_logprobs"]]
         return NextToken(sorted(rows, key=lambda row: -row[1]))
+
+    def log_probability(self, prompt: list[int], token: int, *, top: int) -> float | None:
+        """Of `token` as the next one, over the whole vocabulary.
+
+        The token is made to be sampled, for the sampled one is told wherever it ranks. Of one that is no
+        whole character nothing is told: that one is looked for among the `top` likeliest.
+
+        Returns:
+            None: it is not among them.
+        """
+        body = {
+            "prompt": prompt, "n_predict": 1, "n_probs": 1, "temperature": 0, "post_sampling_probs": False,
+            "cache_prompt": True, "logit_bias": [[token, FORCED]],
+        }  # fmt: skip
+        answer = self._post("/completion", body)
+        with understood("/completion"):
+            for row in answer.get("completion_probabilities") or []:
+                if int(row["id"]) == token:
+                    return float(row["logprob"])
+        return dict(self.next_token(prompt, top=top).candidates).get(token)
 
     def complete(self, prompt: list[int], *, max_tokens: int) -> Completion:
         """Answer greedily."""

@@ -104,6 +104,7 @@ class StepSettings:
     trackers: list[str]
     tracker_project: str
     tracking_dir: Path
+    eval_tasks_dir: Path | None  # tasks of lm-eval that evaluations may name
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class StepInput:
         documents: what an ingest has still to bring in.
         device: the name of the GPU that the attempt holds; None: it holds none.
         configurations: the names of Postgres's text search configurations, for an ingest.
-        source: for an export or a push, the folder that holds what it is made from (see `db/sources.py`).
+        source: for an export, a push or an evaluation, the folder that holds what it is made from (see
+            `db/sources.py`).
         databases: for the steps that read or write rows: the operator's SQL source or target that a param
             names, by that param, as `training_data.sql_settings` reads it.
         asked: for a step that asks a model for each row: whom.
@@ -161,7 +163,7 @@ class StepInput:
         settings = data["settings"]
         for name in ("cache_dir", "served_models_dir", "tracking_dir"):
             settings[name] = Path(settings[name])
-        for name in ("llama_cpp_dir", "embedding_tokenizer"):
+        for name in ("llama_cpp_dir", "embedding_tokenizer", "eval_tasks_dir"):
             settings[name] = Path(settings[name]) if settings[name] is not None else None
         data["settings"] = StepSettings(**settings)
         data["folder"] = Path(data["folder"])

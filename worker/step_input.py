@@ -33,7 +33,7 @@ SQL_STEPS = ("read", "write", "prepare")
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.
 BASE_PARAM = {JobKind.FINE_TUNE: "base_model", JobKind.PRETRAIN: "start_from"}
 # Kinds of job for which files are held from the moment of their submit.
-HOLDING = (JobKind.EXPORT, JobKind.PUSH)
+HOLDING = (JobKind.EXPORT, JobKind.PUSH, JobKind.EVALUATE)
 
 
 def build_step_input(session: Session, settings: Settings, claim: Claim) -> StepInput:
@@ -151,6 +151,7 @@ def step_settings(settings: Settings) -> StepSettings:
         trackers=list(settings.trackers),
         tracker_project=settings.tracker_project,
         tracking_dir=settings.tracking_dir,
+        eval_tasks_dir=settings.eval_tasks,
     )
 
 

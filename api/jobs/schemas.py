@@ -45,6 +45,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "endpoint": "/v1/chat/completions",
         },
     },
+    "evaluate": {"kind": "evaluate", "params": {"model": "faq", "metrics": ["loss", "exact_match"]}},
     "export": {
         "kind": "export",
         "params": {

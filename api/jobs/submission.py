@@ -1,10 +1,12 @@
 """What a job must pass before it is queued: files that exist and can be read, a base model, a free name."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
-from api.jobs import asking, exporting, pushing
+from api.jobs import asking, evaluating, exporting, pushing
 from api.jobs.asking import find_file
 from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
@@ -14,6 +16,7 @@ from api.vector_stores import ingesting
 from api.webhooks.service import check_receiver, own_secret
 from db.errors import InvalidInput
 from db.models import Document, Job
+from db.params.evaluate import EvaluateParams
 from db.params.export import ExportParams
 from db.params.fine_tune import FineTuneParams
 from db.params.ingest import IngestParams
@@ -64,18 +67,22 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         unit.takes_long()
         check_receiver(unit.settings, request.webhook_url, param="webhook_url")
         own_secret(unit)
-    chosen: exporting.Chosen | None = None
+    hold: Callable[[Job], None] | None = None
     documents: list[Document] = []
     if isinstance(params, ExportParams):
         unit.takes_long()  # its files are held
         chosen = exporting.choose(unit, params)
         params = exporting.named(unit, params, chosen)
         check_model_name(params.name or "")
-    pushed: pushing.Chosen | None = None
-    if isinstance(params, PushParams):
+        hold = partial(exporting.hold_source, unit, chosen)
+    elif isinstance(params, PushParams):
         unit.takes_long()  # as an export's
         pushed = pushing.choose(unit, params)
         params = pushed.params
+        hold = partial(pushing.hold_source, unit, pushed)
+    elif isinstance(params, EvaluateParams):
+        unit.takes_long()  # as an export's
+        hold = partial(evaluating.hold_source, unit, evaluating.choose(unit, params))
     if isinstance(params, PredictParams):
         refuse_deep(dict(params.inference_kwargs), "inference_kwargs")
     stored = params.model_dump(mode="json")
@@ -107,12 +114,9 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         notes=request.metadata,
         cloned_from=cloned_from,
     )
-    if chosen is not None:
+    if hold is not None:
         job = get_job(unit.session, job.id, project_id=unit.project_id)
-        exporting.hold_source(unit, chosen, job)
-    if pushed is not None:
-        job = get_job(unit.session, job.id, project_id=unit.project_id)
-        pushing.hold_source(unit, pushed, job)
+        hold(job)
     assign(unit.session, documents, job)
     return job
 

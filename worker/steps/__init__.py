@@ -23,6 +23,7 @@ STEP_MODULES: dict[tuple[str, str], str] = {
     ("predict", "read"): "worker.steps.read_rows",
     ("predict", "ask"): "worker.steps.ask",
     ("predict", "write"): "worker.steps.write_answers",
+    ("evaluate", "evaluate"): "worker.steps.evaluate",
     ("export", "export"): "worker.steps.export",
     ("export", "verify"): "worker.steps.verify",
     ("export", "publish"): "worker.steps.publish",

@@ -5,6 +5,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from worker.steps.markdown_table import markdown_table
+
 CARD = "README.md"
 # Who changes the card takes this out, and keeps what was written.
 MARK = "<!-- Written by Lathe, and written anew with each push while this line stands. -->"
@@ -58,7 +60,11 @@ def _training(trained: dict[str, Any] | None, about: dict[str, Any]) -> list[str
         hyperparameters = trained.get("hyperparameters") or {}
         rows |= {name: hyperparameters[name] for name in HYPERPARAMETERS if name in hyperparameters}
         rows |= {name: value for name, value in trained.items() if name != "hyperparameters"}
-    return ["## Training", _table(["", ""], [[name, value] for name, value in rows.items()])] if rows else []
+    return (
+        ["## Training", markdown_table(["", ""], [[name, value] for name, value in rows.items()])]
+        if rows
+        else []
+    )
 
 
 def _files(published: list[dict[str, Any]]) -> list[str]:
@@ -70,15 +76,4 @@ def _files(published: list[dict[str, Any]]) -> list[str]:
     if not any(row[2] is not None for row in rows):
         return []
     head = ["quantization", "bytes", "same next token as the trained weights", "KL divergence from them"]
-    return ["## Quantised", _table(head, rows)]
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ["## Quantised", markdown_table(head, rows)]

@@ -79,19 +79,31 @@ class Difference:
 
 
 def reference_of(step: Step, model_folder: Path, rows: list[ForcedRow]) -> Reference:
-    """Run rows through the weights; on the GPU when they fit there, in fp32 where that fits."""
-    import torch
+    """Run rows through the weights."""
+    model = load_weights(model_folder)
+    reference = _run_through(step, model, rows)
+    del model
+    free_gpu_memory()
+    return reference
+
+
+def load_weights(model_folder: Path) -> Any:
+    """The model, ready to be run; on the GPU when it fits there, in fp32 where that fits."""
     from transformers import AutoModelForCausalLM
 
     device, dtype = _place(model_folder)
     model: Any = AutoModelForCausalLM.from_pretrained(
         model_folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-    ).to(device)
-    reference = _run_through(step, model.eval(), rows)
-    del model
-    if device == "cuda":
-        torch.cuda.empty_cache()  # llama-server, another process, needs what torch would hold back
-    return reference
+    )
+    return model.to(device).eval()
+
+
+def free_gpu_memory() -> None:
+    """Let go of what a model has left: llama-server, another process, needs what torch would hold back."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _run_through(step: Step, model: Any, rows: list[ForcedRow]) -> Reference:
@@ -101,7 +113,7 @@ def _run_through(step: Step, model: Any, rows: list[ForcedRow]) -> Reference:
     with torch.inference_mode():
         for done, row in enumerate(rows):
             step.progress(done, len(rows), unit="rows")  # on a CPU, a large model takes minutes for each
-            logits = _answer_logits(model, row)
+            logits = answer_logits(model, row)
             answer = torch.tensor(row.ids[row.prompt_length :], device=logits.device)
             by_heart.append(bool((logits[-len(answer) - 1 : -1].argmax(-1) == answer).all()))
             before = torch.tensor(row.positions, device=logits.device) - 1 - (len(row.ids) - len(logits))
@@ -109,7 +121,7 @@ def _run_through(step: Step, model: Any, rows: list[ForcedRow]) -> Reference:
     return Reference(kept, by_heart)
 
 
-def _answer_logits(model: Any, row: ForcedRow) -> "torch.Tensor":
+def answer_logits(model: Any, row: ForcedRow) -> "torch.Tensor":
     """Logits (length, vocab) of the row's end, from the one that predicts its first compared token on.
 
     For a long prompt and a large vocabulary, those of the whole row would take gigabytes.

@@ -2,8 +2,9 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from db.sources import rows_source
 from training_data.chat_templates import UNWEIGHTED, WEIGHT, ChatTemplateError, unweighted
@@ -15,6 +16,7 @@ from worker.steps.teacher_forcing import ForcedRow
 
 MAX_ROWS = 16
 MAX_TOKENS_OF_A_ROW = 32
+RowT = TypeVar("RowT")
 SPLITS = ("test", "validation", "train")  # held-out rows first
 
 
@@ -27,7 +29,7 @@ def choose_rows(step_input: StepInput, tokenizer: ChatTokenizer, context: int) -
     for split, chats in _sources(step_input):
         rows = [row for chat in chats if (row := force(chat, tokenizer, context)) is not None]
         if rows:
-            return split, _spread(rows)
+            return split, spread(rows, MAX_ROWS)
     return SPLITS[-1], []
 
 
@@ -49,15 +51,21 @@ def _read(path: Path) -> list[list[dict[str, Any]]]:
         return [json.loads(line)["messages"] for line in file if line.strip()]
 
 
-def _spread(rows: list[ForcedRow]) -> list[ForcedRow]:
-    """Take MAX_ROWS from all over the list, for files are often sorted."""
-    step = max(1, len(rows) / MAX_ROWS)
-    return [rows[int(i * step)] for i in range(min(len(rows), MAX_ROWS))]
+def spread(rows: Sequence[RowT], most: int) -> list[RowT]:
+    """Take `most` from all over the list, for files are often sorted."""
+    step = max(1, len(rows) / most)
+    return [rows[int(i * step)] for i in range(min(len(rows), most))]
 
 
-def force(messages: list[dict[str, Any]], tokenizer: ChatTokenizer, context: int) -> ForcedRow | None:
+def force(
+    messages: list[dict[str, Any]], tokenizer: ChatTokenizer, context: int, *, every_token: bool = False
+) -> ForcedRow | None:
     """Encode a conversation up to the end of its last answer that was learnt; None where it has none or is
-    too long."""
+    too long.
+
+    Args:
+        every_token: compare all tokens of its answers, not only their beginning and end.
+    """
     turns = [
         i
         for i, message in enumerate(messages)
@@ -79,7 +87,8 @@ def force(messages: list[dict[str, Any]], tokenizer: ChatTokenizer, context: int
         first -= 1
     if last + 1 > context:
         return None
-    return ForcedRow(encoded.ids[: last + 1], _positions(answers), first, unweighted(messages[:-1]))
+    positions = answers if every_token else _positions(answers)
+    return ForcedRow(encoded.ids[: last + 1], positions, first, unweighted(messages[:-1]))
 
 
 def _positions(answers: list[int]) -> list[int]:

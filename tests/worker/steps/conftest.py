@@ -123,6 +123,7 @@ def step_settings(cache: Path) -> StepSettings:
         trackers=[],
         tracker_project="lathe",
         tracking_dir=cache / "tracking",
+        eval_tasks_dir=None,
     )
 
 

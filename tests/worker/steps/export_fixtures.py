@@ -208,6 +208,7 @@ def step_settings(served: Path, **changes: Any) -> StepSettings:
         "trackers": [],
         "tracker_project": "lathe",
         "tracking_dir": served.parent / "tracking",
+        "eval_tasks_dir": None,
     }
     return StepSettings(**{**fields, **changes})
 

@@ -31,7 +31,7 @@ async def find_target(services: Services, reference: str) -> Target:
             configured model that is being fetched.
     """
     try:
-        return await services.run_in_transaction(lambda unit: target_of(unit, services.backends, reference))
+        return await services.run_reading(lambda unit: target_of(unit, services.backends, reference))
     except NotFound as error:
         found = error
     is_checkpoint = found.code == "checkpoint_not_exported" and is_alias(reference)

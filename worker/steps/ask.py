@@ -94,7 +94,7 @@ class _Asking:
     async def ask_all(self) -> None:
         self._there.set()
         concurrency = self._concurrency()
-        async with make_async_client(keep_alive=concurrency) as client:
+        async with make_async_client() as client:
             configs = {name: BackendConfig.model_validate(row) for name, row in self._asked.backends.items()}
             self._places = [(guarded(configs[name], client), model) for name, model in self._asked.places]
             prompting = Prompting(**self._asked.prompting) if self._asked.prompting is not None else None

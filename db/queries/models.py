@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from db.errors import NotFound
 from db.models import Checkpoint, Model, ModelFile, ModelVersion, Step
@@ -39,9 +39,11 @@ def list_models(session: Session, project_id: str) -> list[Model]:
 
 def find_model(session: Session, project_id: str, name: str, *, lock: bool = False) -> Model | None:
     query = select(Model).where(Model.project_id == project_id, Model.name == name)
+    # In one statement with its files: every question of a model begins here.
+    query = query.options(joinedload(Model.current_version).joinedload(ModelVersion.files))
     if lock:
         query = query.with_for_update(of=Model).execution_options(populate_existing=True)
-    return session.scalars(query).one_or_none()
+    return session.scalars(query).unique().one_or_none()
 
 
 def list_versions(session: Session, model_id: str) -> list[ModelVersion]:

@@ -64,7 +64,7 @@ class Size:
 
 QUICK = Size(2, 40, (1, 500), 1, 3_000, ((4_000, False), (40_000, True)), 100, 2)
 LONG = Size(
-    3, 100, (1, 100, 300, 1_000), 3, 20_000, ((10_000, True), (100_000, True), (1_000_000, False)), 300, 3
+    3, 100, (1, 100, 500, 2_000), 3, 20_000, ((10_000, True), (100_000, True), (1_000_000, False)), 300, 3
 )
 
 
@@ -103,11 +103,12 @@ class Bench:
                 chosen = [
                     manual for manual in self._manuals if reading.pages(manual) <= self._size.embedded_pages
                 ]
-                found["searchable"] = document_searchable.compare(
+                for told in document_searchable.compare(
                     self._stack, chosen, reading, peer, sizes=self._size.jobs,
                     rounds=self._size.embedding_rounds, dice=self._dice,
-                )  # fmt: skip
-                _note(found["searchable"])
+                ):  # fmt: skip
+                    found.setdefault("searchable", []).append(told)
+                    _note(told)
         return found
 
     def vectors(self, parts: Iterable[str]) -> dict[str, Any]:

@@ -20,13 +20,15 @@ from worker.steps.publish_ollama import (
     publish_to_ollama,
     see_that_ollama_answers,
 )
+from worker.steps.training_card import leave_card
 
 PROOF: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
 PROOF_TOKENS = 8
 
 
 def run(step: Step) -> dict[str, Any]:
-    """Publish every file; the first quantization is the one that the model's name answers with."""
+    """Publish every file; the first quantization is the one that the model's name answers with. Of a
+    fine-tune, leave its card."""
     backend = step.input.settings.chat_backend
     made, folder = made_by(step.input)
     files = []
@@ -49,12 +51,15 @@ def run(step: Step) -> dict[str, Any]:
             seconds=round(seconds, 2),
         )
         files.append({**row, "backend": backend, "backend_name": name})
-    return {
+    published = {
         "model": step.input.params["name"],
         "default": files[0],
         "files": files,
         "context_length": made["context_length"],
     }
+    if step.input.kind == "fine_tune":
+        leave_card(step, published)
+    return published
 
 
 def made_by(step_input: StepInput) -> tuple[dict[str, Any], Path]:

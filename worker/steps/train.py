@@ -4,6 +4,7 @@ What differs between learning answers and learning preferences is in `methods.py
 and training all weights, in `tunings.py`.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from training_data.tokens import ChatTokenizer
 from worker.checkpoints import STATE_FILE
 from worker.step import Step, Stopped
 from worker.steps.base_model import check_type, fetch_base
+from worker.steps.environment import environment_of
 from worker.steps.methods import METHODS
 from worker.steps.resuming import take_also, take_newest
 from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer
@@ -70,6 +72,7 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
     from worker.steps.quantized_base import compute_dtype, device_name
     from worker.steps.training_progress import BestByEvalLoss, ProgressReporter
 
+    began = time.monotonic()
     torch.set_num_threads(step.input.settings.threads)
     tokenizer = ChatTokenizer(step.input.step_folders["prepare"] / "tokenizer")
     device = device_name(step)
@@ -97,6 +100,8 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
         "device": device,
         "tokens_per_second": progress.tokens_per_second,
         "peak_memory_bytes": peak_memory_bytes(torch),
+        "seconds": round(time.monotonic() - began, 2),
+        "environment": environment_of(step, device),
         "adjustments": step.input.adjustments,
         "best_checkpoint": f"checkpoints/checkpoint-{best.best_step or trainer.state.global_step}",
     }

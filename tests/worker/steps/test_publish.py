@@ -52,6 +52,7 @@ def run_publish(
         make_input(
             folder,
             step_settings(folder.parent / "storage" / "served", **settings),
+            kind="export",
             step="publish",
             params={"name": "faq"},
             step_folders=exported.folders,

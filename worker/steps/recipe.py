@@ -1,0 +1,93 @@
+"""The recipe of a fine-tune: all that it takes to run the same again, and what came of it.
+
+Rows, weights and template are named by their sha256, so that whoever runs it again can tell whether these are
+the same. `lathe reproduce` reads it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from db.sources import ATTEMPT_MANIFEST
+from training_data.json_files import read_json
+from training_data.tokens import read_template
+from worker.step import Step
+from worker.steps.base_cost import weights_hash
+from worker.steps.export import trained_folder
+from worker.steps.weights_cache import file_sha256
+
+JSON = dict[str, Any]
+RECIPE = "recipe.json"
+FORMAT = 1  # raise it when a field comes to mean something else
+FIGURES = (
+    "train_loss", "final_loss", "eval_loss", "steps", "stopped_early", "trained_tokens", "tokens_per_second",
+    "peak_memory_bytes", "seconds", "adjustments",
+)  # fmt: skip
+
+
+def make_recipe(step: Step, published: JSON) -> JSON:
+    """Put together what the steps of a fine-tune have left.
+
+    Args:
+        published: what the publish step returns.
+    """
+    prepared, train = step.input.results["prepare"], step.input.results["train"]
+    verified = step.input.results.get("verify") or {}
+    return {
+        "format": FORMAT,
+        "kind": step.input.kind,
+        "job": step.input.job_id,
+        "name": step.input.params["name"],
+        "params": step.input.params,
+        "data": _data(step, prepared),
+        "base": _base(step),
+        "template": _template(step, prepared),
+        "seed": prepared["seed"],
+        "hyperparameters": train["hyperparameters"],
+        "environment": train.get("environment"),
+        "result": {name: train[name] for name in FIGURES if train.get(name) is not None},
+        "trained": _hashes(step.input.step_folders["train"], trained_folder(step.input).name, ".safetensors"),
+        "verification": verified.get("files", []),
+        "evaluation": verified.get("evaluation"),
+        "files": [
+            {name: file[name] for name in ("quantization", "bytes", "sha256")} for file in published["files"]
+        ],
+    }
+
+
+def _data(step: Step, prepared: JSON) -> JSON:
+    """The files as they were given, and the rows that were made of them."""
+    given = {
+        file_id: {"filename": file.filename, "bytes": file.bytes, "sha256": file_sha256(file.path)}
+        for file_id, file in step.input.files.items()
+    }
+    splits = _hashes(step.input.step_folders["prepare"], "", ".jsonl")
+    return {"files": given, "dataset": prepared.get("dataset"), "rows": prepared["rows"], "splits": splits}
+
+
+def _base(step: Step) -> JSON | None:
+    """The base by its commit at the hub, or else by what its files hold."""
+    base = step.input.base
+    if base is None:
+        return None
+    if base.source == "hub":
+        return {"name": base.location, "source": base.source, "revision": base.revision}
+    return {"name": base.name, "source": base.source, "weights": weights_hash(Path(base.location))}
+
+
+def _template(step: Step, prepared: JSON) -> JSON:
+    text, _ = read_template(trained_folder(step.input))
+    return {
+        "source": prepared["chat_template_source"],
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def _hashes(folder: Path, inner: str, ending: str) -> dict[str, str]:
+    """Of an attempt's files, as its manifest has them."""
+    listed: dict[str, JSON] = read_json(folder / ATTEMPT_MANIFEST).get("files", {})
+    return {
+        name: entry["sha256"]
+        for name, entry in listed.items()
+        if name.endswith(ending) and name.rpartition("/")[0] == inner
+    }

@@ -19,6 +19,7 @@ from api.browsers import Browsers
 from api.chat.configured import fetch_at_start
 from api.chat.routes import router as chat
 from api.chat_page.routes import add_chat_page
+from api.datasets.routes import router as datasets
 from api.devices.routes import router as devices
 from api.documentation import add_documentation
 from api.edge import Edge
@@ -61,6 +62,7 @@ embeddings take OpenAI's own clients: point `base_url` here. Where the server ha
 TAGS = [
     {"name": "jobs", "description": "What takes a while: submit, watch, cancel, fetch what it made."},
     {"name": "files", "description": "What jobs read, streamed to disk on upload."},
+    {"name": "datasets", "description": "Training data, looked at before anything is trained on it."},
     {"name": "fine-tuning", "description": "OpenAI's fine-tuning jobs: those of kind `fine_tune`."},
     {"name": "batches", "description": "Many requests in a file, and a file of responses."},
     {"name": "models", "description": "What answers. `faq`, `faq:Q8_0`, `faq@2` and `faq@2:Q8_0` are names."},
@@ -80,8 +82,8 @@ TAGS = [
 ]
 ROUTERS = (
     # A model's name may hold slashes: what comes after it has to be looked for first.
-    jobs, files, uploads, fine_tuning, batches, model_documents, models, chat, responses, embeddings,
-    vector_stores, vector_store_files, devices, webhooks, keys, projects, audit, health,
+    jobs, files, uploads, datasets, fine_tuning, batches, model_documents, models, chat, responses,
+    embeddings, vector_stores, vector_store_files, devices, webhooks, keys, projects, audit, health,
 )  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description} for status, description in DESCRIPTIONS.items()

@@ -18,6 +18,7 @@ import typer
 from cli import collections, keys, models, projects, stack, submit
 from cli.ask import ask
 from cli.chat import chat
+from cli.data_inspection import app as data
 from cli.devices import devices
 from cli.download import download
 from cli.import_openai import import_openai
@@ -74,6 +75,7 @@ def _register() -> None:
         for command in commands:
             app.command(rich_help_panel=panel)(command)
     app.add_typer(collections.app, name="collections", rich_help_panel="Documents")
+    app.add_typer(data, name="data", rich_help_panel="Make a model")
     app.add_typer(models.app, name="models", rich_help_panel="Use a model")
     stack.register(app)
     app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)

@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from db.params.data import TrainingFile
 from db.params.values import Params
 
 # Groups in the order in which --help shows them.
@@ -24,6 +25,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "Model": ("base_model", "name", "alias"),
         "Data": (
             "training_file",
+            "training_files",
             "training_source",
             "fold_column",
             "validation_folds",
@@ -32,6 +34,8 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "format",
             "columns",
             "train_size",
+            "dedupe",
+            "leaks",
             "seed",
             "system_prompt",
             "has_system_prompt",
@@ -91,6 +95,27 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "Rows": ("input_file", "split", "max_rows"),
         "How": ("metrics", "max_tokens", "tasks", "task_rows"),
     },
+    "inspect": {
+        "Model": ("base_model",),
+        "Data": (
+            "training_file",
+            "training_files",
+            "training_source",
+            "validation_file",
+            "format",
+            "columns",
+            "train_size",
+            "dedupe",
+            "leaks",
+            "seed",
+            "fold_column",
+            "validation_folds",
+            "test_folds",
+            "system_prompt",
+            "has_system_prompt",
+        ),
+        "What it is for": ("method", "max_length", "assistant_only_loss", "rows_shown"),
+    },
     "export": {"What to export": ("checkpoint", "job"), "Output": ("name", "quantizations", "imatrix")},
 }
 
@@ -145,9 +170,16 @@ class Flag:
         return issubclass(self.type, BaseModel | dict)
 
     @property
+    def is_files(self) -> bool:
+        """Whether it is several files with a weight each."""
+        return self.many and issubclass(self.type, TrainingFile)
+
+    @property
     def metavar(self) -> str:
         if self.is_file:
             return "PATH|file-ID"
+        if self.is_files:
+            return "PATH|file-ID[=weight],…"
         one = "|".join(map(str, self.choices)) if self.choices else TYPE_NAMES.get(self.type, "JSON")
         # A list of choices is long; its help names them.
         one = "type" if self.many and self.choices else one
@@ -207,7 +239,11 @@ def check_values(model: type[Params], values: Mapping[str, Any]) -> None:
     """
     flags = flags_of(model)
     # A path stands where the id of the uploaded file will.
-    stand_ins = {name: "file-0" for name, flag in flags.items() if flag.is_file and name in values}
+    stand_ins: dict[str, Any] = {
+        name: "file-0" for name, flag in flags.items() if flag.is_file and name in values
+    }
+    for several in (name for name, flag in flags.items() if flag.is_files and name in values):
+        stand_ins[several] = [{**each, "file": f"file-{i}"} for i, each in enumerate(values[several])]
     try:
         model(**{**values, **stand_ins})
     except ValidationError as failure:
@@ -258,6 +294,8 @@ def _convert(flag: Flag, value: Any) -> Any:
 def _convert_one(flag: Flag, text: str) -> Any:
     if flag.auto and text.lower() == "auto":
         return "auto"
+    if flag.is_files:
+        return _weighted_file(flag, text)
     if flag.choices:
         for choice in flag.choices:
             if str(choice).lower() == text.lower():
@@ -273,6 +311,17 @@ def _convert_one(flag: Flag, text: str) -> Any:
         return flag.type(text)
     except ValueError:
         raise bad_value(f"{text!r} is not {_takes(flag)}.", flag) from None
+
+
+def _weighted_file(flag: Flag, text: str) -> dict[str, Any]:
+    """`rows.csv` or `rows.csv=0.5`."""
+    path, sign, weight = text.rpartition("=")
+    if not sign:
+        return {"file": text}
+    try:
+        return {"file": path, "weight": float(weight)}
+    except ValueError:
+        raise bad_value(f"{weight!r} is no weight, such as 0.5 or 2: write {path}=2.", flag) from None
 
 
 def _json_object(flag: Flag, text: str) -> dict[str, Any]:
@@ -310,12 +359,12 @@ def _flag(name: str, info: FieldInfo) -> Flag:
 
 def _help(info: FieldInfo, shape: "_Shape") -> str:
     sentences = [(info.description or "").strip(), _bounds_text(shape.bounds)]
-    if shape.is_file:
+    if shape.is_file or issubclass(shape.type, TrainingFile):
         sentences.append("Given a path, uploads it.")
     if shape.many and shape.choices:
         sentences.append(f"Of {', '.join(map(str, shape.choices))}.")
     default = None if info.is_required() else info.get_default(call_default_factory=True)
-    if default is not None and not isinstance(default, BaseModel | dict):
+    if default not in (None, []) and not isinstance(default, BaseModel | dict):
         sentences.append(f"Default: {_typed(default)}.")
     return " ".join(filter(None, sentences))
 

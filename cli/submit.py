@@ -4,8 +4,8 @@ the job.
 
 import inspect
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -178,20 +178,59 @@ def submit(
     """Check what was typed, upload its files, send the job, and follow it if asked to."""
     values = read_values(model, given)
     check_values(model, values)
-    files = {name: flag for name, flag in flags_of(model).items() if flag.is_file and name in values}
-    for name, flag in files.items():
-        _check_file(values[name], flag)
+    check_files(model, values)
     with connect() as client:
-        for name in files:
-            values[name] = upload(client, values[name], stderr(), purpose=PURPOSES.get(kind, "fine-tune"))
-        try:
+        values, uploaded = upload_files(client, model, values, purpose=PURPOSES.get(kind, "fine-tune"))
+        with told_by_flag(client, model, uploaded):
             job = client.submit(kind, values, **fields)
-        except InvalidInput as error:
-            take_back(client, [values[name] for name in files if values[name] != given[name]])
-            spelling = spelling_of(model, error.param) or error.param
-            message = error.message.removeprefix(f"{error.param}: ")  # the flag stands in its place
-            raise InvalidInput(message[:1].upper() + message[1:], param=spelling, code=error.code) from None
         show_submitted(client, job, watch=watch, json=json)
+
+
+def check_files(model: type[Params], values: dict[str, Any]) -> None:
+    """See that each path that is to be uploaded is there."""
+    for name, flag in flags_of(model).items():
+        if name in values and flag.is_file:
+            _check_file(values[name], flag)
+        elif name in values and flag.is_files:
+            for each in values[name]:
+                _check_file(each["file"], flag)
+
+
+def upload_files(
+    client: Client, model: type[Params], values: dict[str, Any], *, purpose: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Upload what is given by a path.
+
+    Returns:
+        the values with ids in place of paths, and the ids that are new.
+    """
+    uploaded = []
+
+    def id_of(source: str) -> str:
+        file_id = upload(client, source, stderr(), purpose=purpose)
+        if file_id != source:
+            uploaded.append(file_id)
+        return file_id
+
+    with_ids = dict(values)
+    for name, flag in flags_of(model).items():
+        if name in values and flag.is_file:
+            with_ids[name] = id_of(values[name])
+        elif name in values and flag.is_files:
+            with_ids[name] = [{**each, "file": id_of(each["file"])} for each in values[name]]
+    return with_ids, uploaded
+
+
+@contextmanager
+def told_by_flag(client: Client, model: type[Params], uploaded: list[str]) -> Iterator[None]:
+    """Name the flag that was typed where the server names its field, and take back what was uploaded."""
+    try:
+        yield
+    except InvalidInput as error:
+        take_back(client, uploaded)
+        spelling = spelling_of(model, error.param) or error.param
+        message = error.message.removeprefix(f"{error.param}: ")  # the flag stands in its place
+        raise InvalidInput(message[:1].upper() + message[1:], param=spelling, code=error.code) from None
 
 
 def take_back(client: Client, uploaded: list[str]) -> None:

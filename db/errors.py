@@ -41,14 +41,18 @@ class InvalidLines(InvalidInput):
 
     Args:
         problems: of each {"line", "code", "message", "param"}; at least one.
+        placed: each message says by itself where it is.
     """
 
     code = "invalid_lines"
 
-    def __init__(self, problems: list[dict[str, Any]], *, more: bool = False, param: str) -> None:
+    def __init__(
+        self, problems: list[dict[str, Any]], *, more: bool = False, param: str, placed: bool = False
+    ) -> None:
         first, *others = problems
         rest = f" {len(others)}{' and more' if more else ''} other lines are wrong, too." if others else ""
-        super().__init__(f"Line {first['line']}: {first['message']}{rest}", param=param, code=first["code"])
+        place = "" if placed else f"Line {first['line']}: "
+        super().__init__(f"{place}{first['message']}{rest}", param=param, code=first["code"])
         self.problems = problems
 
 

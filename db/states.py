@@ -95,6 +95,7 @@ class JobKind(StrEnum):
     PREDICT = "predict"
     BATCH = "batch"
     EVALUATE = "evaluate"
+    INSPECT = "inspect"
 
 
 class Queue(StrEnum):
@@ -136,6 +137,7 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
     # Both ask a model for each row of a file; they differ in what a row is, and what is made of the answers.
     JobKind.PREDICT: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),
     JobKind.BATCH: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),
+    JobKind.INSPECT: (("inspect", Queue.CPU),),
     # An upload does not wait for a training: only a large ingest is embedded on `gpu`, if LATHE_EMBED_ON_GPU
     # says so (the `extract` step knows how large it is).
     JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK), ("index", Queue.BULK)),

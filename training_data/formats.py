@@ -4,7 +4,7 @@ Everything streams: `check_file` looks at a file's beginning and is what a submi
 reads all of it. Each error names the line, or the row where rows are no lines.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,12 @@ class DetectedFormat:
 
 
 def check_file(
-    path: Path, filename: str, *, method: str, reading: Reading = Reading(), param: str = PARAM
+    path: Path, filename: str, *, method: str | None, reading: Reading = Reading(), param: str = PARAM
 ) -> None:
     """Check a file's header and first rows, in flat time and memory however large it is.
 
+    Args:
+        method: None: whatever the rows can be learnt by.
     Raises:
         InvalidInput: it is empty or no text, no columns fit, it is not what the method learns from, or one
             of the first rows is wrong.
@@ -79,7 +81,8 @@ def check_file(
     if table.columns is None:
         return  # Parquet: the worker opens it
     detected = _detected(table, filename, reading, param)
-    check_method(detected, method, filename, param=param)
+    if method is not None:
+        check_method(detected, method, filename, param=param)
     checked = characters = 0
     for row in RowReader(detected, reading, param=param):
         checked += 1
@@ -127,6 +130,9 @@ def detect_format(
 class RowReader:
     """Every row of a file, as `detect_format` found that it is to be read.
 
+    Args:
+        keep_fields: also the columns that no row is made of.
+        refused: is given the line of a row that is wrong, and why; None: the first one ends the reading.
     Raises:
         InvalidInput: as `check_file`, for any row of the file.
     """
@@ -138,18 +144,27 @@ class RowReader:
         *,
         param: str = PARAM,
         keep_fields: bool = False,
+        refused: Callable[[int, InvalidInput], None] | None = None,
     ) -> None:
         self.detected = detected
         self.unused: set[str] = set(detected.ignored_columns)
         self._reading = reading
         self._param = param
         self._keep_fields = keep_fields
+        self._refused = refused
         self._by_columns: dict[tuple[str, ...], tuple[Shape, Mapping[str, str]]] = {}
 
     def __iter__(self) -> Iterator[Row]:
         wanted = None if self._keep_fields else list(self.detected.names.values())
         for record in read_table(self.detected.table, param=self._param, columns=wanted):
-            yield self._row(record)
+            try:
+                row = self._row(record)
+            except InvalidInput as error:
+                if self._refused is None:
+                    raise
+                self._refused(record.line, error)
+            else:
+                yield row
 
     def _row(self, record: Record) -> Row:
         shape, names = self._shape_of(tuple(record.values), record.place)

@@ -87,7 +87,7 @@ def resolve(
     names = _NAMES - {*ADAPTER_FIELDS} if params["tuning"] == FULL else _NAMES
     given = {name: params[name] for name in params if params[name] != AUTO and name in names}
     chosen = {**of_preset(params), **given}
-    max_length = chosen.setdefault("max_length", _max_length(longest, context_length))
+    max_length = chosen.setdefault("max_length", enough_for(longest, context_length))
     batch, accumulation = _batches(chosen, size, rows, min(longest, max_length))
     chosen |= {"batch_size": batch, "gradient_accumulation_steps": accumulation}
     chosen["effective_batch_size"] = batch * accumulation
@@ -191,7 +191,7 @@ _NAMES = frozenset(
 )
 
 
-def _max_length(longest: int, context_length: int) -> int:
+def enough_for(longest: int, context_length: int) -> int:
     """Enough for the longest row, in steps of 64, within what the model and its memory allow."""
     return min(context_length, MAX_LENGTH_CAP, max(64, math.ceil(longest / 64) * 64))
 

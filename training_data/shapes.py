@@ -132,6 +132,11 @@ BY_NAME = {shape.name: shape for shape in SHAPES}
 KEYS = frozenset(key for shape in SHAPES for key in shape.all_keys)
 
 
+def method_for(shape: Shape) -> str:
+    """The first method that learns from such rows."""
+    return next(method for method, learns in LEARNS_FROM.items() if shape.teaches in learns)
+
+
 def find_shape(names: Collection[str]) -> Shape | None:
     """The shape of rows with columns by these names, or None."""
     return next((shape for shape in SHAPES if all(key in names for key in shape.required)), None)

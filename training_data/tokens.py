@@ -4,6 +4,7 @@ The text is the chat template's, without the tokens that `encode` adds by itself
 `apply_chat_template` does and as llama-server does with `add_special: false`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token",
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """`answer_mask[i]` is True where `ids[i]` is the assistant's."""
+    """`answer_mask[i]` is True where `ids[i]` is the assistant's; `offsets[i]`: its characters in `text`."""
 
     ids: list[int]
     answer_mask: list[bool]
+    text: str = ""
+    offsets: Sequence[tuple[int, int]] = ()
 
 
 class ChatTokenizer:
@@ -68,16 +71,45 @@ class ChatTokenizer:
             if span is None:
                 break
             mask[position] = end > span[0] and start >= span[0]
-        return EncodedChat(encoding.ids, mask)
+        return EncodedChat(encoding.ids, mask, rendered.text, encoding.offsets)
 
-    def encode_document(self, text: str) -> list[int]:
+    def encode_document(self, text: str) -> EncodedChat:
         """Encode a text that is learnt as it is, with the token that ends it, where there is one."""
-        end = self.tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
-        return self.encode_text(text) + ([end] if end is not None else [])
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        name = self.special_tokens.get("eos_token", "")
+        end = self.tokenizer.token_to_id(name)
+        if end is None:
+            return EncodedChat(encoding.ids, [True] * len(encoding.ids), text, encoding.offsets)
+        ids = [*encoding.ids, end]
+        offsets = [*encoding.offsets, (len(text), len(text) + len(name))]
+        return EncodedChat(ids, [True] * len(ids), text + name, offsets)
 
     def encode_prompt(self, messages: Chat) -> list[int]:
         """Encode what the model reads before it answers."""
         return self.encode_text(self.template.render(messages, add_generation_prompt=True))
+
+
+# Methods that compare last answers, and learn nothing of those before.
+LAST_ANSWER_ONLY = frozenset({"dpo", "orpo", "reward", "kto"})
+
+
+def learnt(chat: EncodedChat, method: str, *, assistant_only: bool = True) -> list[bool]:
+    """Which tokens bear the loss of a method."""
+    if not assistant_only:
+        return [True] * len(chat.ids)
+    if method not in LAST_ANSWER_ONLY:
+        return chat.answer_mask
+    start, end = last_answer(chat)
+    return [start <= position < end for position in range(len(chat.ids))]
+
+
+def last_answer(chat: EncodedChat) -> tuple[int, int]:
+    """Where the last answer's tokens begin and end; what a template writes after it is no part of it."""
+    end = len(chat.ids) - next((i for i, mine in enumerate(reversed(chat.answer_mask)) if mine), 0)
+    start = end
+    while start and chat.answer_mask[start - 1]:
+        start -= 1
+    return start, end
 
 
 def encode_row(row: Row, tokenizer: ChatTokenizer) -> list[EncodedChat]:
@@ -87,11 +119,11 @@ def encode_row(row: Row, tokenizer: ChatTokenizer) -> list[EncodedChat]:
         ChatTemplateError: the template refuses the messages.
     """
     if row.text is not None:
-        ids = tokenizer.encode_document(row.text)
-        return [EncodedChat(ids, [True] * len(ids))]
+        return [tokenizer.encode_document(row.text)]
     if row.is_prompt:
-        ids = tokenizer.encode_prompt(row.messages)
-        return [EncodedChat(ids, [False] * len(ids))]
+        text = tokenizer.template.render(row.messages, add_generation_prompt=True)
+        encoding = tokenizer.tokenizer.encode(text, add_special_tokens=False)
+        return [EncodedChat(encoding.ids, [False] * len(encoding.ids), text, encoding.offsets)]
     return [tokenizer.encode_chat(chat) for chat in conversations(row)]
 
 

@@ -29,9 +29,13 @@ from worker.resumable import checkpoints_to_resume
 from worker.step import Asked, BaseWeights, FileInput, StepInput, StepSettings
 
 ASK_STEP = "ask"
-SQL_STEPS = ("read", "write", "prepare")
+SQL_STEPS = ("read", "write", "prepare", "inspect")
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.
-BASE_PARAM = {JobKind.FINE_TUNE: "base_model", JobKind.PRETRAIN: "start_from"}
+BASE_PARAM = {
+    JobKind.FINE_TUNE: "base_model",
+    JobKind.INSPECT: "base_model",
+    JobKind.PRETRAIN: "start_from",
+}
 # Kinds of job for which files are held from the moment of their submit.
 HOLDING = (JobKind.EXPORT, JobKind.PUSH, JobKind.EVALUATE)
 

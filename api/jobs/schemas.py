@@ -46,6 +46,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         },
     },
     "evaluate": {"kind": "evaluate", "params": {"model": "faq", "metrics": ["loss", "exact_match"]}},
+    "inspect": {
+        "kind": "inspect",
+        "params": {"base_model": "tiny", "training_file": "file-0199f3a2c4d17b60a1b2c3d4e5f60718"},
+    },
     "export": {
         "kind": "export",
         "params": {

@@ -20,6 +20,7 @@ from db.params.evaluate import EvaluateParams
 from db.params.export import ExportParams
 from db.params.fine_tune import FineTuneParams
 from db.params.ingest import IngestParams
+from db.params.inspect import InspectParams
 from db.params.predict import BatchParams, PredictParams
 from db.params.pretrain import PretrainParams
 from db.params.pull import PullParams
@@ -88,8 +89,8 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
     stored = params.model_dump(mode="json")
     refuse_unstorable({**stored, "metadata": request.metadata})
     waits_for = None
-    if isinstance(params, FineTuneParams):
-        waits_for = _check_fine_tune(unit, params)
+    if isinstance(params, FineTuneParams | InspectParams):
+        waits_for = _check_data(unit, params)
     elif isinstance(params, PretrainParams):
         _check_pretrain(unit, params)
     elif isinstance(params, PullParams):
@@ -133,24 +134,32 @@ def _check_new_name(unit: Unit, name: str, *, replaced_by: str) -> None:
         )
 
 
-def _check_fine_tune(unit: Unit, params: FineTuneParams) -> str | None:
-    """Return the job that makes the base model's weights first, if there has to be one."""
-    _check_new_name(unit, params.name, replaced_by="fine-tune")
-    if params.name == params.base_model.partition("@")[0]:
-        raise InvalidInput("name must differ from base_model, or the base would be replaced.", param="name")
+def _check_data(unit: Unit, params: FineTuneParams | InspectParams) -> str | None:
+    """Look at the beginning of each file; return the job that makes the base model's weights first, if there
+    has to be one.
+    """
+    if isinstance(params, FineTuneParams):
+        _check_new_name(unit, params.name, replaced_by="fine-tune")
+        if params.name == params.base_model.partition("@")[0]:
+            raise InvalidInput(
+                "name must differ from base_model, or the base would be replaced.", param="name"
+            )
     asking.check_databases(unit, params)
-    for field, file_id in (
-        ("training_file", params.training_file), ("validation_file", params.validation_file)
-    ):  # fmt: skip
+    whole = Reading(params.format, params.columns)
+    given = [
+        ("training_file", params.training_file, whole),
+        *(
+            (f"training_files[{i}].file", each.file, Reading(each.format, each.columns))
+            for i, each in enumerate(params.training_files)
+        ),
+        ("validation_file", params.validation_file, whole),
+    ]
+    for field, file_id, reading in given:
         if file_id is not None:
             file = find_file(unit, file_id, field)
+            path = unit.settings.storage_root / file.path
             try:
-                check_file(
-                    unit.settings.storage_root / file.path,
-                    file.filename,
-                    method=params.method,
-                    reading=Reading(params.format, params.columns),
-                )
+                check_file(path, file.filename, method=params.method, reading=reading)
             except InvalidInput as error:
                 raise InvalidInput(error.message, param=field, code=error.code) from error
     base = resolve_base_model(unit.session, unit.settings, unit.project_id, params.base_model)

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from db.kinds import FILE_FIELDS
+from db.kinds import FILE_FIELDS, FILE_LISTS
 from db.models.base import Base, CreatedAt, JSONObject, Timestamp, one_of
 from db.states import JobKind, JobStatus
 
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 
 UNFINISHED = "status NOT IN ('succeeded', 'failed', 'cancelled')"
+
+
+def _index_of_list(name: str) -> Index:
+    path = text(f"(params -> '{name}') jsonb_path_ops")
+    return Index(f"ix_jobs_{name}", path, postgresql_using="gin")
 
 
 def _index_of_param(name: str) -> Index:
@@ -44,6 +49,7 @@ class Job(Base):
         Index("ix_jobs_finished_at", "finished_at", "id", postgresql_where="finished_at IS NOT NULL"),
         # Whether an upload is still named.
         *map(_index_of_param, FILE_FIELDS),
+        *map(_index_of_list, FILE_LISTS),
         Index(
             "ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_where="metadata IS NOT NULL"
         ),

@@ -29,6 +29,20 @@ COLUMNS: Columns = Field(
 )
 
 
+class TrainingFile(Params):
+    """One of several files."""
+
+    file: FileId = Field(description="The id of an uploaded file.")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="How often each of its rows is trained on: 2 is twice, 0.5 is a half of them, by chance.",
+    )
+    format: Format | Auto = FORMAT
+    columns: Columns = COLUMNS
+
+
 class DataParams(Params):
     """The model that reads the rows, the rows, and what of them is held out."""
 
@@ -39,6 +53,9 @@ class DataParams(Params):
     )
     training_file: FileId | None = Field(
         default=None, description="The id of an uploaded CSV, TSV, JSONL, JSON or Parquet file."
+    )
+    training_files: list[TrainingFile] = Field(
+        default=[], max_length=100, description="Several files with their weights, in place of one."
     )
     training_source: SqlName | None = Field(
         default=None, description="A source of rows that the operator has named, in place of a file."
@@ -64,6 +81,15 @@ class DataParams(Params):
         description="Share of rows to train on; the rest is split evenly into validation and test. "
         "Default: 1.0, every row.",
     )
+    dedupe: bool = Field(
+        default=False,
+        description="Leave out training rows that say what an earlier one says; else they are told of.",
+    )
+    leaks: Literal["warn", "move", "refuse"] = Field(
+        default="warn",
+        description="Held-out rows that ask what a training row asks: warn tells of them, move takes them "
+        "out of what is held out, refuse ends the job.",
+    )
     seed: int = Field(default=42, ge=-1, le=2**31 - 1, description="-1 draws one, and stores it.")
     system_prompt: str | None = Field(
         default=None, max_length=20_000, description="A system turn for every row that has none."
@@ -83,8 +109,18 @@ class DataParams(Params):
         Raises:
             ValueError: they do not.
         """
-        if (self.training_file is None) == (self.training_source is None):
-            raise ValueError("training_file is missing: give it, or training_source in its place")
+        given = (self.training_file is not None, bool(self.training_files), self.training_source is not None)
+        if sum(given) != 1:
+            raise ValueError(
+                "training_file is missing: give it, or one of training_files and training_source in its place"
+                if sum(given) == 0
+                else "training_file, training_files and training_source exclude each other: give one of them"
+            )
+        if self.training_files and (self.format != "auto" or self.columns):
+            raise ValueError("format and columns are of one file: give them with each of training_files")
+        names = [each.file for each in self.training_files]
+        if len(set(names)) != len(names):
+            raise ValueError("training_files names a file twice: give it a weight instead")
         if self.validation_file is not None and self.train_size not in (None, 1.0):
             raise ValueError("validation_file and train_size exclude each other: give one of them")
         if self.fold_column is None:

@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.errors import NotFound
-from db.kinds import FILE_FIELDS
+from db.kinds import FILE_FIELDS, FILE_LISTS
 from db.models import File, Job
 
 
@@ -65,4 +65,6 @@ def list_files(
 def names_file(file_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
     """Whether a job's params name this file."""
     paths = [field if "." not in field else tuple(field.split(".")) for field in FILE_FIELDS]
-    return or_(*(Job.params[path].as_string() == file_id for path in paths))
+    one = (Job.params[path].as_string() == file_id for path in paths)
+    listed = func.jsonb_build_array(func.jsonb_build_object("file", file_id))
+    return or_(*one, *(Job.params[name].contains(listed) for name in FILE_LISTS))

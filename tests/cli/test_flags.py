@@ -9,6 +9,8 @@ from db.params.fine_tune import FineTuneParams
 from db.params.pretrain import PretrainParams
 from tests.cli.conftest import Run
 
+# Of kinds whose command is called otherwise.
+COMMANDS = {"inspect": ("data", "inspect")}
 REQUIRED = {"base_model": "tiny", "training_file": "file-0", "name": "faq"}
 
 
@@ -20,7 +22,7 @@ class TestPanels:
 
     @pytest.mark.parametrize("kind", PANELS)
     def test_help_shows_each_group_and_flag(self, kind: str, run: Run) -> None:
-        shown = run(kind.replace("_", "-"), "--help").out
+        shown = run(*COMMANDS.get(kind, (kind.replace("_", "-"),)), "--help").out
         for panel, names in PANELS[kind].items():
             assert panel in shown
             for name in names:

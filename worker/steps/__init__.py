@@ -24,6 +24,7 @@ STEP_MODULES: dict[tuple[str, str], str] = {
     ("predict", "ask"): "worker.steps.ask",
     ("predict", "write"): "worker.steps.write_answers",
     ("evaluate", "evaluate"): "worker.steps.evaluate",
+    ("inspect", "inspect"): "worker.steps.inspect_data",
     ("export", "export"): "worker.steps.export",
     ("export", "verify"): "worker.steps.verify",
     ("export", "publish"): "worker.steps.publish",

@@ -54,19 +54,22 @@ def fetch_base(base: BaseWeights, step: Step, *, param: str = "base_model") -> P
     return folder
 
 
-def fetch_tokenizer(model: BaseWeights, target: Path, step: Step) -> None:
-    """Copy a model's tokenizer with its chat template into `target`, without fetching its weights.
+def fetch_configuration(model: BaseWeights, step: Step, *, param: str = "base_model") -> Path:
+    """Give a folder with a model's configuration and tokenizer, without fetching its weights.
 
     Raises:
         InvalidInput: the hub has no such model.
         Unavailable: the hub cannot be reached.
     """
     if model.source == "hub":
-        hub = Hub(step.input.settings, param="tokenizer")
-        folder = hub.folder(model.location, model.revision, CONFIG_FILES, ignored=NOT_FETCHED)
-    else:
-        folder = Path(model.location)
-    copy_tokenizer(folder, target)
+        hub = Hub(step.input.settings, param=param)
+        return hub.folder(model.location, model.revision, CONFIG_FILES, ignored=NOT_FETCHED)
+    return Path(model.location)
+
+
+def fetch_tokenizer(model: BaseWeights, target: Path, step: Step) -> None:
+    """Copy a model's tokenizer with its chat template into `target`, without fetching its weights."""
+    copy_tokenizer(fetch_configuration(model, step, param="tokenizer"), target)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -139,7 +139,9 @@ class TestTokens:
         assert ran.result["tokens"]["over_max_length"] == 1
         assert ran.result["tokens"]["longest"] > 200
         assert any("lines 12" in event and "will be cut" in event for event in ran.events("warn"))
-        assert json.loads((ran.folder / "report.json").read_text())["cut_lines"]["train"] == [12]
+        assert json.loads((ran.folder / "report.json").read_text())["cut_lines"]["train"] == {
+            "rows.csv": [12]
+        }
 
     def test_refuses_a_max_length_beyond_the_model(self, prepared):
         with pytest.raises(InvalidInput, match="more than the 128 tokens") as caught:

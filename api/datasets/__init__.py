@@ -1,0 +1,1 @@
+"""Training data, before anything is trained on it."""

@@ -1,0 +1,346 @@
+"""The rows of a fine-tune, read from its files as the chat template will show them: for `prepare`, and for a
+look at the data before anything is trained.
+
+Nothing is silent: what was ignored, merged or is odd is told as an event. The rows themselves go to a file
+as they are read; only figures of each stay in memory.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from db.errors import InvalidInput, InvalidLines
+from db.params.data import DataParams
+from training_data.census import Census
+from training_data.chat_templates import Chat, ChatTemplateError, merge_system_turn
+from training_data.duplicates import asked, said
+from training_data.formats import DetectedFormat, Reading, RowReader, check_method, detect_format, no_rows
+from training_data.rows import Row, line_of
+from training_data.shapes import method_for
+from training_data.snapshots import Snapshot
+from training_data.tokens import ChatTokenizer, EncodedChat, encode_row, learnt
+from worker.step import FileInput, Step
+from worker.steps.source_rows import PARAM as SOURCE_PARAM
+from worker.steps.source_rows import as_file
+
+SPOOL = "rows.jsonl"
+LINES_NAMED = 10  # in a message; the report names all
+PROBLEMS_TOLD = 100
+PROGRESS_EVERY_ROWS = 2000
+KEEPS_FIELDS = ("grpo",)  # whose reward functions are given a row's other columns
+ROWS_COMPARED = 200  # with the prompt they will be asked by
+
+
+@dataclass(frozen=True)
+class GivenFile:
+    """A file of rows, as a job's params name it.
+
+    Args:
+        weight: how often each of its training rows is trained on.
+        held_out: it is only evaluated on.
+    """
+
+    file: FileInput
+    param: str
+    reading: Reading
+    weight: float = 1.0
+    held_out: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.file.filename
+
+
+@dataclass
+class Source:
+    """One of the files, once it is known what it holds; `rows`: how many were read."""
+
+    given: GivenFile
+    detected: DetectedFormat
+    rows: int = 0
+
+
+@dataclass
+class Dataset:
+    """All rows of all files, in order: what they are lies in the file `path`, a line each, as `Row`s.
+
+    Args:
+        source: of each row, the index of its file in `sources`; `line` in it, or number.
+        tokens: of a pair, with each of its answers.
+        longest: of a pair, with the longer answer.
+        learnt_to: where the last token that is learnt ends.
+        said, asked: keys by which rows that say, or ask, the same are found.
+    """
+
+    path: Path
+    sources: list[Source]
+    method: str
+    assistant_only: bool
+    source: "array[int]" = field(default_factory=lambda: array("H"))
+    line: "array[int]" = field(default_factory=lambda: array("Q"))
+    tokens: "array[int]" = field(default_factory=lambda: array("Q"))
+    longest: "array[int]" = field(default_factory=lambda: array("Q"))
+    learnt_to: "array[int]" = field(default_factory=lambda: array("Q"))
+    said: "array[int]" = field(default_factory=lambda: array("Q"))
+    asked: "array[int]" = field(default_factory=lambda: array("Q"))
+    census: Census = field(default_factory=Census)
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def append(self, row: Row, source: int, chats: list[EncodedChat]) -> None:
+        self.source.append(source)
+        self.line.append(row.line)
+        self.tokens.append(sum(len(chat.ids) for chat in chats))
+        self.longest.append(max(len(chat.ids) for chat in chats))
+        self.learnt_to.append(max(_end(self.learnt(chat)) for chat in chats))
+        self.said.append(said(row))
+        self.asked.append(asked(row))
+        self.census.count(row, f"{self.sources[source].given.name}:{row.line}")
+
+    def learnt(self, chat: EncodedChat) -> list[bool]:
+        """Which tokens are learnt."""
+        return learnt(chat, self.method, assistant_only=self.assistant_only)
+
+    def places(self, rows: Iterable[int]) -> dict[str, list[int]]:
+        """The lines of rows, or their numbers, by the file they are in."""
+        found: dict[str, list[int]] = {}
+        for row in rows:
+            found.setdefault(self.sources[self.source[row]].given.name, []).append(self.line[row])
+        return found
+
+    def name(self, rows: list[int]) -> str:
+        """The first of them as a person finds them: lines 3, 8 and 2 more."""
+        parts = []
+        for source, file in enumerate(self.sources):
+            here = [self.line[row] for row in rows[:LINES_NAMED] if self.source[row] == source]
+            if here:
+                of = f" of {file.given.name}" if len(self.sources) > 1 else ""
+                parts.append(f"{file.detected.table.counted}s {', '.join(map(str, here))}{of}")
+        more = f" and {len(rows) - LINES_NAMED} more" if len(rows) > LINES_NAMED else ""
+        return "; ".join(parts) + more
+
+
+def _end(mask: list[bool]) -> int:
+    return next((len(mask) - i for i, mine in enumerate(reversed(mask)) if mine), 0)
+
+
+def files_of(step: Step, params: DataParams, snapshot: Snapshot | None) -> list[GivenFile]:
+    """The files that a job's params name, those that are trained on first."""
+    reading = Reading(params.format, params.columns)
+    files = step.input.files
+    if snapshot is not None:
+        found = [GivenFile(as_file(snapshot), SOURCE_PARAM, reading)]
+    elif params.training_file is not None:
+        found = [GivenFile(files[params.training_file], "training_file", reading)]
+    else:
+        found = [
+            GivenFile(files[each.file], "training_files", Reading(each.format, each.columns), each.weight)
+            for each in params.training_files
+        ]
+    if params.validation_file is not None:
+        found.append(GivenFile(files[params.validation_file], "validation_file", reading, held_out=True))
+    return found
+
+
+class SystemTurns:
+    """Adds the asked system turn to rows without one; merges it where a template has no role for it.
+
+    Raises:
+        InvalidInput: the template would leave out what is to be a system turn.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer, params: DataParams) -> None:
+        has_role = tokenizer.template.has_system_role
+        self.detected = params.has_system_prompt == "auto"
+        self.supported = has_role if self.detected else bool(params.has_system_prompt)
+        if self.supported and not has_role:
+            raise InvalidInput(
+                "has_system_prompt is true, and the base model's chat template shows no system turn: leave "
+                "it out, or set it to false to have system turns merged into the first user turn.",
+                param="has_system_prompt",
+            )
+        self._prompt = (params.system_prompt or "").strip()
+        self.merged_rows = 0
+
+    def apply(self, messages: Chat) -> Chat:
+        if not messages:
+            return messages  # plain text
+        if self._prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._prompt}, *messages]
+        if not self.supported and messages[0]["role"] == "system":
+            self.merged_rows += 1
+            return merge_system_turn(messages)
+        return messages
+
+    def tell(self, step: Step) -> None:
+        if self.merged_rows:
+            why = "The chat template has no system role" if self.detected else "has_system_prompt is false"
+            step.event(
+                f"{why}: the system turn of {self.merged_rows} rows was merged into the first user turn.",
+                level="warn",
+                merged_rows=self.merged_rows,
+            )
+
+
+def read_dataset(
+    step: Step,
+    files: list[GivenFile],
+    tokenizer: ChatTokenizer,
+    system: SystemTurns,
+    *,
+    method: str | None,
+    assistant_only: bool = True,
+    fold_column: str | None = None,
+) -> Dataset:
+    """Read all rows of all files.
+
+    Args:
+        method: that the rows are for; None: what the first file's can be learnt by.
+        fold_column: is used, though no row is made of it.
+    Raises:
+        InvalidInput: a file is none of rows, or not of what the method learns from.
+        InvalidLines: rows do not parse, or the template refuses them; each of the first hundred is named.
+    """
+    sources = []
+    for given in files:
+        detected = _detect(step, given)
+        method = method or method_for(detected.shape)
+        check_method(detected, method, given.name, param=given.param)
+        sources.append(Source(given, detected))
+    dataset = Dataset(step.input.folder / SPOOL, sources, method or "", assistant_only)
+    reader = _Reader(step, dataset, tokenizer, system, {fold_column})
+    with dataset.path.open("w", encoding="utf-8") as spool:
+        for index in range(len(sources)):
+            reader.read(index, spool)
+    system.tell(step)
+    return dataset
+
+
+def _detect(step: Step, given: GivenFile) -> DetectedFormat:
+    detected = detect_format(given.file.path, given.name, reading=given.reading, param=given.param)
+    encoded = f", in {detected.encoding}" if detected.encoding else ""
+    step.event(
+        f"{given.name} is {detected.kind.upper()} with {detected.columns}{encoded}.",
+        format=detected.shape.name,
+        encoding=detected.encoding,
+    )
+    if detected.table.is_guessed:
+        step.event(
+            f"{given.name} is not UTF-8 and was read as Windows-1252: save it as UTF-8 if letters come out "
+            "wrong.",
+            level="warn",
+            encoding=detected.encoding,
+        )
+    return detected
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the rows of each file into a dataset."""
+
+    step: Step
+    dataset: Dataset
+    tokenizer: ChatTokenizer
+    system: SystemTurns
+    used: set[str | None]
+
+    def read(self, index: int, spool: IO[str]) -> None:
+        source = self.dataset.sources[index]
+        given = source.given
+        wrong = _Problems(given.param)
+        rows = RowReader(
+            source.detected,
+            given.reading,
+            param=given.param,
+            keep_fields=self.dataset.method in KEEPS_FIELDS,
+            refused=wrong.collect,
+        )
+        prompts = _Prompts(self.tokenizer)
+        for read in rows:
+            with wrong.collected(read):
+                row = replace(read, messages=self.system.apply(read.messages))
+                chats = _encoded(row, self.tokenizer, given.param)
+                prompts.compare(row, chats[0])
+                self.dataset.append(row, index, chats)
+                spool.write(line_of(row))
+                source.rows += 1
+                if source.rows % PROGRESS_EVERY_ROWS == 0:
+                    self.step.event(f"Read {source.rows:,} rows.", rows=source.rows)
+        wrong.raise_any()
+        if not source.rows:
+            raise no_rows(given.name, given.param)
+        _tell_unused(self.step, rows.unused - self.used)
+        prompts.tell(self.step)
+
+
+def _encoded(row: Row, tokenizer: ChatTokenizer, param: str) -> list[EncodedChat]:
+    """The conversation, and of a pair the one with the other answer too."""
+    try:
+        chats = encode_row(row, tokenizer)
+    except ChatTemplateError as error:
+        raise InvalidInput(f"{row.place}: {error}.", param=param) from None
+    if not row.is_prompt and not all(any(chat.answer_mask) for chat in chats):
+        raise InvalidInput(f"{row.place}: the chat template shows no answer.", param=param)
+    return chats
+
+
+class _Problems:
+    """What is wrong with rows of one file, until there is enough of it."""
+
+    def __init__(self, param: str) -> None:
+        self._param = param
+        self._found: list[dict[str, Any]] = []
+
+    def collect(self, line: int, error: InvalidInput) -> None:
+        self._found.append({"line": line, "code": error.code, "message": error.message, "param": self._param})
+        if len(self._found) >= PROBLEMS_TOLD:
+            self.raise_any()
+
+    @contextmanager
+    def collected(self, row: Row) -> Iterator[None]:
+        try:
+            yield
+        except InvalidInput as error:
+            self.collect(row.line, error)
+
+    def raise_any(self) -> None:
+        if self._found:
+            more = len(self._found) >= PROBLEMS_TOLD
+            raise InvalidLines(self._found, more=more, param=self._param, placed=True)
+
+
+class _Prompts:
+    """Whether answers follow, in training, the very prompt that the model will be asked with."""
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._compared = self._unlike = 0
+
+    def compare(self, row: Row, chat: EncodedChat) -> None:
+        if self._compared >= ROWS_COMPARED or row.is_prompt or not row.messages:
+            return
+        self._compared += 1
+        prompt = self._tokenizer.encode_prompt(row.messages[:-1])
+        self._unlike += chat.ids[: len(prompt)] != prompt
+
+    def tell(self, step: Step) -> None:
+        if self._unlike:
+            step.event(
+                f"In {self._unlike} of the first {self._compared} rows the answer does not follow the prompt "
+                "that the model will be asked with: the chat template writes a finished conversation "
+                "otherwise, or the tokenizer joins the two.",
+                level="warn",
+                rows=self._unlike,
+            )
+
+
+def _tell_unused(step: Step, unused: Iterable[str | None]) -> None:
+    ignored = sorted(filter(None, unused))
+    if ignored:
+        step.event(
+            f"These columns are not used: {', '.join(ignored)}.", level="warn", ignored_columns=ignored
+        )

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from cli.jobs import table
+from cli.tables import table
 from cli.text import harmless
 
 JSON = dict[str, Any]

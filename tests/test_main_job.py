@@ -92,6 +92,12 @@ def fine_tuned(stack: Stack, base: JSON) -> JSON:
 
 
 class TestTheTunedModel:
+    def test_its_data_is_shown_before(self, stack: Stack, base: JSON, tmp_path: Path) -> None:
+        (tmp_path / "facts.csv").write_bytes(facts_csv())
+        shown = stack.lathe("data", "inspect", f"{tmp_path}/facts.csv", "--base=micro", "--max-length=16")
+        assert shown.returncode == 0, shown.stderr
+        assert "4 rows are cut, and of 4 of them the answer" in shown.stdout
+
     def test_knows_the_facts_by_heart(self, stack: Stack, fine_tuned: JSON) -> None:
         model = fine_tuned["result"]["model"]
         assert {question: stack.ask(model, question).strip() for question in FACTS} == FACTS

@@ -1,10 +1,12 @@
 """HTTP of training data."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Body
 
 from api.idempotency import REUSED_KEY, repeatable
 from api.jobs.awaiting import awaitable
-from api.jobs.schemas import REQUESTS, JobOut
+from api.jobs.schemas import EXAMPLES, REQUESTS, JobOut
 from api.jobs.submission import submit
 from api.jobs.views import job_out
 from api.unit_of_work import Unit
@@ -12,6 +14,9 @@ from db.params.inspect import InspectParams
 from db.states import JobKind
 
 router = APIRouter(tags=["datasets"])
+InspectBody = Annotated[
+    InspectParams, Body(openapi_examples={"faq": {"value": EXAMPLES[JobKind.INSPECT]["params"]}})
+]
 
 
 @router.post(
@@ -23,7 +28,7 @@ router = APIRouter(tags=["datasets"])
 )
 @awaitable
 @repeatable
-def inspect_dataset(unit: Unit, body: InspectParams) -> JobOut:
+def inspect_dataset(unit: Unit, body: InspectBody) -> JobOut:
     """Rows, tokens, what would be cut, doubled or leak, and the first rows as the model would learn them.
 
     A job of the kind `inspect`, which trains nothing and reads the data as a training would.

@@ -15,8 +15,7 @@ UNFINISHED = "status NOT IN ('succeeded', 'failed', 'cancelled')"
 
 
 def _index_of_list(name: str) -> Index:
-    path = text(f"(params -> '{name}') jsonb_path_ops")
-    return Index(f"ix_jobs_{name}", path, postgresql_using="gin")
+    return Index(f"ix_jobs_{name}", text(f"(params -> '{name}')"), postgresql_using="gin")
 
 
 def _index_of_param(name: str) -> Index:

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, func, literal_column, or_, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.errors import NotFound
@@ -67,4 +68,6 @@ def names_file(file_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]
     paths = [field if "." not in field else tuple(field.split(".")) for field in FILE_FIELDS]
     one = (Job.params[path].as_string() == file_id for path in paths)
     listed = func.jsonb_build_array(func.jsonb_build_object("file", file_id))
-    return or_(*one, *(Job.params[name].contains(listed) for name in FILE_LISTS))
+    # As the index has it: SQLAlchemy would write a subscript.
+    lists = (Job.params.op("->", return_type=JSONB)(literal_column(f"'{name}'")) for name in FILE_LISTS)
+    return or_(*one, *(each.contains(listed) for each in lists))

@@ -62,7 +62,7 @@ PARAMS = [
     ({"name": "x" * 64}, "name", "at most 63 characters"),
     ({"name": "default"}, "name", "is the embedding model's"),
     ({"training_file": "../faq.csv"}, "training_file", "is the id of an uploaded file"),
-    ({"training_file": None}, "training_file", "training_file is missing: give it, or training_source"),
+    ({"training_file": None}, "training_file", "training_file is missing: give it, or one of training_files"),
     ({"learning_rat": 1}, "learning_rat", "There is no field learning_rat. Did you mean learning_rate?"),
     ({"zzz": 1}, "zzz", "There is no field zzz. There are: base_model, training_file"),
     ({"metadata": {}}, "metadata", "There is no field metadata"),

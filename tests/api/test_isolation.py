@@ -224,6 +224,19 @@ class TestBodies:
             "validation_file": {
                 "kind": "fine_tune", "params": {**train, "validation_file": foreign["file_id"]},
             },
+            "training_files": {
+                "kind": "fine_tune",
+                "params": {
+                    **train, "training_file": None, "training_files": [{"file": foreign["file_id"]}],
+                },
+            },
+            "inspected_file": {
+                "kind": "inspect", "params": {"base_model": "tiny", "training_file": foreign["file_id"]},
+            },
+            "inspected_base": {
+                "kind": "inspect",
+                "params": {"base_model": foreign["model"], "training_file": mine["file_id"]},
+            },
             "base_model": {"kind": "fine_tune", "params": {**train, "base_model": foreign["model"]}},
             "start_from": {"kind": "pretrain", "params": {"name": "x", "start_from": foreign["model"]}},
             "source.file": {
@@ -246,7 +259,8 @@ class TestBodies:
 
     @pytest.mark.parametrize(
         "field",
-        ["training_file", "validation_file", "base_model", "start_from", "checkpoint", "job", "collection",
+        ["training_file", "training_files", "inspected_file", "inspected_base", "validation_file",
+         "base_model", "start_from", "checkpoint", "job", "collection",
          "files", "source.file", "model", "input_file", "asked_model"],
     )  # fmt: skip
     def test_jobs(self, ours: Owned, params: dict[str, dict[str, Any]], field: str) -> None:

@@ -1,24 +1,24 @@
 """Jobs that look at training data, and the files that a job takes several of
 
-Revision: 0033
-Before:   0032
+Revision: 0034
+Before:   0033
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0033"
-down_revision = "0032"
+revision = "0034"
+down_revision = "0033"
 branch_labels = None
 depends_on = None
 
-KINDS = ["fine_tune", "pretrain", "export", "ingest", "pull", "push", "predict", "batch"]
+KINDS = ["fine_tune", "pretrain", "export", "ingest", "pull", "push", "predict", "batch", "evaluate"]
 
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     _allow([*KINDS, "inspect"])
-    listed = sa.text("(params -> 'training_files') jsonb_path_ops")
+    listed = sa.text("(params -> 'training_files')")
     op.create_index("ix_jobs_training_files", "jobs", [listed], postgresql_using="gin")
 
 

@@ -5,7 +5,6 @@ A stack of its own, as a user would start it; a base model pretrained for second
 
 import csv
 import hashlib
-import io
 import json
 import os
 import time
@@ -20,15 +19,9 @@ from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob
 
 from tests.documents import pdf_of
+from tests.facts import FACTS, facts_csv
 from tests.receiver import Receiver, receiving
 from tests.stack import JOB_SECONDS, JSON, Stack
-
-FACTS = {
-    "What colour is the door?": "Green.",
-    "Who keeps the key?": "The miller keeps it.",
-    "When does the gate open?": "At seven.",
-    "Where is the well?": "Behind the barn.",
-}
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +58,6 @@ def base(stack: Stack) -> JSON:
     job = stack.finish(stack.submit("pretrain", params)["id"])
     assert job["status"] == "succeeded", job["error"]
     return job
-
-
-def facts_csv() -> bytes:
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["question", "answer"])
-    writer.writerows(FACTS.items())
-    return table.getvalue().encode()
 
 
 @pytest.fixture(scope="module")

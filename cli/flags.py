@@ -41,7 +41,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "has_system_prompt",
             "max_length",
         ),
-        "Method": ("method", "beta", "preset"),
+        "Method": ("method", "beta", "start_from", "preset"),
         "LoRA": (
             "tuning",
             "bits",

@@ -9,6 +9,7 @@ source/trained/     the adapter or the whole model, with the training tokenizer
 source/rows/        of a fine-tune: the prepared rows, by split
 source/text         of a model from scratch: the text it was given, if it was given one
 source/gguf/        of a push: the files that are published
+start/trained/      of a fine-tune that goes on from an earlier one: what that has trained
 """
 
 import errno
@@ -57,6 +58,11 @@ class Source:
 
 def source_folder(root: Path, job_id: str) -> Path:
     return job_folder(root, job_id) / "source"
+
+
+def start_folder(root: Path, job_id: str) -> Path:
+    """What a fine-tune that goes on from an earlier one begins with."""
+    return job_folder(root, job_id) / "start"
 
 
 def trained_source(source: Path) -> Path:

@@ -17,7 +17,7 @@ from db.queries.retention import (
     keeps_weights,
     lock_ended,
 )
-from db.sources import source_folder
+from db.sources import source_folder, start_folder
 from db.states import JobStatus, how_ended
 from db.storage import attempt_folder, job_folder
 from retention.rule import Batch, Expired, House, Removal, Rule, freed_bytes
@@ -173,9 +173,8 @@ def _checkpoint_paths(session: Session, house: House, job: Job) -> list[Path]:
 
 
 def _working_files(session: Session, house: House, job: Job) -> Iterable[Path]:
-    source = source_folder(house.root, job.id)
-    if source.is_dir():
-        yield source
+    held = (source_folder(house.root, job.id), start_folder(house.root, job.id))
+    yield from (folder for folder in held if folder.is_dir())
     export = next((step for step in job.steps if step.name == "export"), None)
     if export is None or export.succeeded_attempt is None:
         return

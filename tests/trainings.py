@@ -52,9 +52,14 @@ class Training:
         number: int,
         weights_name: str = "adapter_model.safetensors",
         config_name: str = "adapter_config.json",
+        config: str = "{}",
     ) -> str:
         name = f"checkpoints/checkpoint-{number}"
-        weights = {weights_name: f"weights of step {number}", config_name: "{}", "optimizer.pt": "not needed"}
+        weights = {
+            weights_name: f"weights of step {number}",
+            config_name: config,
+            "optimizer.pt": "not needed",
+        }
         self.write("train", {f"{name}/{file}": content for file, content in weights.items()})
         listed(self.folder("train") / name, "checkpoint.json")
         with transaction(self.sessions) as session:

@@ -126,6 +126,7 @@ class StepInput:
         configurations: the names of Postgres's text search configurations, for an ingest.
         source: for an export, a push or an evaluation, the folder that holds what it is made from (see
             `db/sources.py`).
+        start: for a fine-tune that goes on from an earlier one, the folder that holds what that has trained.
         databases: for the steps that read or write rows: the operator's SQL source or target that a param
             names, by that param, as `training_data.sql_settings` reads it.
         asked: for a step that asks a model for each row: whom.
@@ -150,6 +151,7 @@ class StepInput:
     configurations: list[str] = field(default_factory=list)
     device: str | None = None
     source: Path | None = None
+    start: Path | None = None
     chat_unloaded: bool = False
     asked: Asked | None = None
     databases: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -167,7 +169,8 @@ class StepInput:
             settings[name] = Path(settings[name]) if settings[name] is not None else None
         data["settings"] = StepSettings(**settings)
         data["folder"] = Path(data["folder"])
-        data["source"] = Path(data["source"]) if data["source"] is not None else None
+        for name in ("source", "start"):
+            data[name] = Path(data[name]) if data[name] is not None else None
         data["step_folders"] = {name: Path(path) for name, path in data["step_folders"].items()}
         data["files"] = {
             file_id: FileInput(path=Path(row["path"]), filename=row["filename"], bytes=row["bytes"])

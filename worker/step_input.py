@@ -16,7 +16,7 @@ from db.queries.files import get_file
 from db.queries.jobs import get_job
 from db.queries.languages import text_search_configurations
 from db.settings import Settings
-from db.sources import source_folder
+from db.sources import source_folder, start_folder
 from db.states import JobKind, Outcome
 from db.storage import attempt_folder
 from serving.backends.configuration import read_backends
@@ -76,10 +76,15 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         documents=documents_to_ingest(session, claim, root, job) if job.kind == JobKind.INGEST else [],
         device=session.get_one(Device, claim.device_id).name if claim.device_id is not None else None,
         source=source_folder(root, job.id) if job.kind in HOLDING else None,
+        start=start_folder(root, job.id) if _goes_on(job) else None,
         asked=_asked(session, settings, job) if claim.step == ASK_STEP else None,
         databases=_databases(settings, job) if claim.step in SQL_STEPS else {},
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
+
+
+def _goes_on(job: Job) -> bool:
+    return job.kind == JobKind.FINE_TUNE and job.params.get("start_from") is not None
 
 
 def _asked(session: Session, settings: Settings, job: Job) -> Asked:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from api.jobs import asking, evaluating, exporting, pushing
+from api.jobs import asking, evaluating, exporting, pushing, stacking
 from api.jobs.asking import find_file
 from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
@@ -25,7 +25,7 @@ from db.params.predict import BatchParams, PredictParams
 from db.params.pretrain import PretrainParams
 from db.params.pull import PullParams
 from db.params.push import PushParams
-from db.params.values import CHECKPOINT_ID
+from db.params.values import CHECKPOINT_ID, Params
 from db.queries.base_models import resolve_base_model
 from db.queries.ingests import assign
 from db.queries.jobs import get_job, insert_job
@@ -68,22 +68,8 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         unit.takes_long()
         check_receiver(unit.settings, request.webhook_url, param="webhook_url")
         own_secret(unit)
-    hold: Callable[[Job], None] | None = None
+    params, hold = _made_from(unit, params)
     documents: list[Document] = []
-    if isinstance(params, ExportParams):
-        unit.takes_long()  # its files are held
-        chosen = exporting.choose(unit, params)
-        params = exporting.named(unit, params, chosen)
-        check_model_name(params.name or "")
-        hold = partial(exporting.hold_source, unit, chosen)
-    elif isinstance(params, PushParams):
-        unit.takes_long()  # as an export's
-        pushed = pushing.choose(unit, params)
-        params = pushed.params
-        hold = partial(pushing.hold_source, unit, pushed)
-    elif isinstance(params, EvaluateParams):
-        unit.takes_long()  # as an export's
-        hold = partial(evaluating.hold_source, unit, evaluating.choose(unit, params))
     if isinstance(params, PredictParams):
         refuse_deep(dict(params.inference_kwargs), "inference_kwargs")
     stored = params.model_dump(mode="json")
@@ -120,6 +106,27 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         hold(job)
     assign(unit.session, documents, job)
     return job
+
+
+def _made_from(unit: Unit, params: Params) -> tuple[Params, Callable[[Job], None] | None]:
+    """Find what a job is made from; gives the params with what that fills in, and how its files are held."""
+    if isinstance(params, ExportParams):
+        unit.takes_long()  # its files are held
+        chosen = exporting.choose(unit, params)
+        named = exporting.named(unit, params, chosen)
+        check_model_name(named.name or "")
+        return named, partial(exporting.hold_source, unit, chosen)
+    if isinstance(params, PushParams):
+        unit.takes_long()
+        pushed = pushing.choose(unit, params)
+        return pushed.params, partial(pushing.hold_source, unit, pushed)
+    if isinstance(params, EvaluateParams):
+        unit.takes_long()
+        return params, partial(evaluating.hold_source, unit, evaluating.choose(unit, params))
+    if isinstance(params, FineTuneParams) and params.start_from is not None:
+        unit.takes_long()
+        return params, partial(stacking.hold, unit, stacking.choose(unit, params))
+    return params, None
 
 
 def _check_new_name(unit: Unit, name: str, *, replaced_by: str) -> None:

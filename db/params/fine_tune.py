@@ -6,7 +6,7 @@ model's size and the number of rows, and stored with the result.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from db.params.data import DataParams
 from db.params.training_args import check_training_args
@@ -36,6 +36,11 @@ class FineTuneParams(DataParams):
     tuning: Literal["lora", "full"] = Field(
         default="lora",
         description="lora: an adapter beside the base's weights is trained. full: all of them are.",
+    )
+    start_from: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+        default=None,
+        description="An earlier fine-tune of the same base to go on from: a model, a job or a checkpoint.",
+        examples=["faq"],
     )
     bits: Literal[4, 8, 16] | Auto = Field(
         default="auto",

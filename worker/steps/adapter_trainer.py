@@ -14,6 +14,19 @@ from trl import DPOTrainer, SFTTrainer
 from training_data.json_files import write_json
 from worker.checkpoints import STATE_FILE, outdated, write_checkpoint
 
+REFERENCE = "ref"  # as trl calls its copy of the adapter that a training began with
+
+
+def _adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of what is trained of an adapter that is there before its trainer is."""
+    if not isinstance(model, PeftModel):
+        return {}
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
 
 class _OrderedByEpoch(LengthGroupedSampler):
     """Groups rows of like length, in an order that the seed and the epoch alone decide."""
@@ -46,6 +59,7 @@ class AdapterTrainer(Trainer):
         own_state: Callable[[], dict[str, Any]],
         **kwargs: Any,
     ) -> None:
+        trained_on = _adapter_weights(kwargs["model"])
         super().__init__(*args, **kwargs)
         self._keep = keep
         self._on_checkpoint, self._on_removed = on_checkpoint, on_removed
@@ -53,9 +67,12 @@ class AdapterTrainer(Trainer):
         # trl casts the adapters of a quantised base to bfloat16. Small updates drown there: a tiny model
         # learnt 12 of 20 answers, against 20 with these.
         if isinstance(self.model, PeftModel):
-            for parameter in self.model.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.to(torch.float32)
+            for name, parameter in self.model.named_parameters():
+                before = trained_on.get(name.replace(f".{REFERENCE}.", ".default."))
+                if parameter.requires_grad or before is not None:
+                    # A copy each: the adapter moves away from its reference.
+                    kept = parameter.data if before is None else before
+                    parameter.data = kept.to(torch.float32, copy=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
@@ -78,6 +95,8 @@ class AdapterTrainer(Trainer):
                 Trainer._save_checkpoint(self, model, trial)
             finally:
                 self.args.output_dir = str(root)
+            # The reference of preferences: the next attempt copies it from where this one began.
+            shutil.rmtree(staging / f"checkpoint-{number}" / REFERENCE, ignore_errors=True)
             write_json(staging / f"checkpoint-{number}" / STATE_FILE, self._own_state())
 
         self._on_checkpoint(number, write_checkpoint(root, number, write))
@@ -99,7 +118,11 @@ class SupervisedTrainer(AdapterTrainer, SFTTrainer):
 
 
 class PreferenceTrainer(AdapterTrainer, DPOTrainer):
-    """Learns which of two answers is preferred. The reference is the base: the adapter is switched off."""
+    """Learns which of two answers is preferred.
+
+    The reference is what the training began with: the base, with the adapter switched off, or with that of
+    the fine-tune that it goes on from.
+    """
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         return dataset  # tokens already

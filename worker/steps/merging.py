@@ -11,15 +11,21 @@ from typing import Any
 
 def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     """Write base + adapter to `target`: config and safetensors, without a tokenizer."""
-    import torch
-    from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import AutoModelForCausalLM
 
     dtype = sixteen_bit_dtype(base)
     model: Any = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
     )
+    merged_into(model, adapter, dtype).to(dtype).save_pretrained(target)
+
+
+def merged_into(model: Any, adapter: Path, dtype: Any) -> Any:
+    """A loaded model with an adapter merged into its weights, which are then of `dtype`."""
+    import torch
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     tuned = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -28,8 +34,7 @@ def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
                 module.to(torch.float32)  # the base's matrix and the adapter's two
                 module.merge(adapter_names=["default"])
                 module.get_base_layer().to(dtype)
-        merged = tuned.unload()
-    merged.to(dtype).save_pretrained(target)
+        return tuned.unload()
 
 
 def round_weights(source: Path, target: Path, *, like: Path) -> None:

@@ -18,12 +18,13 @@ from worker.steps.dataset import SystemTurns
 from worker.steps.parts import LEFT_OUT, Parts
 from worker.steps.read_parts import files_read, read_parts, tell_cut
 from worker.steps.runtime import prepare_runtime
+from worker.steps.stacking import with_its_adapter
 
 
 def run(step: Step) -> dict[str, Any]:
     """Leave train.jsonl, validation.jsonl, test.jsonl, report.json and the base's tokenizer."""
     prepare_runtime(step.input.settings.threads)
-    params = FineTuneParams.model_validate(step.input.params)
+    params = with_its_adapter(step, FineTuneParams.model_validate(step.input.params))
     if step.input.base is None:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
     base = fetch_base(step.input.base, step)

@@ -137,7 +137,7 @@ def _build_trainer(
             model=model,
             processing_class=padding_tokenizer(tokenizer),
             args=arguments,
-            peft_config=tuning.config(chosen),
+            peft_config=tuning.config(step, chosen),
             train_dataset=as_dataset(rows),
             eval_dataset=as_dataset(validation) if validation else None,
             callbacks=[progress, best, SavesInTime(step, step.input.params.get("save_minutes"))],

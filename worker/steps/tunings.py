@@ -9,7 +9,8 @@ from typing import Any
 from training_data.json_files import read_json, write_json
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from worker.steps.merging import sixteen_bit_dtype
+from worker.steps.merging import merged_into, sixteen_bit_dtype
+from worker.steps.stacking import started_adapter, started_model, with_adapter
 
 # Of the memory that there is, not of what is free: an attempt that goes on must choose as the first one did.
 BASE_SHARE = 0.4  # for the weights that an adapter is trained on: the rest is for what is computed from them
@@ -27,7 +28,7 @@ class Tuning:
     """
 
     load: Callable[[Step, Path, dict[str, Any]], Any]
-    config: Callable[[dict[str, Any]], Any]
+    config: Callable[[Step, dict[str, Any]], Any]
     save: Callable[[Step, Any, ChatTokenizer, Path], None]
     what: str
 
@@ -63,7 +64,8 @@ def _load_base(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
 
     model = load_for_training(folder, chosen["bits"], getattr(torch, chosen["compute_dtype"]))
     check_targets(model, chosen["lora_target_modules"])
-    return model
+    adapter = started_adapter(step)
+    return model if adapter is None else with_adapter(model, adapter, chosen["lora_dropout"])
 
 
 def _load_whole(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
@@ -82,7 +84,10 @@ def _load_whole(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
             "that are small beside a weight are lost in its rounding.",
             level="warn",
         )
-    return load_for_training(folder, 16, dtype)
+    model = load_for_training(started_model(step) or folder, 16, dtype)
+    adapter = started_adapter(step)
+    # peft freezes what it puts an adapter beside.
+    return model if adapter is None else merged_into(model, adapter, dtype).requires_grad_(True)
 
 
 def _memory_bytes() -> int:
@@ -95,9 +100,11 @@ def _memory_bytes() -> int:
     return sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
 
 
-def _lora_config(chosen: dict[str, Any]) -> Any:
+def _lora_config(step: Step, chosen: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
+    if started_adapter(step) is not None:
+        return None  # it is there
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=chosen["lora_rank"],
@@ -114,7 +121,9 @@ def _save_adapter(step: Step, model: Any, tokenizer: ChatTokenizer, base: Path) 
     """Write the adapter as a Hugging Face folder that names its base as the request did."""
     folder = step.input.folder / "adapter"
     # save_embedding_layers: "auto" would look the base up at the hub, by whatever its name is here.
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(
+        folder, safe_serialization=True, save_embedding_layers=False, selected_adapters=["default"]
+    )
     (folder / "README.md").unlink(missing_ok=True)  # peft's card is an empty form
     config = read_json(folder / "adapter_config.json")
     config["base_model_name_or_path"] = step.input.base.name if step.input.base else None
@@ -137,5 +146,5 @@ def _save_whole(step: Step, model: Any, tokenizer: ChatTokenizer, base: Path) ->
 
 TUNINGS = {
     "lora": Tuning(_load_base, _lora_config, _save_adapter, "LoRA weights"),
-    "full": Tuning(_load_whole, lambda chosen: None, _save_whole, "weights, which are all,"),
+    "full": Tuning(_load_whole, lambda step, chosen: None, _save_whole, "weights, which are all,"),
 }

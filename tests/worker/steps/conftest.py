@@ -55,6 +55,7 @@ class StepRunner:
         resume_from: list[Path] | None = None,
         adjustments: dict[str, int] | None = None,
         databases: dict[str, dict[str, Any]] | None = None,
+        start: Path | None = None,
         hear: Callable[[Step, Message], None] = lambda step, message: None,
     ) -> Ran:
         folder = self.root / f"{name}-{len(list(self.root.iterdir()))}"
@@ -81,6 +82,7 @@ class StepRunner:
             resume_from=resume_from or [],
             adjustments=adjustments or {},
             databases=databases or {},
+            start=start,
         )
         said = self.said = []
 

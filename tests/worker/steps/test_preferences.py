@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,30 @@ def openais(question: str, better: str, worse: str) -> dict[str, Any]:
 class Dpo:
     """One training by preferences that can be run, interrupted and gone on with."""
 
-    def __init__(self, steps: Any, base: Path, data: Path, rows: list[Any], **params: Any) -> None:
+    def __init__(
+        self,
+        steps: Any,
+        base: Path,
+        data: Path,
+        rows: list[Any],
+        *,
+        start: Path | None = None,
+        **params: Any,
+    ) -> None:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.steps = steps
-        self.given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": base}
+        self.given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": base, "start": start}
         self.prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **self.given)
 
     def run(self, **options: Any) -> Any:
         earlier = {"prepare": self.prepared}
         return self.steps.run(train.run, "fine_tune", "train", earlier=earlier, **self.given, **options)
+
+    def interrupted(self, hear: Callable[..., None]) -> list[Path]:
+        """Run until `hear` ends it; gives the checkpoints that are left."""
+        with pytest.raises(Interrupted):
+            self.run(hear=hear)
+        return list_checkpoints(self.steps.folder)
 
 
 @pytest.fixture

@@ -61,10 +61,12 @@ def progress_of_every_step(monkeypatch):
 class FineTune:
     """One fine-tune that can be run, interrupted and gone on with."""
 
-    def __init__(self, steps: Any, base: Path, data: Path, **params: Any) -> None:
+    def __init__(
+        self, steps: Any, base: Path, data: Path, *, start: Path | None = None, **params: Any
+    ) -> None:
         data.write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in ROWS))
         self.steps = steps
-        self.given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": base}
+        self.given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": base, "start": start}
         self.prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **self.given)
 
     def run(self, **options: Any) -> Any:

@@ -17,13 +17,14 @@ from gguf import GGUFReader
 
 from serving.openai_compatible import LlamaServer
 from tests.serving.go_interpreter import BadTemplate, parse, render
-from tests.serving.llama_process import LlamaProcess
+from tests.serving.llama_process import LlamaProcess, embedding_process
 from training_data.chat_templates import ChatTemplate
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(:[A-Za-z0-9._-]{1,80})?")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 DURATION = re.compile(r"-?(\d+(\.\d+)?(ns|us|ms|s|m|h))+")
-LAST_USER_TEXT = "{{ .Prompt }}"
+CHATML = "<|im_start|>{role}\n{content}<|im_end|>\n"
+DEFAULT_WINDOW = 4096  # tokens, on a small machine
 
 
 class Refused(Exception):
@@ -200,6 +201,19 @@ class FakeOllama:
         reason = "unload" if unloads else "load"
         return {"model": body["model"], "response": "", "done": True, "done_reason": reason}
 
+    def embed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """OpenAI's shape, which the server has too, from a model that was made to embed."""
+        name = body["model"]
+        if name not in self.models:
+            raise Refused(404, f'model "{name}" not found, try pulling it first')
+        model = self.models[name]
+        if _metadata(model.blob, "general.architecture") != "bert":
+            # Before, the model of a chat embedded as well, and badly.
+            raise Refused(501 if self._numbers >= (0, 30) else 500, "this model does not support embeddings")
+        if model.process is None:
+            model.process = embedding_process(self.folder, model.blob)
+        return model.process.server._post("/v1/embeddings", {**body, "model": name})
+
     def _keep(self, body: dict[str, Any]) -> None:
         """Take seconds as a number, or a duration such as "5m"; null and none are the server's own."""
         asked = body.get("keep_alive")
@@ -214,10 +228,12 @@ class FakeOllama:
         return {"models": [{"name": name, "size_vram": 0 if model.on_cpu else 1} for name, model in found]}
 
     def _answer(self, name: str, server: LlamaServer, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
+        # What is longer than the window loses its beginning, and nobody is told.
+        window = server.tokenize(prompt)[-int(options.get("num_ctx", DEFAULT_WINDOW)) :]
         answer = server._post(
             "/completion",
             {
-                "prompt": prompt,
+                "prompt": window,
                 "n_predict": options.get("num_predict", -1),
                 "temperature": options.get("temperature", 0.8),
                 "stop": options.get("stop", []),
@@ -240,6 +256,8 @@ class FakeOllama:
         if model.jinja and self._numbers >= (0, 32):
             template = ChatTemplate(model.jinja, {"eos_token": "<|im_end|>"})
             return template.render(messages, add_generation_prompt=True)
+        if model.template is None and self._numbers >= (0, 32):
+            return "".join(CHATML.format(**row) for row in messages) + "<|im_start|>assistant\n"
         if model.template is None:
             return str(messages[-1]["content"])
         rows = [{"Role": row["role"], "Content": row["content"]} for row in messages]
@@ -263,8 +281,12 @@ def _jinja_of(path: Path) -> str | None:
         raise Refused(500, f"offset+size exceeds file size: {error}") from None
     if end > path.stat().st_size:
         raise Refused(500, f"offset+size {end} exceeds file size {path.stat().st_size}")
-    field_ = reader.get_field("tokenizer.chat_template")
-    return None if field_ is None else str(field_.contents())
+    return _metadata(path, "tokenizer.chat_template")
+
+
+def _metadata(path: Path, name: str) -> str | None:
+    found = GGUFReader(path).get_field(name)
+    return None if found is None else str(found.contents())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -284,7 +306,8 @@ class _Handler(BaseHTTPRequestHandler):
         routes = {
             "/api/copy": lambda body: (200, self.ollama.copy(json.loads(body))),
             "/api/pull": lambda body: (200, self.ollama.pull(json.loads(body))),
-            "/api/create": lambda body: (200, self.ollama.create(json.loads(body))),
+            "/api/create": lambda body: (200, self._create(json.loads(body))),
+            "/v1/embeddings": lambda body: (200, self.ollama.embed(json.loads(body))),
             "/api/show": lambda body: (200, self._show(json.loads(body))),
             "/api/chat": lambda body: (200, self.ollama.chat(json.loads(body))),
             "/api/generate": lambda body: (200, self.ollama.generate(json.loads(body))),
@@ -305,6 +328,15 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, None
 
         self._run(delete)
+
+    def _create(self, body: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]]:
+        """What goes wrong once it streams, as it does unless told otherwise, is said with status 200."""
+        try:
+            return self.ollama.create(body)
+        except Refused as error:
+            if not body.get("stream", True):
+                raise
+            return [{"status": "parsing GGUF"}, {"error": str(error)}]
 
     def _show(self, body: dict[str, Any]) -> dict[str, Any]:
         model = self.ollama.find(body["model"])

@@ -48,9 +48,10 @@ class LlamaProcess:
         self._process.wait(20)
 
 
-def embedding_process(folder: Path) -> LlamaProcess:
-    """The embedding server, as `lathe up` starts it."""
+def embedding_process(folder: Path, model: Path | None = None) -> LlamaProcess:
+    """The embedding server, as `lathe up` starts it, or for another model."""
     settings = Settings(embedding_port=free_port(), threads=2)
     tools = llama_cpp.require_tools(settings)
-    argv = llama_cpp.embedding_server_argv(tools, settings, ensure_embedding_model(tools, settings))
+    model = model or ensure_embedding_model(tools, settings)
+    argv = llama_cpp.embedding_server_argv(tools, settings, model)
     return LlamaProcess(folder, argv=argv, port=settings.embedding_port)

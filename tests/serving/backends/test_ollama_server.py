@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from db.errors import InvalidInput, NotFound
+from db.settings import Settings
+from serving import llama_cpp
 from serving.backends.guarding import Guarded
+from serving.backends.interface import request_of
 from serving.backends.ollama_server import OllamaServer, options_of
+from serving.embedding_model import ensure_embedding_model
 from serving.ollama import Ollama
 from tests.serving.backends.asking import ask, with_backend
 from tests.serving.backends.stand_in import EVENTS, WHOLE, StandIn
@@ -69,6 +73,34 @@ class TestOpenAIRoute:
 
         assert at(server.url, work) == [(200, WHOLE), (200, b"".join(EVENTS))]
         assert server.paths == ["/v1/chat/completions"] * 2
+
+
+class TestEmbeddings:
+    def test_by_a_model_that_embeds(self, fake: FakeOllama, tmp_path: Path) -> None:
+        settings = Settings()
+        weights = ensure_embedding_model(llama_cpp.require_tools(settings), settings)
+        client = Ollama(fake.url)
+        client.create("all-minilm", weights, template=None, parameters={})
+        client.close()
+        status, content = at(fake.url, lambda there: _embed(there, "all-minilm"))
+        vectors = [row["embedding"] for row in json.loads(content)["data"]]
+        assert (status, [len(vector) for vector in vectors]) == (200, [384, 384])
+        assert vectors[0] != vectors[1]
+
+    def test_by_none_that_is_there(self, fake: FakeOllama) -> None:
+        status, content = at(fake.url, lambda there: _embed(there, "nobody"))
+        assert status == 404
+        assert "nobody" in json.loads(content)["error"]
+
+    def test_by_a_model_of_chats(self, fake: FakeOllama) -> None:
+        status, content = at(fake.url, lambda there: _embed(there, "m"))
+        assert status in (500, 501)
+        assert "does not support embeddings" in json.loads(content)["error"]
+
+
+async def _embed(there: Guarded, model: str) -> tuple[int, bytes]:
+    answer = await there.ask("embed", request_of(model, {"input": ["a lathe", "a mill"]}))
+    return answer.status, b"".join([chunk async for chunk in answer.chunks])
 
 
 class TestMemory:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from cli import collections, keys, models, projects, stack, submit
+from cli import collections, keys, models, projects, stack, submit, sweep
 from cli.ask import ask
 from cli.chat import chat
 from cli.data_inspection import app as data
@@ -25,6 +25,7 @@ from cli.import_openai import import_openai
 from cli.ingest import ingest
 from cli.jobs import checkpoints, job, jobs
 from cli.output import exit_status, report
+from cli.reproduce import reproduce
 from cli.steering import cancel, clone, delete, pause, resume, retry
 from cli.version import version
 from cli.watching import watch
@@ -70,6 +71,8 @@ def _register() -> None:
         "Use a model": (chat,),
         stack.PANEL: (devices,),
     }
+    sweep.register(app)
+    app.command(rich_help_panel="Make a model")(reproduce)
     app.command(rich_help_panel="Make a model")(import_openai)
     for panel, commands in panels.items():
         for command in commands:

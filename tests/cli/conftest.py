@@ -116,7 +116,7 @@ class Hand:
             attempt.project_id, attempt.queue = job.project_id, row.queue
             session.add(attempt)
 
-    def say(self, job_id: str, step: str, message: str = "", **data: Any) -> None:
+    def say(self, job_id: str, step: str, message: str = "", /, **data: Any) -> None:
         """An event; without a message, measured values."""
         with transaction(self.sessions) as session:
             kind = "message" if message else "metrics"

@@ -1,0 +1,87 @@
+"""A sweep's jobs side by side, and which of them is best."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from cli.client import Client, segment
+from cli.render import STYLES
+from cli.tables import keep_whole, table
+from cli.text import duration, figure, harmless
+from db.errors import NotFound
+
+JSON = dict[str, Any]
+EVAL_LOSS, LOSS = "eval_loss", "loss"
+
+
+def sweep_of(client: Client, sweep_id: str) -> JSON:
+    """The jobs of a sweep with their values and figures, the best one first.
+
+    Raises:
+        NotFound: there are none.
+    """
+    query: JSON = {"metadata[sweep]": sweep_id}
+    listed = client.pages("/v1/fine_tuning/jobs", **query)
+    rows = [_row(client, each["id"]) for each in listed]
+    if not rows:
+        raise NotFound(f"There is no sweep {sweep_id!r}, or its jobs are deleted.")
+    done = [row for row in rows if row["status"] == "succeeded"]
+    by = EVAL_LOSS if done and all(row[EVAL_LOSS] is not None for row in done) else LOSS
+    rows.sort(key=lambda row: (row["status"] != "succeeded", row[by] is None, row[by], row["model"]))
+    best = rows[0]["id"] if rows[0]["status"] == "succeeded" and rows[0][by] is not None else None
+    return {"id": sweep_id, "object": "sweep", "best": best, "by": by, "jobs": rows}
+
+
+def _row(client: Client, job_id: str) -> JSON:
+    job = client.job(job_id)
+    series = client.get(f"/v1/jobs/{segment(job_id)}/metrics/series", points=10)["data"]
+    measured = {each["name"]: each["values"] for each in series}
+    return {
+        "id": job_id,
+        "model": job["params"]["name"],
+        "status": job["status"],
+        "values": {
+            name.removeprefix("sweep."): value
+            for name, value in (job["metadata"] or {}).items()
+            if name.startswith("sweep.")
+        },
+        # The weights that are kept are those of the lowest; of a training without held-out rows, the last.
+        EVAL_LOSS: min(measured.get(EVAL_LOSS) or [None]),
+        LOSS: (measured.get(LOSS) or [None])[-1],
+        "runtime_seconds": job["runtime_seconds"],
+        "error": (job["error"] or {}).get("message"),
+    }
+
+
+def print_sweep(found: JSON, console: Console) -> None:
+    rows: list[JSON] = found["jobs"]
+    swept = list(dict.fromkeys(name for row in rows for name in row["values"]))
+    right = (*swept, "Eval loss", "Loss", "Took")
+    made = table("", "Job", "Model", "Status", *right, right=right)
+    keep_whole(made, 0, 1, 2, 3)
+    for row in rows:
+        made.add_row(
+            "★" if row["id"] == found["best"] else "",
+            row["id"],
+            harmless(row["model"]),
+            Text(row["status"], STYLES[row["status"]]),
+            *(harmless(row["values"].get(name, "")) for name in swept),
+            *(figure(row[name]) if row[name] is not None else "" for name in (EVAL_LOSS, LOSS)),
+            duration(row["runtime_seconds"]),
+        )
+    console.print(made)
+    _say_which_is_best(found, console)
+
+
+def _say_which_is_best(found: JSON, console: Console) -> None:
+    best = next((row for row in found["jobs"] if row["id"] == found["best"]), None)
+    if best is None:
+        console.print("None has come to a model yet.", style="dim")
+    elif found["by"] == EVAL_LOSS:
+        console.print(f"The best by evaluation loss: [bold]{harmless(best['model'])}[/].")
+    else:
+        console.print(
+            f"The lowest training loss: [bold]{harmless(best['model'])}[/]. No rows were held out, so this "
+            "says little about new questions: --train-size 0.9 holds some out."
+        )

@@ -24,6 +24,7 @@ MANAGE_SECONDS = 2
 # the likeliest may well be, llama-server gives no probabilities. They are told as they were before the bias.
 FORCED = 1e4
 COMPLETE = [["a", FORCED]]
+ENDED = ("eos", "word")  # how an answer stops that was not cut off
 
 Messages = list[dict[str, Any]]
 
@@ -92,6 +93,16 @@ class Completion:
     stopped_by_itself: bool
 
 
+@dataclass(frozen=True)
+class GreedyAnswer:
+    """`leads[i]` is by how many nats `tokens[i]` was likelier than the second; 0 where that is not known."""
+
+    text: str
+    tokens: list[int]
+    leads: list[float]
+    ended: bool
+
+
 class LlamaServer:
     """A llama-server, alone or as a router.
 
@@ -102,8 +113,11 @@ class LlamaServer:
 
     def __init__(self, url: str, *, api_key: str = "", model: str | None = None) -> None:
         self._model = model
+        # A router now and then closes a connection after an answer without having said so, and the next
+        # request on it is lost: seen 55 times in 3,000.
+        limits = httpx.Limits(max_keepalive_connections=0 if model else None)
         self._client = httpx.Client(
-            base_url=url, timeout=TIMEOUT, headers=authorization(api_key), trust_env=False
+            base_url=url, timeout=TIMEOUT, headers=authorization(api_key), limits=limits, trust_env=False
         )
 
     def __enter__(self) -> Self:
@@ -172,9 +186,10 @@ class LlamaServer:
         self.unload(name)
         self._request("GET", "/v1/models", params={"reload": "1"}, timeout=30)
 
-    def apply_template(self, messages: Messages) -> str:
+    def apply_template(self, messages: Messages, *, tools: list[dict[str, Any]] | None = None) -> str:
         """Render a conversation, the generation prompt included."""
-        return str(self._post("/apply-template", {"messages": messages})["prompt"])
+        body = {"messages": messages, **({"tools": tools} if tools else {})}
+        return str(self._post("/apply-template", body)["prompt"])
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, as the chat route makes them: with the BOS that the model wants."""
@@ -217,7 +232,37 @@ class LlamaServer:
         """Answer greedily."""
         body = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "return_tokens": True}
         answer = self._post("/completion", body)
-        return Completion(answer["content"], answer["tokens"], answer["stop_type"] in ("eos", "word"))
+        return Completion(answer["content"], answer["tokens"], answer["stop_type"] in ENDED)
+
+    def greedy(self, prompt: list[int], *, max_tokens: int) -> GreedyAnswer:
+        """Answer greedily, from an empty cache, with how far ahead of the second each token was."""
+        body = {
+            "prompt": prompt, "n_predict": max_tokens, "temperature": 0, "return_tokens": True,
+            "cache_prompt": False, "n_probs": 2, "post_sampling_probs": False,
+        }  # fmt: skip
+        answer = self._post("/completion", body)
+        with understood("/completion"):
+            tokens = [int(token) for token in answer["tokens"]]
+            told = iter(answer.get("completion_probabilities") or [])
+            leads: list[float] = []
+            row = next(told, None)
+            for token in tokens:
+                # Of an incomplete UTF-8 character no probabilities come: how far ahead it was is not known.
+                is_told = row is not None and int(row["id"]) == token
+                leads.append(_lead(row["top_logprobs"]) if row is not None and is_told else 0.0)
+                row = next(told, None) if is_told else row
+            return GreedyAnswer(str(answer["content"]), tokens, leads, answer["stop_type"] in ENDED)
+
+    def ends_with(self, prompt: list[int], token: int) -> bool:
+        """Whether an answer is at its end once `token` comes; the model is made to choose it."""
+        body = {"prompt": prompt, "n_predict": 2, "temperature": 0, "logit_bias": [[token, FORCED]]}
+        return self._post("/completion", body)["stop_type"] in ENDED
+
+    def prompt_tokens(self, messages: Messages) -> int:
+        """How many tokens OpenAI's route reads before it answers."""
+        answer = self.chat(messages, max_tokens=1)
+        with understood("/v1/chat/completions"):
+            return int(answer["usage"]["prompt_tokens"])
 
     def chat(self, messages: Messages, *, max_tokens: int) -> dict[str, Any]:
         """Ask through OpenAI's route, greedily; the answer as it comes."""
@@ -237,6 +282,11 @@ class LlamaServer:
         with understood(path):
             answer: dict[str, Any] = response.json()
         return answer
+
+
+def _lead(candidates: list[dict[str, Any]]) -> float:
+    first, second = sorted((float(row["logprob"]) for row in candidates), reverse=True)[:2]
+    return first - second
 
 
 def authorization(api_key: str) -> dict[str, str]:

@@ -53,7 +53,7 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
                 backend_name=file["backend_name"],
                 bytes=file["bytes"],
                 sha256=file["sha256"],
-                verification=figures.get(file["quantization"]),
+                verification=_verification(figures.get(file["quantization"]), file),
             )
         )
     session.add(version)
@@ -69,6 +69,13 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
         "backend": published["files"][0]["backend"],
         "context_length": published.get("context_length"),
     }
+
+
+def _verification(figures: dict[str, Any] | None, file: dict[str, Any]) -> dict[str, Any] | None:
+    """A file's figures, with those of the server that answers with it now."""
+    if figures is None or "live" not in file:
+        return figures
+    return {**figures, "live": file["live"]}
 
 
 def _weights(job: Job, steps: dict[str, Step]) -> str | None:

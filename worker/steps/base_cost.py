@@ -17,6 +17,7 @@ from worker.steps.gguf_files import convert, place, quantize
 from worker.steps.merging import gguf_dtype
 from worker.steps.programs import model_server
 from worker.steps.teacher_forcing import SLOTS, Difference, ForcedRow, Reference, compare, reference_of
+from worker.steps.trained_weights import trained_weights
 from worker.steps.weights_cache import file_sha256
 
 MEASUREMENT_FORMAT = 2  # raise it when the figures are computed in another way
@@ -53,7 +54,8 @@ class BaseCost:
     def _measure(self, quantization: str) -> Difference:
         model = self._quantised(quantization)
         if self._reference is None:
-            self._reference = reference_of(self._step, self._base, self._rows)
+            with trained_weights(self._base) as weights:
+                self._reference = reference_of(self._step, weights, self._rows)
         log = self._step.input.folder / f"base-{quantization}.log"
         with model_server(
             self._step, self._tools, model, context=self._context, slots=SLOTS, log=log

@@ -10,14 +10,8 @@ from serving.openai_compatible import LlamaServer
 from worker.step import Step
 from worker.steps.answer_scores import ROUGE, is_exact, rouge
 from worker.steps.evaluation_rows import EvaluationRow, EvaluationRows
-from worker.steps.teacher_forcing import (
-    SLOTS,
-    TOP,
-    ForcedRow,
-    answer_logits,
-    free_gpu_memory,
-    load_weights,
-)
+from worker.steps.teacher_forcing import SLOTS, TOP, ForcedRow, answer_logits
+from worker.steps.trained_weights import trained_weights
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +24,11 @@ def loss_of_weights(step: Step, model_folder: Path, rows: EvaluationRows) -> JSO
     """Mean negative log likelihood (nats) of every token of the answers, by the weights."""
     import torch
 
-    model = load_weights(model_folder)
     found: list[float] = []
-    with torch.inference_mode():
+    with trained_weights(model_folder) as model, torch.inference_mode():
         for done, row in enumerate(rows.rows):
             step.progress(done, len(rows.rows), unit="rows")
             found += token_log_probabilities(model, row.forced).tolist()
-    del model
-    free_gpu_memory()
     return {**_loss(found), "loss_from": "weights"}
 
 

@@ -15,12 +15,15 @@ from training_data.tokens import ChatTokenizer
 from worker.step import Step, StepInput
 from worker.steps.export import trained_folder
 from worker.steps.gguf_files import place
+from worker.steps.golden_answers import Golden, read_golden
+from worker.steps.live_check import ask_again
 from worker.steps.publish_ollama import (
     publish_foreign_to_ollama,
     publish_to_ollama,
     see_that_ollama_answers,
 )
 from worker.steps.training_card import leave_card
+from worker.steps.weights_cache import file_sha256
 
 PROOF: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
 PROOF_TOKENS = 8
@@ -36,12 +39,15 @@ def run(step: Step) -> dict[str, Any]:
         step.progress(done, len(made["files"]), unit="files")
         name = row.get("backend_name") or backend_name(step.input.params["name"], row["sha256"])
         started = time.monotonic()
+        # A model that was pulled has none: nothing is known of it to hold the server against.
+        golden = read_golden(step.input.step_folders.get("verify"), row["quantization"])
+        live: dict[str, Any] | None = None
         if row["path"] is None:
             see_that_ollama_answers(step, name)
         elif backend == "ollama":
-            _publish_to_ollama(step, made, folder / row["path"], name)
+            live = _publish_to_ollama(step, made, folder / row["path"], name, golden)
         else:
-            publish_to_llama_server(step, folder / row["path"], name)
+            live = publish_to_llama_server(step, folder / row["path"], name, row["sha256"], golden)
         seconds = time.monotonic() - started
         step.event(
             f"{row['quantization']} answers as {name} on {backend} ({seconds:.1f} s).",
@@ -50,7 +56,8 @@ def run(step: Step) -> dict[str, Any]:
             backend_name=name,
             seconds=round(seconds, 2),
         )
-        files.append({**row, "backend": backend, "backend_name": name})
+        asked = {"live": live} if live is not None else {}
+        files.append({**row, "backend": backend, "backend_name": name, **asked})
     published = {
         "model": step.input.params["name"],
         "default": files[0],
@@ -68,7 +75,9 @@ def made_by(step_input: StepInput) -> tuple[dict[str, Any], Path]:
     return step_input.results[name], step_input.step_folders[name]
 
 
-def _publish_to_ollama(step: Step, made: dict[str, Any], file: Path, name: str) -> None:
+def _publish_to_ollama(
+    step: Step, made: dict[str, Any], file: Path, name: str, golden: Golden | None
+) -> dict[str, Any] | None:
     trained = int(made["context_length"])
     context = min(trained, step.input.settings.context_size or trained)
     if step.input.kind != "pull":
@@ -77,8 +86,8 @@ def _publish_to_ollama(step: Step, made: dict[str, Any], file: Path, name: str) 
         tokenizer = ChatTokenizer(step.input.step_folders["pull"] / made["folder"])
     else:
         publish_foreign_to_ollama(step, file, name, made, context)
-        return
-    publish_to_ollama(step, file, name, tokenizer, context)
+        return None
+    return publish_to_ollama(step, file, name, tokenizer, context, golden=golden)
 
 
 def backend_name(name: str, sha256: str) -> str:
@@ -87,23 +96,50 @@ def backend_name(name: str, sha256: str) -> str:
     return f"{slug}-v-{sha256[:12]}"
 
 
-def publish_to_llama_server(step: Step, source: Path, name: str) -> None:
-    """Put the file into the router's folder, let it look, and ask it something, unless that is to wait.
+def publish_to_llama_server(
+    step: Step, source: Path, name: str, sha256: str, golden: Golden | None
+) -> dict[str, Any] | None:
+    """Put the file into the router's folder, let it look, and ask it, unless that is to wait.
 
+    Returns:
+        what was asked of it, in figures; None where it was not asked for golden prompts.
     Raises:
         Unavailable: the router does not answer, or not with this model; worth another try.
+        StepFailed: it answers otherwise than the verified file did.
     """
     settings = step.input.settings
-    place(source, settings.served_models_dir / f"{name}.gguf")
+    target = settings.served_models_dir / f"{name}.gguf"
+    place(source, target)
     with LlamaServer(settings.chat_server_url, api_key=settings.chat_server_key, model=name) as server:
         if name not in server.model_names(reload=True):
             raise Unavailable(
                 f"llama-server does not list {name}: does it serve {settings.served_models_dir}?",
                 code="model_not_served",
             )
+        if _is_another(source, target, sha256):
+            _place_anew(step, source, target, server)
         if step.input.chat_unloaded:
             step.event(f"{name} is listed, and not asked: another step holds the GPU that it is served from.")
-            return
+            return None
         answer = server.chat(PROOF, max_tokens=PROOF_TOKENS)
         if not answer.get("choices"):
             raise Unavailable(f"llama-server gave no answer for {name}.", code="model_not_served")
+        if golden is None:
+            return None
+        return ask_again(step, server, golden, ChatTokenizer(trained_folder(step.input)))
+
+
+def _is_another(source: Path, target: Path, sha256: str) -> bool:
+    """Whether what lies there under the file's name and size is something else: a disk may have failed."""
+    return not target.samefile(source) and file_sha256(target) != sha256
+
+
+def _place_anew(step: Step, source: Path, target: Path, server: LlamaServer) -> None:
+    step.event(
+        f"{target.name} was in the served folder already, with other content than was verified: it is put "
+        "there anew.",
+        level="warn",
+    )
+    target.unlink()
+    place(source, target)
+    server.unload(target.stem)  # it may have loaded what was there

@@ -13,32 +13,36 @@ from db.errors import StepFailed
 from serving import go_template
 from serving.go_template import GoTemplate
 from serving.ollama import Ollama
+from serving.openai_compatible import GreedyAnswer
 from training_data.chat_templates import ChatTemplate, ChatTemplateError
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
+from worker.steps.golden_answers import ANSWER_TOKENS, Golden, certain_tokens
+from worker.steps.golden_prompts import CONVERSATIONS, EDGES, GoldenPrompt, rendered_prompts
+from worker.steps.prompt_check import PromptCheck
 
-CONVERSATIONS: list[list[dict[str, Any]]] = [
-    [{"role": "user", "content": "What is a lathe?"}],
-    [
-        {"role": "user", "content": "What is a lathe?"},
-        {"role": "assistant", "content": "A machine that turns a workpiece."},
-        {"role": "user", "content": "And a mill?"},
-    ],
-    [
-        {"role": "system", "content": "Answer briefly."},
-        {"role": "user", "content": "What is a lathe?"},
-    ],
-]
+# By which a Go template is proven: white space at edges, which many a Jinja template trims, is not in them.
+PLAIN = [messages for about, messages in CONVERSATIONS.items() if about != EDGES]
 PROOF_TOKENS = 8
 
 
 def publish_to_ollama(
-    step: Step, source: Path, name: str, tokenizer: ChatTokenizer, context_length: int
-) -> None:
-    """Create the model unless it exists, and check what it is sent.
+    step: Step,
+    source: Path,
+    name: str,
+    tokenizer: ChatTokenizer,
+    context_length: int,
+    *,
+    golden: Golden | None,
+) -> dict[str, Any]:
+    """Create the model unless it exists, and check what it is sent and what it answers.
 
+    Args:
+        golden: what verify found; None for a model that was not trained here.
+    Returns:
+        what was asked of it, in figures.
     Raises:
-        StepFailed: the server renders prompts otherwise than the training; the model is deleted again.
+        StepFailed: the server renders prompts or answers otherwise; the model is deleted again.
     """
     server = Ollama(step.input.settings.ollama_url)
     try:
@@ -51,7 +55,7 @@ def publish_to_ollama(
                 parameters=parameters(tokenizer, context_length),
             )
         try:
-            _check(server, name, tokenizer, on_cpu=step.input.chat_unloaded)
+            return _check(step, server, name, tokenizer, golden)
         except StepFailed:
             server.delete(name)
             raise
@@ -87,7 +91,7 @@ def publish_foreign_to_ollama(
 
 def see_that_ollama_answers(step: Step, name: str) -> None:
     with contextlib.closing(Ollama(step.input.settings.ollama_url)) as server:
-        server.ask(name, CONVERSATIONS[0], max_tokens=PROOF_TOKENS, on_cpu=step.input.chat_unloaded)
+        server.ask(name, PLAIN[0], max_tokens=PROOF_TOKENS, on_cpu=step.input.chat_unloaded)
 
 
 def _template_of_file(step: Step, source: str | None, special_tokens: dict[str, str]) -> GoTemplate | None:
@@ -98,7 +102,7 @@ def _template_of_file(step: Step, source: str | None, special_tokens: dict[str, 
         render: go_template.Render = lambda messages: jinja.render(messages, add_generation_prompt=True)  # noqa: E731
         bos = special_tokens.get("bos_token", "")
         found = go_template.derive(render, bos=bos)
-        chats = [each for each in CONVERSATIONS if jinja.has_system_role or each[0]["role"] != "system"]
+        chats = [each for each in PLAIN if jinja.has_system_role or each[0]["role"] != "system"]
         if found is not None and go_template.matches(found, render, chats, bos=bos):
             return found
     except ChatTemplateError as error:
@@ -128,10 +132,9 @@ def stops(tokenizer: ChatTokenizer) -> list[str]:
 
 def _go_template(step: Step, tokenizer: ChatTokenizer) -> GoTemplate | None:
     template = go_template.derive(_render(tokenizer), bos=_bos(tokenizer))
-    conversations = _understood(tokenizer)
-    if template is not None and go_template.matches(
-        template, _render(tokenizer), conversations, bos=_bos(tokenizer)
-    ):
+    has_system = tokenizer.template.has_system_role
+    chats = [each for each in PLAIN if has_system or each[0]["role"] != "system"]
+    if template is not None and go_template.matches(template, _render(tokenizer), chats, bos=_bos(tokenizer)):
         return template
     _say_jinja_only(step)
     return None
@@ -144,32 +147,67 @@ def _say_jinja_only(step: Step) -> None:
     )
 
 
-def _check(server: Ollama, name: str, tokenizer: ChatTokenizer, *, on_cpu: bool) -> None:
-    """See what the server makes of prompts; `on_cpu` while another step holds the GPU.
+def _check(
+    step: Step, server: Ollama, name: str, tokenizer: ChatTokenizer, golden: Golden | None
+) -> dict[str, Any]:
+    """See what the server makes of the golden prompts; on the CPU while another step holds the GPU.
 
     Raises:
-        StepFailed: something else than the training did.
+        StepFailed: something else than the training did, or another answer than the verified file's.
     """
-    for messages in _understood(tokenizer):
-        expected = _render(tokenizer)(messages)
-        rendered = server.rendered(name, messages, on_cpu=on_cpu)
-        if rendered is not None and rendered.removeprefix(_bos(tokenizer)) != expected.removeprefix(
-            _bos(tokenizer)
-        ):
-            raise StepFailed(
-                "Ollama sends this model another prompt than it was trained on.",
-                stderr=f"trained on:\n{expected}\nOllama sends:\n{rendered}",
-            )
-        answer = server.ask(name, messages, max_tokens=PROOF_TOKENS, on_cpu=on_cpu)
-        counted, trained = answer.prompt_eval_count, len(tokenizer.encode_text(expected))
-        # A server that answers from its cache leaves the count out.
-        if counted and counted != trained:
-            raise StepFailed(
-                f"Ollama's prompt has {counted} tokens where the training's has {trained}.", stderr=expected
-            )
-        said = answer.message.content or ""
-        if any(stop in said for stop in stops(tokenizer)):
-            raise StepFailed("Ollama does not stop at the end of a turn.", stderr=said)
+    check = PromptCheck(tokenizer, whose="Ollama's")
+    found = rendered_prompts(tokenizer) if golden is None else golden.prompts
+    answers = {} if golden is None else golden.answers
+    prompts = [prompt for prompt in found if prompt.learnt]
+    asked = 0
+    for done, prompt in enumerate(prompts):
+        step.progress(done, len(prompts), unit="prompts")
+        on_cpu = step.input.chat_unloaded
+        rendered = server.rendered(name, prompt.messages, on_cpu=on_cpu)
+        problem = None if rendered is None else check.text_problem(prompt, rendered)
+        if problem is not None and prompt.about != EDGES:
+            raise _differs(f"{problem.what} (seen with {problem.about})", prompt, rendered)
+        if problem is not None:
+            step.event(f"{name}: {problem}", level="warn")
+        if prompt.about in answers or rendered is None or golden is None:
+            _see_answer(server, name, check, prompt, answers.get(prompt.about), on_cpu=on_cpu)
+            asked += prompt.about in answers
+    return {"golden_prompts": len(prompts), "golden_answers": asked}
+
+
+def _see_answer(
+    server: Ollama,
+    name: str,
+    check: PromptCheck,
+    prompt: GoldenPrompt,
+    verified: GreedyAnswer | None,
+    *,
+    on_cpu: bool,
+) -> None:
+    tokens = PROOF_TOKENS if verified is None else ANSWER_TOKENS
+    answer = server.ask(name, prompt.messages, max_tokens=tokens, on_cpu=on_cpu)
+    # A server that answers from its cache leaves the count out.
+    counted = check.count_problem(prompt, answer.prompt_eval_count) if answer.prompt_eval_count else None
+    if counted is not None and prompt.about != EDGES:
+        raise _differs(f"{counted.what} (seen with {counted.about})", prompt, None)
+    said = answer.message.content or ""
+    if any(stop in said for stop in stops(check.tokenizer)):
+        raise StepFailed("Ollama does not stop at the end of a turn.", stderr=said)
+    # What a model thinks before it answers, servers cut off in ways of their own.
+    if verified is not None and answer.message.thinking is None:
+        certain = check.decode(certain_tokens(verified))
+        if not said.strip().startswith(certain.strip()):
+            what = f"it answers {said!r} where the verified file answers {verified.text!r}"
+            raise _differs(f"{what} (asked with {prompt.about})", prompt, None)
+
+
+def _differs(what: str, prompt: GoldenPrompt, rendered: str | None) -> StepFailed:
+    sent = "" if rendered is None else f"\nOllama sends:\n{rendered}"
+    return StepFailed(
+        f"Ollama does not serve this model as it was verified: {what}. Use another version of Ollama, or "
+        "serve it by llama-server.",
+        stderr=f"trained on:\n{prompt.text}{sent}",
+    )
 
 
 def _render(tokenizer: ChatTokenizer) -> go_template.Render:
@@ -178,9 +216,3 @@ def _render(tokenizer: ChatTokenizer) -> go_template.Render:
 
 def _bos(tokenizer: ChatTokenizer) -> str:
     return tokenizer.special_tokens.get("bos_token", "")
-
-
-def _understood(tokenizer: ChatTokenizer) -> list[list[dict[str, Any]]]:
-    """The conversations that this template can render: some know no system role."""
-    has_system = tokenizer.template.has_system_role
-    return [each for each in CONVERSATIONS if has_system or each[0]["role"] != "system"]

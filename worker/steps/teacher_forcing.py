@@ -9,12 +9,10 @@ misses only how the rest is spread.
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.openai_compatible import LlamaServer, NextToken
 from worker.step import Step
-from worker.steps.base_model import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +25,6 @@ SMALLEST_PROBABILITY = 1e-9
 # (odds of 1.6 to 1). Measured on unseen text with a model of 4 M parameters: Q4_K_M, at a KL of 0.002, agreed
 # on 0.95 of all positions and on 1.00 of those; Q2_K, at 0.025, on 0.83 and 0.97. KL counts them all.
 DECIDED_NATS = 0.5
-FREE_MEMORY_SHARE = 0.5  # how much of the free memory weights in fp32 may take
-GPU_MEMORY_SHARE = 0.8  # and how much of a GPU's, weights as they are stored; else they run on the CPU
 
 
 @dataclass(frozen=True)
@@ -78,35 +74,8 @@ class Difference:
     decided: int
 
 
-def reference_of(step: Step, model_folder: Path, rows: list[ForcedRow]) -> Reference:
-    """Run rows through the weights."""
-    model = load_weights(model_folder)
-    reference = _run_through(step, model, rows)
-    del model
-    free_gpu_memory()
-    return reference
-
-
-def load_weights(model_folder: Path) -> Any:
-    """The model, ready to be run; on the GPU when it fits there, in fp32 where that fits."""
-    from transformers import AutoModelForCausalLM
-
-    device, dtype = _place(model_folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        model_folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-    )
-    return model.to(device).eval()
-
-
-def free_gpu_memory() -> None:
-    """Let go of what a model has left: llama-server, another process, needs what torch would hold back."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _run_through(step: Step, model: Any, rows: list[ForcedRow]) -> Reference:
+def reference_of(step: Step, model: Any, rows: list[ForcedRow]) -> Reference:
+    """Run rows through weights that `trained_weights` loaded."""
     import torch
 
     kept, by_heart = [], []
@@ -133,18 +102,6 @@ def answer_logits(model: Any, row: ForcedRow) -> "torch.Tensor":
     ids = torch.tensor([row.ids], device=model.device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False, **options).logits[0]
     return logits
-
-
-def _place(model_folder: Path) -> tuple[str, Any]:
-    """The device, and the dtype, that a model is run with: "auto" is the dtype it is stored in."""
-    import psutil
-    import torch
-
-    stored = sum(path.stat().st_size for path in weight_files(model_folder))
-    gpu = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
-    device = "cuda" if stored < GPU_MEMORY_SHARE * gpu else "cpu"
-    free = gpu if device == "cuda" else psutil.virtual_memory().available
-    return device, torch.float32 if 2 * stored < FREE_MEMORY_SHARE * free else "auto"
 
 
 def compare(step: Step, server: LlamaServer, rows: list[ForcedRow], reference: Reference) -> Difference:

@@ -1,36 +1,44 @@
 """Hold every file that will be served against the trained weights, before anybody can ask it.
 
 The file is served by a llama-server of the step's own, as it will be later. Checked are: what comes next
-at each token of known answers (`teacher_forcing`), the token ids of the rendered prompt against those the
-model was trained on, and that answers end. Beyond the bounds the step fails, with the figures.
+at each token of known answers (`teacher_forcing`), the golden prompts' token ids against the training's
+(`prompt_check`), that answers end, and whose weights the file holds (`gguf_check`). Beyond the bounds the
+step fails, with the figures and with what is wrong. What the file answers to some golden prompts is kept,
+for the server that is to answer with it must say the same (`publish`).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from db.errors import InvalidInput
+from db.errors import InvalidInput, StepFailed
 from serving.llama_cpp import Tools, require_tools
 from serving.openai_compatible import LlamaServer
+from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.base_cost import BaseCost, keep_as_base
 from worker.steps.base_model import fetch_base
-from worker.steps.export import is_whole, trained_folder
+from worker.steps.export import is_adapter, is_whole, trained_folder
+from worker.steps.gguf_check import Findings, GGUFCheck
+from worker.steps.golden_answers import GoldenAnswers, answer_golden, write_golden
+from worker.steps.golden_prompts import GoldenPrompt, golden_prompts
 from worker.steps.programs import model_server
+from worker.steps.prompt_check import PromptCheck
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 from worker.steps.teacher_forcing import SLOTS, Difference, ForcedRow, Reference, compare, reference_of
-from worker.steps.verify_rows import choose_rows
+from worker.steps.trained_weights import sample_matrices, trained_weights
+from worker.steps.verify_rows import choose_rows, end_of_answers
 
 # A quantisation that costs the base next to nothing (F16, Q8_0) would leave no room for rounding: a ratio
 # of two tiny numbers says nothing. Below this the bound is absolute. 0.005 nats is what Q8_0 costs at
 # worst; it changes the likelihood of a token by half a percent on average.
 KL_FLOOR = 0.005
-ROWS_FOR_TEMPLATE = 8
 ROWS_FOR_STOPS = 8
 # An answer known by heart may be put in other words by a quantised model, but not be endless.
 LONGEST_ANSWER = 256
-MEMORY_ADVICE = "Verifying holds the merged model once more in memory: use a machine with more."
+PROBLEMS_TOLD = 3
+MEMORY_ADVICE = "Verifying holds the base and its adapter once more in memory: use a machine with more."
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,21 @@ class Bench:
     split: str
     rows: list[ForcedRow]
     reference: Reference
-    prompts: list[list[int]]  # token ids of the first rows' prompts, as in training
+    golden: list[GoldenPrompt]
+    prompts: PromptCheck
+    end: int  # the token that ended each answer of the training
+    inside: GGUFCheck
     context: int  # tokens of a slot
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One file: its figures, and what was found wrong with it beside them."""
+
+    figures: dict[str, Any]
+    problems: list[str]
+    likely: list[str]  # what explains other problems
+    answers: GoldenAnswers
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -50,21 +71,25 @@ def run(step: Step) -> dict[str, Any]:
     tools = require_tools(step.input.settings)
     exported, folder = step.input.results["export"], step.input.step_folders["export"]
     with memory_errors_explained(MEMORY_ADVICE):
-        bench = _prepare(step, folder / exported["merged"], int(exported["context_length"]))
+        bench = _prepare(step, int(exported["context_length"]))
         if is_whole(step.input) or step.input.base is None:
-            files = _verify_conversion(step, tools, bench, exported, folder)
+            measured = _verify_conversion(step, tools, bench, exported, folder)
         else:
             base = fetch_base(step.input.base, step)
             cost = BaseCost(step, tools, base, rows=bench.rows, context=bench.context)
-            files = []
+            measured = []
             for row in exported["files"]:
-                figures = _measure(step, tools, bench, folder / row["path"], row["quantization"])
-                files.append(_judge(step, figures, cost.of(row["quantization"])))
-    return {"files": files, "split": bench.split}
+                file = _measure(step, tools, bench, folder / row["path"], row["quantization"])
+                measured.append(_judge(step, file, cost.of(row["quantization"])))
+    write_golden(
+        step.input.folder, bench.golden, {each.figures["quantization"]: each.answers for each in measured}
+    )
+    return {"files": [each.figures for each in measured], "split": bench.split}
 
 
-def _prepare(step: Step, merged: Path, context_length: int) -> Bench:
-    tokenizer = ChatTokenizer(trained_folder(step.input))
+def _prepare(step: Step, context_length: int) -> Bench:
+    trained = trained_folder(step.input)
+    tokenizer = ChatTokenizer(trained)
     split, rows = choose_rows(step.input, tokenizer, context_length)
     if not rows:
         raise InvalidInput(
@@ -74,30 +99,34 @@ def _prepare(step: Step, merged: Path, context_length: int) -> Bench:
     if split == "train":
         step.event("There are no held-out rows: the file is verified on training rows.", split=split)
     longest = max(len(row.ids) for row in rows)
-    context = min(context_length, longest + LONGEST_ANSWER)
-    prompts = _trained_prompts(trained_folder(step.input), rows[:ROWS_FOR_TEMPLATE])
-    return Bench(split, rows, reference_of(step, merged, rows), prompts, context)
-
-
-def _trained_prompts(tokenizer_folder: Path, rows: list[ForcedRow]) -> list[list[int]]:
-    """The prompts' ids by transformers itself, with the template and tokenizer of the training."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(
-        tokenizer_folder, local_files_only=True, trust_remote_code=False
+    golden, refused = golden_prompts(trained, rows)
+    if refused:
+        step.event(f"The chat template takes no such conversations: {', '.join(refused)}.", refused=refused)
+    base = step.input.base if is_adapter(trained) else None
+    model_folder = trained if base is None else fetch_base(base, step)
+    with trained_weights(model_folder, None if base is None else trained) as model:
+        reference = reference_of(step, model, rows)
+        samples = sample_matrices(model)
+    described = read_json(trained / "tokenizer.json")["model"]
+    inside = GGUFCheck(
+        model_folder,
+        "the training" if base is None else base.name,
+        samples,
+        vocabulary=tokenizer.tokenizer.get_vocab_size(with_added_tokens=True),
+        merges=len(described["merges"]) if described.get("type") == "BPE" else None,
     )
-    return [
-        list(tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, return_dict=False))
-        for row in rows
-    ]
+    return Bench(
+        split, rows, reference, golden, PromptCheck(tokenizer), end_of_answers(rows, tokenizer), inside,
+        context=min(context_length, longest + LONGEST_ANSWER),
+    )  # fmt: skip
 
 
-def _judge(step: Step, figures: dict[str, Any], base: Difference) -> dict[str, Any]:
+def _judge(step: Step, file: Measured, base: Difference) -> Measured:
     """Hold one quantised file of a fine-tune to its bounds; `base` is what quantising costs the base."""
-    settings = step.input.settings
+    settings, figures = step.input.settings, file.figures
     limit = max(KL_FLOOR, settings.max_kl_ratio * base.kl)
     figures |= {"kl_base": base.kl, "top1_agreement_base": base.top1_agreement, "kl_limit": limit}
-    problems = _problems(figures)
+    problems = list(file.problems)
     if figures["top1_agreement"] < settings.min_top1_agreement:
         problems.append(
             f"top-1 agreement is {figures['top1_agreement']:.4f}, at least "
@@ -108,39 +137,55 @@ def _judge(step: Step, figures: dict[str, Any], base: Difference) -> dict[str, A
             f"KL divergence is {figures['kl']:.5f} nats, at most {limit:.5f} is allowed "
             f"(the same quantisation costs the base {base.kl:.5f})"
         )
-    return _judged(step, figures, problems)
+    return _judged(step, file, problems)
 
 
 def _verify_conversion(
     step: Step, tools: Tools, bench: Bench, exported: dict[str, Any], folder: Path
-) -> list[dict[str, Any]]:
+) -> list[Measured]:
     """A model from scratch has no base to be held against: judge its 16-bit file, and tell the others."""
     minimum = step.input.settings.min_top1_agreement
     full = _measure(step, tools, bench, folder / exported["full"], "16-bit")
-    problems = [] if full["template_equal"] else _problems(full)
-    if full["top1_agreement"] < minimum:
-        problems.append(f"top-1 agreement is {full['top1_agreement']:.4f}, at least {minimum} is needed")
+    problems = list(full.problems)
+    if full.figures["top1_agreement"] < minimum:
+        problems.append(
+            f"top-1 agreement is {full.figures['top1_agreement']:.4f}, at least {minimum} is needed"
+        )
     _judged(step, full, problems)
     files = []
     for row in exported["files"]:
-        figures = _measure(step, tools, bench, folder / row["path"], row["quantization"])
-        figures["top1_agreement_16_bit"] = full["top1_agreement"]
-        files.append(_judged(step, figures, [] if figures["template_equal"] else _problems(figures)))
+        file = _measure(step, tools, bench, folder / row["path"], row["quantization"])
+        file.figures["top1_agreement_16_bit"] = full.figures["top1_agreement"]
+        files.append(_judged(step, file, file.problems))
     if step.input.kind == "pretrain":
         paths = {row["quantization"]: folder / row["path"] for row in exported["files"]}
         keep_as_base(step, trained_folder(step.input), paths)
     return files
 
 
-def _measure(step: Step, tools: Tools, bench: Bench, path: Path, quantization: str) -> dict[str, Any]:
+def _measure(step: Step, tools: Tools, bench: Bench, path: Path, quantization: str) -> Measured:
+    """Look into one file, and ask it.
+
+    Raises:
+        InvalidInput: llama.cpp cannot load it, and it can be told why.
+    """
     log = step.input.folder / f"{quantization}.log"
-    with model_server(step, tools, path, context=bench.context, slots=SLOTS, log=log) as server:
-        difference: Difference = compare(step, server, bench.rows, bench.reference)
-        equal = [
-            _served_prompt(server, row) == ids for row, ids in zip(bench.rows, bench.prompts, strict=False)
-        ]
-        stops = _stops(server, bench)
-    return {
+    found = bench.inside.look(path)
+    try:
+        with model_server(step, tools, path, context=bench.context, slots=SLOTS, log=log) as server:
+            return _asked(step, server, bench, quantization, found)
+    except StepFailed as error:
+        reasons = [*found.certain, *found.likely]
+        if not reasons:
+            raise
+        raise _refusal(quantization, [f"llama.cpp cannot load it ({error.message})"], reasons) from error
+
+
+def _asked(step: Step, server: LlamaServer, bench: Bench, quantization: str, found: Findings) -> Measured:
+    difference: Difference = compare(step, server, bench.rows, bench.reference)
+    prompts, prompt_problems = _prompts(step, server, bench, quantization)
+    ends, end_problems = _ends(server, bench)
+    figures = {
         "quantization": quantization,
         "top1_agreement": difference.top1_agreement,
         "top1_agreement_all": difference.top1_agreement_all,
@@ -149,13 +194,52 @@ def _measure(step: Step, tools: Tools, bench: Bench, path: Path, quantization: s
         "tokens_decided": difference.decided,
         "rows": len(bench.rows),
         "split": bench.split,
-        "template_equal": all(equal),
-        **stops,
+        "adapter_merged": found.adapter_merged,
+        **prompts,
+        **ends,
     }
+    problems = [*found.certain, *prompt_problems, *end_problems]
+    answers = answer_golden(server, bench.golden, bench.context)
+    return Measured(figures, problems, found.likely, answers)
 
 
-def _served_prompt(server: LlamaServer, row: ForcedRow) -> list[int]:
-    return server.tokenize(server.apply_template(row.messages))
+def _prompts(
+    step: Step, server: LlamaServer, bench: Bench, quantization: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Ask for the golden prompts; what differs with tools alone is told, and refuses nothing."""
+    found = [(golden, bench.prompts.ask(server, golden)) for golden in bench.golden]
+    wrong = [problem for golden, problem in found if problem is not None and golden.learnt]
+    tools = [problem for golden, problem in found if not golden.learnt]
+    for problem in filter(None, tools):
+        step.event(
+            f"{quantization}: with tools, which no row of the training had, {problem}",
+            level="warn",
+            quantization=quantization,
+        )
+    figures = {
+        "template_equal": not wrong,
+        "golden_prompts": len(found) - len(tools),
+        "tools_equal": not any(tools) if tools else None,
+    }
+    first_of_each = {problem.what: str(problem) for problem in reversed(wrong)}
+    return figures, list(first_of_each.values())[::-1][:PROBLEMS_TOLD]
+
+
+def _ends(server: LlamaServer, bench: Bench) -> tuple[dict[str, Any], list[str]]:
+    """See that the token that ended the training's answers ends the file's, and that it comes."""
+    problems = []
+    first = bench.rows[0]
+    ends = server.ends_with(first.ids[: first.prompt_length], bench.end)
+    if not ends:
+        problems.append(
+            f"the file ends no answer at token {bench.end}, which ended every answer of the training: its "
+            "tokenizer.ggml.eos_token_id is another one. Export again with that token as eos_token in "
+            "tokenizer_config.json"
+        )
+    stops = _stops(server, bench)
+    if not stops["stops"]:
+        problems.append("answers that the weights know by heart do not end")
+    return {"end_token_ends": ends, **stops}, problems
 
 
 def _stops(server: LlamaServer, bench: Bench) -> dict[str, Any]:
@@ -172,31 +256,30 @@ def _stops(server: LlamaServer, bench: Bench) -> dict[str, Any]:
     return {"stops": failed == 0, "answers": len(chosen), "answers_ended": stopped, "answers_by_heart": must}
 
 
-def _problems(figures: dict[str, Any]) -> list[str]:
-    problems = []
-    if not figures["template_equal"]:
-        problems.append("the server renders or tokenizes the prompt otherwise than the training did")
-    if not figures["stops"]:
-        problems.append("answers that the weights know by heart do not end")
-    return problems
-
-
-def _judged(step: Step, figures: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+def _judged(step: Step, file: Measured, problems: list[str]) -> Measured:
     """Tell the figures; fail with them when there are problems.
 
     Raises:
         InvalidInput: code `verification_failed`; the same weights would fail again, so no retry helps.
     """
+    figures = file.figures
     name = figures["quantization"]
     step.event(
         f"{name}: top-1 agreement {figures['top1_agreement']:.4f}, KL {figures['kl']:.5f} nats over "
-        f"{figures['tokens_compared']} tokens of {figures['rows']} rows ({figures['split']}).",
+        f"{figures['tokens_compared']} tokens of {figures['rows']} rows ({figures['split']}), "
+        f"{figures['golden_prompts']} golden prompts.",
         level="error" if problems else "info",
         **figures,
     )
     if problems:
-        raise InvalidInput(
-            f"The {name} file does not answer as the trained weights do: {'; '.join(problems)}.",
-            code="verification_failed",
-        )
-    return figures
+        raise _refusal(name, problems, file.likely)
+    return file
+
+
+def _refusal(name: str, problems: list[str], reasons: list[str]) -> InvalidInput:
+    why = f" The reason: {'; '.join(reasons)}." if reasons else ""
+    listed = "; ".join(problem.removesuffix(".") for problem in problems)
+    return InvalidInput(
+        f"The {name} file does not answer as the trained weights do: {listed}.{why}",
+        code="verification_failed",
+    )

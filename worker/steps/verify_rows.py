@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from db.errors import InvalidInput
 from db.sources import rows_source
 from training_data.chat_templates import UNWEIGHTED, WEIGHT, ChatTemplateError, unweighted
 from training_data.tokens import ChatTokenizer
@@ -89,6 +90,29 @@ def force(
         return None
     positions = answers if every_token else _positions(answers)
     return ForcedRow(encoded.ids[: last + 1], positions, first, unweighted(messages[:-1]))
+
+
+def end_of_answers(rows: list[ForcedRow], tokenizer: ChatTokenizer) -> int:
+    """The token that ends an answer in the training: its last special one, with nothing but space behind it.
+
+    Raises:
+        InvalidInput: the template writes none, so that no model can learn from it to stop.
+    """
+    special = {i for i, token in tokenizer.tokenizer.get_added_tokens_decoder().items() if token.special}
+    eos = tokenizer.tokenizer.token_to_id(tokenizer.special_tokens.get("eos_token", ""))
+    answer = rows[0].ids[rows[0].prompt_length :]
+    for at in range(len(answer) - 1, -1, -1):
+        if answer[at] in special or answer[at] == eos:
+            return answer[at]
+        if tokenizer.tokenizer.decode([answer[at]], skip_special_tokens=False).strip():
+            break
+    said = tokenizer.tokenizer.decode(answer[-3:], skip_special_tokens=False)
+    raise InvalidInput(
+        f"The training's chat template writes no token that ends an answer (one ends with {said!r}), so the "
+        "model never learnt to stop. Train again with a template that writes eos_token, or the model's end "
+        "of turn, after each answer.",
+        code="verification_failed",
+    )
 
 
 def _positions(answers: list[int]) -> list[int]:

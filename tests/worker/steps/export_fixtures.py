@@ -93,6 +93,27 @@ def shared_export(root: Path) -> Exported:
         return Exported(folders, export.run(step), said)
 
 
+@lru_cache(maxsize=1)
+def shared_verified(root: Path) -> dict[str, Path]:
+    """The folders of that job, verified for real, once a session."""
+    from worker.steps import verify
+
+    exported, folder = shared_export(root), root / "job" / "verify"
+    step, _ = recording_step(
+        make_input(
+            folder,
+            step_settings(root / "served"),
+            step="verify",
+            params={"name": "faq", "quantizations": QUANTIZATIONS},
+            base=base_weights(shared_models(root).base),
+            step_folders=exported.folders,
+            results={"export": exported.result},
+        )
+    )
+    verify.run(step)
+    return {**exported.folders, "verify": folder}
+
+
 def make_models(folder: Path) -> TrainedModels:
     prepare_runtime(2)
     import torch

@@ -171,7 +171,7 @@ class TestOllama:
         self, tmp_path: Path, exported: Exported, ollama: FakeOllama
     ) -> None:
         ollama.templates_broken = True
-        with pytest.raises(StepFailed, match="another prompt") as failure:
+        with pytest.raises(StepFailed, match="chat template writes") as failure:
             run_publish(tmp_path / "publish", exported, chat_backend="ollama", ollama_url=ollama.url)
         assert "<|im_start|>user" in failure.value.stderr
         assert ollama.models == {}

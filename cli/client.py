@@ -19,6 +19,7 @@ JSON = dict[str, Any]
 # Reading waits for the server to check and store a large upload, or for a model to load.
 TIMEOUT = httpx.Timeout(connect=5, read=300, write=60, pool=60)
 PAGE_SIZE = 100
+ESTIMATE_WAIT_SECONDS = 30
 
 ERRORS: dict[int, type[LatheError]] = {
     400: InvalidInput,
@@ -167,6 +168,12 @@ class Client:
 
     def submit(self, kind: str, params: JSON, **fields: Any) -> JSON:
         return self.post("/v1/jobs", {"kind": kind, "params": params, **_given(fields)})
+
+    def estimate(self, params: JSON) -> JSON:
+        """Submit an estimate of a fine-tune; the job has ended, if that took no longer than a request may."""
+        return self.post(
+            f"/v1/jobs/estimate?wait={ESTIMATE_WAIT_SECONDS}", {"kind": "fine_tune", "params": params}
+        )
 
     def job(self, job_id: str) -> JSON:
         return self.get(f"/v1/jobs/{segment(job_id)}")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from cli.client import Client, connect
+from cli.estimates import show_estimate
 from cli.flags import (
     Flag,
     bad_value,
@@ -127,6 +128,9 @@ def _command(kind: str, model: type[Params]) -> Callable[..., None]:
         **params: Any,
     ) -> None:
         params |= _named_by_argument(kind, params)
+        if params.pop("dry_run", False):
+            estimate(model, params, json=json)
+            return
         submit(
             kind,
             model,
@@ -140,9 +144,20 @@ def _command(kind: str, model: type[Params]) -> Callable[..., None]:
         )
 
     command.__doc__ = f"{model.__doc__}\n\n    $ {EXAMPLES[kind]}"
-    return with_options(
-        command, [*_argument(kind), *option_parameters(kind, model, by_argument=BY_ARGUMENT.get(kind, ()))]
+    options = option_parameters(kind, model, by_argument=BY_ARGUMENT.get(kind, ()))
+    return with_options(command, [*_argument(kind), *options, *_dry_run(kind)])
+
+
+def _dry_run(kind: str) -> list[inspect.Parameter]:
+    if kind != "fine_tune":
+        return []
+    option = typer.Option(
+        "--dry-run",
+        help="Only say what it would take, and whether it fits: nothing is trained.",
+        rich_help_panel=RUNNING_PANEL,
     )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter("dry_run", keyword, default=False, annotation=Annotated[bool, option])]
 
 
 def _argument(kind: str) -> list[inspect.Parameter]:
@@ -184,6 +199,21 @@ def submit(
         with told_by_flag(client, model, uploaded):
             job = client.submit(kind, values, **fields)
         show_submitted(client, job, watch=watch, json=json)
+
+
+def estimate(model: type[Params], given: dict[str, Any], *, json: bool) -> None:
+    """Say what a fine-tune would take, and leave nothing of it behind but the job that reckoned it."""
+    values = read_values(model, given)
+    check_values(model, values)
+    check_files(model, values)
+    with connect() as client:
+        values, uploaded = upload_files(client, model, values, purpose="fine-tune")
+        with told_by_flag(client, model, uploaded):
+            job = client.estimate(values)
+        try:
+            show_estimate(client, job, model, json=json)
+        finally:
+            take_back(client, uploaded)
 
 
 def check_files(model: type[Params], values: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from db.params.estimate import EstimateParams
 from db.params.evaluate import EvaluateParams
 from db.params.export import ExportParams
 from db.params.fine_tune import FineTuneParams
@@ -25,6 +26,7 @@ PARAMS: dict[str, type[Params]] = {
     "batch": BatchParams,
     "evaluate": EvaluateParams,
     "inspect": InspectParams,
+    "estimate": EstimateParams,
 }
 
 # The params that name rows: what a job needs until it has ended.

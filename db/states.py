@@ -96,6 +96,7 @@ class JobKind(StrEnum):
     BATCH = "batch"
     EVALUATE = "evaluate"
     INSPECT = "inspect"
+    ESTIMATE = "estimate"
 
 
 class Queue(StrEnum):
@@ -138,6 +139,7 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
     JobKind.PREDICT: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),
     JobKind.BATCH: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),
     JobKind.INSPECT: (("inspect", Queue.CPU),),
+    JobKind.ESTIMATE: (("estimate", Queue.CPU),),
     # An upload does not wait for a training: only a large ingest is embedded on `gpu`, if LATHE_EMBED_ON_GPU
     # says so (the `extract` step knows how large it is).
     JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK), ("index", Queue.BULK)),

@@ -1,7 +1,10 @@
-"""Whether the system has ended a process because memory ran out: the kernel's own counts of that."""
+"""How much memory a process may take, and whether the system has ended one because it ran out."""
 
 import contextlib
 from pathlib import Path
+
+LIMIT_FILES = {"memory.events": "memory.max", "memory.oom_control": "memory.limit_in_bytes"}
+KIB = 1024
 
 CGROUP_FILES = (
     # Version 2, and version 1. Both count the processes that were killed in the group.
@@ -23,6 +26,23 @@ def oom_kills(root: Path = Path("/")) -> int | None:
                 if name == "oom_kill":
                     return int(value)
     return None
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """The bytes of memory that the processes here may take: the host's, or fewer by a control group.
+
+    Returns:
+        None where the host's cannot be read.
+    """
+    total = None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = next(iter((root / "proc/meminfo").read_text().splitlines()))
+        total = int(line.split()[1]) * KIB
+    limits = [total] if total is not None else []
+    for path in _cgroup_files(root):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit of its own
+            limits.append(int((path.parent / LIMIT_FILES[path.name]).read_text()))
+    return min(limits, default=None)
 
 
 def killed_for_memory(before: int | None, signal: int | None) -> bool:

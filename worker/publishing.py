@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 from db.ids import new_id
 from db.models import Job, Model, ModelFile, ModelVersion, Step
 from db.queries.aliases import give_aliases
+from db.queries.jobs import add_event
 from db.queries.models import get_model
+from db.queries.runtime import runtime_seconds
 from db.sources import trains_adapter
 from db.states import JobKind
 
@@ -68,6 +70,30 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
         "quantizations": [file["quantization"] for file in published["files"]],
         "backend": published["files"][0]["backend"],
         "context_length": published.get("context_length"),
+        **(compared(session, job, by_name) if job.kind == JobKind.FINE_TUNE else {}),
+    }
+
+
+def compared(session: Session, job: Job, steps: dict[str, Step]) -> dict[str, Any]:
+    """What the fine-tune was estimated to take beside what it took, told and for the job's result."""
+    told = (steps["prepare"].result or {}).get("estimate")
+    peak = (steps["train"].result or {}).get("peak_memory_bytes")
+    if not told or not peak:
+        return {}
+    foretold, seconds = told["foretold"], runtime_seconds(session, job.id)
+    add_event(
+        session,
+        job.id,
+        f"It took {seconds:.0f} s, {seconds / foretold['seconds']:.2f} times what was estimated, and at most "
+        f"{peak / 1e9:.2f} GB of memory, {peak / foretold['peak_bytes']:.2f} times.",
+    )
+    return {
+        "estimate": {
+            "seconds": foretold["seconds"],
+            "took_seconds": round(seconds, 1),
+            "peak_memory_bytes": foretold["peak_bytes"],
+            "took_peak_memory_bytes": peak,
+        }
     }
 
 

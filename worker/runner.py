@@ -21,6 +21,7 @@ from worker.clearing import makes_room
 from worker.deliveries import deliver_next
 from worker.identity import identify
 from worker.lease import LeaseLost
+from worker.memory import memory_limit
 from worker.monitor import Monitor
 
 # How soon a ring that found this worker's device busy is passed on to another's.
@@ -85,6 +86,7 @@ class Runner:
         self.listening = threading.Event()
         self.stopping = threading.Event()
         self.device = device
+        self.memory_bytes = memory_limit()
         self.monitor = Monitor()
         self.slots = {queue: Slots(number) for queue, number in settings.concurrency.items() if number > 0}
         if device is not None:

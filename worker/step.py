@@ -130,6 +130,9 @@ class StepInput:
         databases: for the steps that read or write rows: the operator's SQL source or target that a param
             names, by that param, as `training_data.sql_settings` reads it.
         asked: for a step that asks a model for each row: whom.
+        machines: for the steps that estimate a training: where the live workers that train are, as
+            `training_data.machines` reads them.
+        finished: for those too, what the latest fine-tunes took (see `db/queries/finished.py`).
         chat_unloaded: the chat server's models have made room for another step; none may be loaded now.
     """
 
@@ -155,6 +158,8 @@ class StepInput:
     chat_unloaded: bool = False
     asked: Asked | None = None
     databases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    machines: list[dict[str, Any]] = field(default_factory=list)
+    finished: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)

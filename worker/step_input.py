@@ -13,8 +13,10 @@ from db.models import Attempt, Device, Job, Step
 from db.queries.base_models import resolve_base_model
 from db.queries.devices import find_refusing
 from db.queries.files import get_file
+from db.queries.finished import finished_fine_tunes
 from db.queries.jobs import get_job
 from db.queries.languages import text_search_configurations
+from db.queries.workers import training_machines
 from db.settings import Settings
 from db.sources import source_folder, start_folder
 from db.states import JobKind, Outcome
@@ -29,11 +31,14 @@ from worker.resumable import checkpoints_to_resume
 from worker.step import Asked, BaseWeights, FileInput, StepInput, StepSettings
 
 ASK_STEP = "ask"
-SQL_STEPS = ("read", "write", "prepare", "inspect")
+SQL_STEPS = ("read", "write", "prepare", "inspect", "estimate")
+ESTIMATING_STEPS = ("prepare", "estimate")
+MACHINES_SEEN_SECONDS = 60.0  # a worker that restarts is still a place to train on
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.
 BASE_PARAM = {
     JobKind.FINE_TUNE: "base_model",
     JobKind.INSPECT: "base_model",
+    JobKind.ESTIMATE: "base_model",
     JobKind.PRETRAIN: "start_from",
 }
 # Kinds of job for which files are held from the moment of their submit.
@@ -79,12 +84,18 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         start=start_folder(root, job.id) if _goes_on(job) else None,
         asked=_asked(session, settings, job) if claim.step == ASK_STEP else None,
         databases=_databases(settings, job) if claim.step in SQL_STEPS else {},
+        machines=_machines(session, settings) if claim.step in ESTIMATING_STEPS else [],
+        finished=finished_fine_tunes(session) if claim.step in ESTIMATING_STEPS else [],
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
 
 
 def _goes_on(job: Job) -> bool:
-    return job.kind == JobKind.FINE_TUNE and job.params.get("start_from") is not None
+    return job.kind in (JobKind.FINE_TUNE, JobKind.ESTIMATE) and job.params.get("start_from") is not None
+
+
+def _machines(session: Session, settings: Settings) -> list[dict[str, Any]]:
+    return training_machines(session, within_seconds=max(MACHINES_SEEN_SECONDS, settings.lease_seconds))
 
 
 def _asked(session: Session, settings: Settings, job: Job) -> Asked:

@@ -99,6 +99,7 @@ class Sweeper:
                     pid=self._pid,
                     slots={queue: slots.number for queue, slots in self._runner.slots.items()},
                     device_id=self._runner.device.id if self._runner.device is not None else None,
+                    memory_bytes=self._runner.memory_bytes,
                 )
             end_lost_attempts(self._runner)
             if sweeps:

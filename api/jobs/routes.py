@@ -10,6 +10,7 @@ from api.errors import CONFLICT
 from api.files.sending import send_file
 from api.idempotency import REUSED_KEY, repeatable
 from api.jobs import service
+from api.jobs.awaiting import awaitable
 from api.jobs.cloning import clone_job
 from api.jobs.event_stream import stream_events
 from api.jobs.logs import log_page
@@ -19,6 +20,7 @@ from api.jobs.schemas import (
     CloneBody,
     CloneRequest,
     EventOut,
+    FineTuneRequest,
     JobDeleted,
     JobOut,
     JobRequest,
@@ -29,7 +31,7 @@ from api.jobs.schemas import (
     RetryBody,
     RetryRequest,
 )
-from api.jobs.submission import submit
+from api.jobs.submission import estimate_of, submit
 from api.jobs.views import (
     artifact_out,
     checkpoint_out,
@@ -68,6 +70,25 @@ EventType = Literal["message", "metrics"]
 def submit_job(unit: Unit, body: JobRequest) -> JobOut:
     """Check a job and queue it. Whatever is wrong with it, nothing is queued."""
     return job_out(submit(unit, body))
+
+
+@router.post(
+    "/v1/jobs/estimate",
+    status_code=202,
+    response_model=JobOut,
+    summary="Estimate a fine-tune before it starts",
+    responses={**REUSED_KEY, 200: {"model": JobOut, "description": "The job has ended, with its result."}},
+)
+@awaitable
+@repeatable
+def estimate_fine_tune(unit: Unit, body: FineTuneRequest) -> JobOut:
+    """A job of the kind `estimate`: trainable weights, tokens, steps, memory, disk and time of the fine-tune
+    that the same body would submit, how each was reckoned, and whether it fits.
+
+    What cannot fit has `fits: false` and a `refusal` with what would make it fit; the fine-tune itself would
+    fail with the same words before it trains.
+    """
+    return job_out(submit(unit, estimate_of(body)))
 
 
 @router.get("/v1/jobs", response_model=Page[JobOut], summary="List jobs, newest first")

@@ -19,6 +19,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "name": "faq",
         },
     },
+    "estimate": {
+        "kind": "estimate",
+        "params": {
+            "base_model": "tiny",
+            "training_file": "file-0199f3a2c4d17b60a1b2c3d4e5f60718",
+            "name": "faq",
+        },
+    },
     "ingest": {
         "kind": "ingest",
         "params": {
@@ -97,7 +105,12 @@ def _request_of(kind: str, params: type[Params]) -> type[JobRequestBase]:
 REQUESTS = {kind: _request_of(kind, params) for kind, params in PARAMS.items()}
 if TYPE_CHECKING:
     JobRequest = JobRequestBase
+    FineTuneRequest = JobRequestBase
 else:
+    _FINE_TUNE = REQUESTS["fine_tune"]
+    FineTuneRequest = Annotated[
+        _FINE_TUNE, Body(openapi_examples={"fine_tune": {"value": EXAMPLES["fine_tune"]}})
+    ]
     JobRequest = Annotated[
         Union[tuple(REQUESTS.values())],  # noqa: UP007 - made here
         Field(discriminator="kind"),

@@ -129,6 +129,11 @@ def _made_from(unit: Unit, params: Params) -> tuple[Params, Callable[[Job], None
     return params, None
 
 
+def estimate_of(request: JobRequestBase) -> JobRequestBase:
+    """The submit of an estimate, from that of the fine-tune."""
+    return read_request({**request.model_dump(mode="json", exclude_unset=True), "kind": JobKind.ESTIMATE})
+
+
 def _check_new_name(unit: Unit, name: str, *, replaced_by: str) -> None:
     """Refuse a name that no model can have, or that a model of the catalogue has."""
     check_model_name(name)

@@ -1,4 +1,4 @@
-from sqlalchemy import ForeignKey
+from sqlalchemy import BigInteger, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.models.base import Base, CreatedAt, JSONObject
@@ -13,6 +13,7 @@ class Worker(Base):
     host: Mapped[str]
     pid: Mapped[int]
     slots: Mapped[JSONObject]  # for each queue that it serves: how many steps it runs at once
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of its host, or of what holds it
     device_id: Mapped[str | None] = mapped_column(ForeignKey("devices.id"))
     started_at: Mapped[CreatedAt]
     seen_at: Mapped[CreatedAt]

@@ -4,7 +4,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from db.models import Device, Worker
-from db.queries.workers import live_queues, sign_in, sign_out
+from db.queries.workers import live_queues, sign_in, sign_out, training_machines
 
 
 def test_a_worker_lives_while_it_is_seen(session: Session) -> None:
@@ -30,3 +30,24 @@ def test_a_worker_that_bears_the_name_of_the_one_before_is_known_by_what_it_has(
     sign_in(session, name="worker-1@here", host="here", pid=1, slots={"gpu": 1}, device_id="GPU-2")
     [worker] = session.scalars(select(Worker))
     assert (worker.slots, worker.device_id) == ({"gpu": 1}, "GPU-2")
+
+
+def test_the_machines_that_train_are_told_once_each_with_their_memory(session: Session) -> None:
+    gpu = {"index": 0, "name": "H200", "memory_bytes": 150, "serves": None}
+    session.add(Device(id="GPU-1", host="large", shares=True, **gpu))
+    session.flush()
+    sign_in(session, name="a", host="here", pid=1, slots={"train": 1}, memory_bytes=2**35)
+    sign_in(session, name="b", host="here", pid=2, slots={"train": 1, "cpu": 1}, memory_bytes=2**35)
+    sign_in(session, name="c", host="large", pid=1, slots={"train": 1}, device_id="GPU-1", memory_bytes=2**40)
+    sign_in(session, name="d", host="other", pid=1, slots={"cpu": 1}, memory_bytes=2**30)
+    here = {"host": "here", "ram_bytes": 2**35, "device": None, "device_bytes": None, "shares": False}
+    large = {
+        "host": "large",
+        "ram_bytes": 2**40,
+        "device": "H200",
+        "device_bytes": 150,
+        "shares": True,
+    }
+    assert training_machines(session, within_seconds=15) == [here, large]
+    session.execute(text("UPDATE workers SET seen_at = seen_at - interval '20s' WHERE host = 'here'"))
+    assert training_machines(session, within_seconds=15) == [large]

@@ -6,6 +6,7 @@ STEP_MODULES: dict[tuple[str, str], str] = {
     ("fine_tune", "train"): "worker.steps.train",
     ("fine_tune", "export"): "worker.steps.export",
     ("fine_tune", "verify"): "worker.steps.verify",
+    ("estimate", "estimate"): "worker.steps.estimate",
     ("fine_tune", "publish"): "worker.steps.publish",
     ("ingest", "extract"): "worker.steps.extract",
     ("ingest", "embed"): "worker.steps.embed",

@@ -13,6 +13,7 @@ from typing import Any
 
 from db.errors import InvalidInput
 from training_data.json_files import read_json
+from training_data.model_shape import ModelShape, read_shape
 from training_data.tokens import read_template
 from worker.step import BaseWeights, Step
 from worker.steps.hub import Hub
@@ -65,6 +66,35 @@ def fetch_configuration(model: BaseWeights, step: Step, *, param: str = "base_mo
         hub = Hub(step.input.settings, param=param)
         return hub.folder(model.location, model.revision, CONFIG_FILES, ignored=NOT_FETCHED)
     return Path(model.location)
+
+
+def describe_base(base: BaseWeights, step: Step) -> tuple[Path, ModelShape, bool]:
+    """What there is to know of a base model without its weights, which are not fetched for this.
+
+    Returns:
+        a folder with its config and tokenizer, its shape, and whether its weights are here.
+    Raises:
+        InvalidInput, Unavailable: as `fetch_base`.
+    """
+    folder = fetch_configuration(base, step)
+    files = weight_files(folder)
+    if base.source != "hub" or (files and all(path.is_file() for path in files)):
+        check_weights(folder, base.name, "base_model")
+        return folder, shape_of(folder), True
+    check_config(folder, base.name, "base_model")
+    tensors = Hub(step.input.settings, param="base_model").tensors(base.location, base.revision)
+    return folder, read_shape(read_json(folder / "config.json"), tensors), False
+
+
+def shape_of(folder: Path) -> ModelShape:
+    """The shape of a model whose weights are in `folder`."""
+    tensors = {
+        name: tensor["shape"]
+        for path in weight_files(folder)
+        for name, tensor in safetensors_header(path).items()
+        if name != "__metadata__"
+    }
+    return read_shape(read_json(folder / "config.json"), tensors)
 
 
 def fetch_tokenizer(model: BaseWeights, target: Path, step: Step) -> None:
@@ -137,8 +167,7 @@ def check_weights(folder: Path, name: str, param: str) -> None:
     Raises:
         InvalidInput: it does not.
     """
-    if not (folder / "config.json").is_file():
-        raise InvalidInput(f"{name} is no model: it has no config.json.", param=param)
+    check_config(folder, name, param)
     files = weight_files(folder)
     if not files:
         raise InvalidInput(
@@ -147,6 +176,16 @@ def check_weights(folder: Path, name: str, param: str) -> None:
     missing = ", ".join(path.name for path in files if not path.is_file())
     if missing:
         raise InvalidInput(f"{name} is incomplete: {missing} is missing. Fetch it again.", param=param)
+
+
+def check_config(folder: Path, name: str, param: str) -> None:
+    """See by its config that a model is a causal language model that can be trained.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    if not (folder / "config.json").is_file():
+        raise InvalidInput(f"{name} is no model: it has no config.json.", param=param)
     config = read_json(folder / "config.json")
     if "quantization_config" in config:
         method = (config["quantization_config"] or {}).get("quant_method", "unknown")

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -195,11 +196,13 @@ def read_dataset(
     method: str | None,
     assistant_only: bool = True,
     fold_column: str | None = None,
+    every: int = 1,
 ) -> Dataset:
     """Read all rows of all files.
 
     Args:
         method: that the rows are for; None: what the first file's can be learnt by.
+        every: read only every so manieth row of what is trained on.
         fold_column: is used, though no row is made of it.
     Raises:
         InvalidInput: a file is none of rows, or not of what the method learns from.
@@ -212,7 +215,7 @@ def read_dataset(
         check_method(detected, method, given.name, param=given.param)
         sources.append(Source(given, detected))
     dataset = Dataset(step.input.folder / SPOOL, sources, method or "", assistant_only)
-    reader = _Reader(step, dataset, tokenizer, system, {fold_column})
+    reader = _Reader(step, dataset, tokenizer, system, {fold_column}, every)
     with dataset.path.open("w", encoding="utf-8") as spool:
         for index in range(len(sources)):
             reader.read(index, spool)
@@ -247,6 +250,7 @@ class _Reader:
     tokenizer: ChatTokenizer
     system: SystemTurns
     used: set[str | None]
+    every: int
 
     def read(self, index: int, spool: IO[str]) -> None:
         source = self.dataset.sources[index]
@@ -260,7 +264,7 @@ class _Reader:
             refused=wrong.collect,
         )
         prompts = _Prompts(self.tokenizer)
-        for read in rows:
+        for read in islice(rows, 0, None, 1 if given.held_out else self.every):
             with wrong.collected(read):
                 row = replace(read, messages=self.system.apply(read.messages))
                 chats = _encoded(row, self.tokenizer, given.param)

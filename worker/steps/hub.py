@@ -86,6 +86,27 @@ class Hub:
                 )
             )
 
+    def tensors(self, repository: str, revision: str | None) -> dict[str, list[int]]:
+        """The shape of each tensor of a model, by name, from the first kilobytes of its files.
+
+        Raises:
+            InvalidInput, Unavailable: as `look_up`; also InvalidInput: it has no safetensors.
+        """
+        from huggingface_hub.errors import NotASafetensorsRepoError
+
+        if self._settings.hub_offline:
+            raise self._refused(repository, self.offline)
+        with self._errors_named(repository, revision):
+            try:
+                found = self._api.get_safetensors_metadata(repository, revision=revision, timeout=30)
+            except NotASafetensorsRepoError:
+                raise self._refused(repository, "it has no safetensors, and nothing else is loaded") from None
+        return {
+            name: list(tensor.shape)
+            for file in found.files_metadata.values()
+            for name, tensor in file.tensors.items()
+        }
+
     @property
     def _api(self) -> "HfApi":
         from huggingface_hub import HfApi

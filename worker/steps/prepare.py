@@ -4,49 +4,81 @@ Nothing is silent: what was ignored, merged, doubled or would be cut is told as 
 the result.
 """
 
+from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
+from training_data.model_shape import ModelShape
 from training_data.presets import told
 from training_data.tokens import ChatTokenizer, read_template
 from worker.step import Step
-from worker.steps.base_model import context_length, copy_tokenizer, count_parameters, fetch_base
+from worker.steps.base_model import context_length, copy_tokenizer, fetch_base, shape_of
 from worker.steps.dataset import SystemTurns
-from worker.steps.parts import LEFT_OUT, Parts
+from worker.steps.parts import LEFT_OUT, NAMES, Parts
 from worker.steps.read_parts import files_read, read_parts, tell_cut
+from worker.steps.reckoning import Counted, Estimate, reckon
+from worker.steps.reckoning import tell as tell_estimate
 from worker.steps.runtime import prepare_runtime
 from worker.steps.stacking import with_its_adapter
 
 
 def run(step: Step) -> dict[str, Any]:
-    """Leave train.jsonl, validation.jsonl, test.jsonl, report.json and the base's tokenizer."""
+    """Leave train.jsonl, validation.jsonl, test.jsonl, report.json and the base's tokenizer.
+
+    Raises:
+        InvalidInput: what was asked for cannot be trained, or cannot fit where it would be.
+    """
     prepare_runtime(step.input.settings.threads)
     params = with_its_adapter(step, FineTuneParams.model_validate(step.input.params))
     if step.input.base is None:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
     base = fetch_base(step.input.base, step)
+    result, estimate = prepare_rows(step, params, base, shape_of(base))
+    estimate.require_fit()
+    tell_estimate(step, estimate)
+    return result
+
+
+def prepare_rows(
+    step: Step,
+    params: FineTuneParams,
+    base: Path,
+    shape: ModelShape,
+    *,
+    downloaded: bool = True,
+    every: int = 1,
+) -> tuple[dict[str, Any], Estimate]:
+    """Read, check, split, count and write the rows, and estimate what training on them takes.
+
+    Args:
+        base: the folder of the base; its weights need not be `downloaded`.
+        every: take only every so manieth row; all else is reckoned with that many more.
+    """
+    assert step.input.base is not None  # noqa: S101 - for the type checker
     copy_tokenizer(base, step.input.folder / "tokenizer")
     _, template_source = read_template(base)
     tokenizer = ChatTokenizer(step.input.folder / "tokenizer")
     read = read_parts(
-        step, params, tokenizer, method=params.method, assistant_only=params.assistant_only_loss
+        step, params, tokenizer, method=params.method, assistant_only=params.assistant_only_loss, every=every
     )
     parts, snapshot = read.parts, read.snapshot
     parts.write(step.input.folder)
 
     chosen = resolve(
         params.model_dump(mode="json"),
-        parameters=count_parameters(base),
-        rows=parts.counts()["train"],
+        parameters=shape.parameters,
+        rows=parts.counts()["train"] * every,
         longest=max(parts.dataset.longest),
         context_length=context_length(base),
     )
     said = told(params.model_dump(mode="json"), chosen)
     if said is not None:
         step.event(said, preset=params.preset)
+    estimate = reckon(step, params, chosen, shape, _counted(step, parts, every), downloaded=downloaded)
+    chosen = estimate.chosen
     cut = tell_cut(step, parts, chosen["max_length"], context_length(base))
     result = _result(
         parts=parts,
@@ -56,6 +88,7 @@ def run(step: Step) -> dict[str, Any]:
         cut=cut,
         template_source=template_source,
     )
+    result["estimate"] = estimate.told
     if step.input.base.source == "hub":
         result["base_revision"] = base.name  # the client's cache names a snapshot by its commit
         step.event(f"{step.input.base.name} is taken at commit {base.name}.", revision=base.name)
@@ -64,7 +97,18 @@ def run(step: Step) -> dict[str, Any]:
     write_json(step.input.folder / "report.json", {**result, "cut_lines": cut})
     step.artifact("report.json")
     _tell_summary(step, result)
-    return result
+    return result, estimate
+
+
+def _counted(step: Step, parts: Parts, every: int) -> Counted:
+    written = sum((step.input.folder / f"{name}.jsonl").stat().st_size for name in NAMES)
+    return Counted(
+        rows=parts.counts()["train"] * every,
+        tokens=parts.train_tokens() * every,
+        longest=max(parts.dataset.longest),
+        every=every,
+        row_bytes=written * every,
+    )
 
 
 def _result(

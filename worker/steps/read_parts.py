@@ -31,12 +31,19 @@ class ReadParts:
 
 
 def read_parts(
-    step: Step, params: DataParams, tokenizer: ChatTokenizer, *, method: str | None, assistant_only: bool
+    step: Step,
+    params: DataParams,
+    tokenizer: ChatTokenizer,
+    *,
+    method: str | None,
+    assistant_only: bool,
+    every: int = 1,
 ) -> ReadParts:
     """Read, check and split all rows.
 
     Args:
         method: None: whatever the rows can be learnt by.
+        every: read only every so manieth row of what is trained on.
     Raises:
         InvalidInput: rows are wrong, or cannot be split as asked; the message names line and fix.
     """
@@ -53,6 +60,7 @@ def read_parts(
         method=method,
         assistant_only=assistant_only,
         fold_column=params.fold_column,
+        every=every,
     )
     _tell_census(step, dataset)
     return ReadParts(part_rows(step, dataset, params, snapshot, seed), system, seed, snapshot)

@@ -1,5 +1,6 @@
 """Training rows of a SQL source: read once, and kept as an artifact and as a file for further trainings."""
 
+from db.states import JobKind
 from training_data.snapshots import Snapshot, write_snapshot
 from training_data.sql_rows import open_rows
 from training_data.sql_settings import SqlSource
@@ -25,7 +26,8 @@ def read_snapshot(step: Step, fold_column: str | None) -> Snapshot | None:
             fold_column=fold_column,
             tell=lambda rows: step.event(f"Read {rows:,} rows.", rows=rows),
         )
-    step.artifact(snapshot.path, purpose="fine-tune")
+    # An estimate leaves nothing behind that others could take for training data.
+    step.artifact(snapshot.path, purpose="fine-tune" if step.input.kind == JobKind.FINE_TUNE else None)
     step.event(
         f"Read {snapshot.rows} rows of {source.name!r}, which are kept as {snapshot.path.name}: whatever "
         "becomes of the source, this training sees these.",

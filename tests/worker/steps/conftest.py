@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class StepRunner:
 
     root: Path
     said: list[Message] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)  # those that are other than usual
 
     def run(
         self,
@@ -56,6 +57,8 @@ class StepRunner:
         adjustments: dict[str, int] | None = None,
         databases: dict[str, dict[str, Any]] | None = None,
         start: Path | None = None,
+        machines: list[dict[str, Any]] | None = None,
+        finished: list[dict[str, Any]] | None = None,
         hear: Callable[[Step, Message], None] = lambda step, message: None,
     ) -> Ran:
         folder = self.root / f"{name}-{len(list(self.root.iterdir()))}"
@@ -70,7 +73,7 @@ class StepRunner:
             attempt=1,
             params=PARAMS[kind].model_validate(params).model_dump(mode="json"),
             folder=folder,
-            settings=step_settings(self.root / "cache"),
+            settings=replace(step_settings(self.root / "cache"), **self.settings),
             step_folders={step: ran.folder for step, ran in earlier.items()},
             results={step: ran.result for step, ran in earlier.items()},
             files={
@@ -83,6 +86,8 @@ class StepRunner:
             adjustments=adjustments or {},
             databases=databases or {},
             start=start,
+            machines=machines or [],
+            finished=finished or [],
         )
         said = self.said = []
 

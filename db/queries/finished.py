@@ -1,0 +1,48 @@
+"""What finished fine-tunes took: the figures that estimates are learnt from, of all projects together."""
+
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from db.queries.runtime import ATTEMPT_SECONDS
+
+JOBS_LEARNT_FROM = 20
+FINISHED = text(
+    f"""
+    WITH recent AS (
+        SELECT id FROM jobs WHERE kind = 'fine_tune' AND status = 'succeeded'
+        ORDER BY id DESC LIMIT {JOBS_LEARNT_FROM}
+    )
+    SELECT recent.id, steps.name, devices.name AS device,
+           CASE WHEN steps.name IN ('prepare', 'train') THEN steps.result END AS result,
+           {ATTEMPT_SECONDS} AS seconds, attempts.resumed_from
+    FROM recent JOIN steps ON steps.job_id = recent.id
+    JOIN attempts ON attempts.step_id = steps.id AND attempts.number = steps.succeeded_attempt
+    LEFT JOIN devices ON devices.id = attempts.device_id
+    ORDER BY recent.id DESC, steps.position
+    """  # noqa: S608 - put together from constants
+)
+
+
+def finished_fine_tunes(session: Session) -> list[dict[str, Any]]:
+    """The latest that have succeeded, newest first: `device` and `results` of their steps, and `seconds`.
+
+    One that went on from a checkpoint is left out, as what its last attempt took is not the whole; so is one
+    that ran out of memory and was tried with less.
+    """
+    jobs: dict[str, dict[str, Any]] = {}
+    for row in session.execute(FINISHED):
+        job = jobs.setdefault(row.id, {"device": None, "results": {}, "seconds": {}})
+        job["seconds"][row.name] = float(row.seconds)
+        if row.result is not None:
+            job["results"][row.name] = row.result
+        if row.name == "train":
+            job |= {"device": row.device, "resumed": row.resumed_from is not None}
+    return [job for job in jobs.values() if _is_whole(job)]
+
+
+def _is_whole(job: dict[str, Any]) -> bool:
+    train = job["results"].get("train", {})
+    disturbed = job.get("resumed", True) or train.get("adjustments")
+    return "prepare" in job["results"] and not disturbed and bool(train.get("tokens_per_second"))

@@ -1,0 +1,179 @@
+"""What a fine-tune takes of memory and disk, by arithmetic over the model's shape; no torch is asked.
+
+Sources: NF4 with double quantisation, Dettmers et al. 2023 (arXiv:2305.14314, section 3); the tensors that
+autograd keeps of a layer, counted through its own hooks on Llama with LoRA (docs/experiments.md, "What a
+fine-tune takes"); Adam's two moments, Kingma and Ba 2015; the output layer in tiles, trl's fused head.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training_data.model_shape import ModelShape
+
+MIB = 1024**2
+GIB = 1024**3
+# 4 bits, an 8-bit scale for each 64 weights, and a 32-bit one for each 256 of those scales.
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+INT8_BYTES = 1 + 4 / 1024  # and a scale a row, of which a thousand weights is a small one
+HEAD_TOKENS = 4096  # that trl's fused head projects at once
+HEAD_WIDTH = 32_768  # and the part of the vocabulary
+# What the head's arithmetic holds of a tile besides, in float32: without Triton, torch does it in steps.
+HEAD_COPIES = {"cpu": 6, "cuda": 0}
+# Python with torch, transformers, peft, trl and bitsandbytes imported; on a GPU, CUDA's libraries as well.
+PROCESS_BYTES = {"cpu": 500 * MIB, "cuda": 3 * GIB}
+# What CUDA and its libraries keep of a device for one process.
+CONTEXT_BYTES = 600 * MIB
+# glibc hands back little of what a layer's steps in between took: measured, as much again as they keep.
+HEAP_SHARE = 1.1
+FRAGMENTATION = 0.05  # of a GPU's memory, with expandable segments
+QUANTIZED_BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9}
+OTHER_QUANTIZED_BITS = 6.6  # of those that are smaller, with embeddings that stay larger
+# The weights that learn and Adam's two moments, in float32, and while one is written another stays.
+CHECKPOINT_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by what they are for, in one place; the sum is the peak."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def device_memory(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> Memory:
+    """What a training takes of a GPU.
+
+    Args:
+        chosen: the hyperparameters, resolved.
+        longest: tokens of the longest row that is trained on or evaluated.
+    """
+    parts = _training(shape, chosen, longest, "cuda")
+    parts["fragmentation"] = int(FRAGMENTATION * sum(parts.values()))
+    return Memory({**parts, "cuda": CONTEXT_BYTES})
+
+
+def host_memory(shape: ModelShape, chosen: Mapping[str, Any], longest: int, *, gpu: bool) -> Memory:
+    """What the same training takes of the host's memory: all of it without a GPU, little with one."""
+    if gpu:
+        # A tensor at a time goes through, and its file is mapped.
+        return Memory({"process": PROCESS_BYTES["cuda"], "loading": min(2 * shape.parameters, 4 * GIB)})
+    parts = _training(shape, chosen, longest, "cpu")
+    held = _tokens(chosen, longest) * shape.layers * _bytes_of_layer(shape, chosen, longest)
+    return Memory({**parts, "heap": int(HEAP_SHARE * held), "process": PROCESS_BYTES["cpu"]})
+
+
+def export_memory(shape: ModelShape) -> int:
+    """What merging and verifying take of the host's memory at least: the model in 16 bits, twice read."""
+    return PROCESS_BYTES["cpu"] + 3 * shape.parameters
+
+
+def _training(shape: ModelShape, chosen: Mapping[str, Any], longest: int, device: str) -> dict[str, int]:
+    trainable = shape.trainable(chosen)
+    full = chosen.get("tuning", "lora") == "full"
+    # A whole model is trained in float32 where that fits, and else in what it is computed in.
+    learnt_in = int(chosen.get("learnt_in_bytes", 4)) if full else 4
+    copies = 0 if compute_bytes(chosen) == learnt_in else 2  # autocast's, of the weights that learn
+    return {
+        "weights": learnt_in * shape.parameters if full else weight_bytes(shape, chosen),
+        "adapter": 0 if full else 4 * trainable,
+        "gradients": learnt_in * trainable,
+        "optimizer": 2 * learnt_in * trainable,
+        "activations": int(activation_bytes(shape, chosen, longest) + copies * trainable),
+        "logits": _head_bytes(shape, chosen, longest, device),
+    }
+
+
+def weight_bytes(shape: ModelShape, chosen: Mapping[str, Any]) -> int:
+    """The frozen base, as it is loaded; what is no linear layer is never quantised."""
+    each = {4: NF4_BYTES, 8: INT8_BYTES, 16: compute_bytes(chosen)}[int(chosen["bits"])]
+    linear = shape.linear_parameters
+    largest = max((matrix.parameters for matrix in shape.linear), default=0)
+    unpacked = compute_bytes(chosen) * largest if chosen["bits"] != 16 else 0
+    return int(linear * each + (shape.parameters - linear) * compute_bytes(chosen) + unpacked)
+
+
+def activation_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> float:
+    """What the forward pass keeps for the backward pass, at the largest micro-batch.
+
+    With checkpointing, each layer's input, and one layer's worth while that is computed again.
+    """
+    tokens, layer = _tokens(chosen, longest), _bytes_of_layer(shape, chosen, longest)
+    if chosen["gradient_checkpointing"]:
+        return float(tokens * (shape.layers * compute_bytes(chosen) * shape.hidden + layer))
+    return float(tokens * shape.layers * layer)
+
+
+def compute_bytes(chosen: Mapping[str, Any]) -> int:
+    return 4 if chosen["compute_dtype"] in ("fp32", "float32") else 2
+
+
+def _tokens(chosen: Mapping[str, Any], longest: int) -> int:
+    conversations = 2 if chosen.get("method") in ("dpo", "orpo", "reward") else 1  # a pair is two
+    return int(chosen["batch_size"]) * _length(chosen, longest) * conversations
+
+
+def _length(chosen: Mapping[str, Any], longest: int) -> int:
+    """Of the longest sequence in a micro-batch, to which the others are padded."""
+    return int(chosen["max_length"] if chosen.get("packing") else min(longest, chosen["max_length"]))
+
+
+def _bytes_of_layer(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> float:
+    """What autograd keeps of one layer for one token.
+
+    In float32: both norms' inputs and outputs (4 hidden), queries, keys, values and what attention makes of
+    them (4 attention), the MLP's inner tensors, the adapters' inner ones, and the mask's row. Under autocast
+    the norms' inputs stay in float32, and each layer with an adapter has a copy of its input of its own.
+    """
+    hidden, attention = shape.hidden, shape.attention
+    inner = (4 if shape.gated else 2) * shape.intermediate
+    adapters = 7 * chosen["lora_rank"] if chosen.get("tuning", "lora") == "lora" else 0
+    mask = _length(chosen, longest)
+    if compute_bytes(chosen) == 4:
+        kept: float = 4 * (4 * hidden + 4 * attention + inner + adapters + mask)
+    else:
+        kept = 8 * hidden + 2 * (5 * hidden + 5 * attention + inner + adapters + mask)
+    if chosen.get("lora_dropout"):
+        kept += (compute_bytes(chosen) + 1) * (5 * hidden + attention + shape.intermediate)
+    if chosen.get("use_dora"):  # what each layer gives, before its magnitude and after
+        kept += 2 * compute_bytes(chosen) * sum(each.outputs for each in shape.linear) / shape.layers
+    return float(kept)
+
+
+def _head_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int, device: str) -> int:
+    tokens = _tokens(chosen, longest)
+    tile = min(tokens, HEAD_TOKENS)
+    used = min(HEAD_WIDTH, shape.vocabulary)
+    # The buffer is for a whole tile, and of the host's memory only what is written to counts.
+    buffer = tile * (HEAD_WIDTH if device == "cuda" else used) * compute_bytes(chosen)
+    return buffer + tile * used * 4 * HEAD_COPIES[device] + 4 * tokens * shape.hidden
+
+
+def quantized_bytes(parameters: int, quantization: str) -> int:
+    return int(parameters * QUANTIZED_BITS.get(quantization, OTHER_QUANTIZED_BITS) / 8)
+
+
+def disk_use(
+    shape: ModelShape, chosen: Mapping[str, Any], *, quantizations: Sequence[str], keep: int, rows_bytes: int
+) -> dict[str, int]:
+    """Bytes under the storage root from the first step through publishing, by what they are."""
+    trainable = shape.trainable(chosen)
+    return {
+        "rows": 2 * rows_bytes,
+        "checkpoints": CHECKPOINT_BYTES * trainable * (keep + 2),
+        "trained": min(4 * trainable, 2 * shape.parameters),  # a whole model is kept in 16 bits
+        "merged": 2 * shape.parameters,
+        "full_gguf": 2 * shape.parameters,
+        "quantizations": sum(quantized_bytes(shape.parameters, name) for name in quantizations),
+    }
+
+
+def cache_use(shape: ModelShape, *, quantizations: Sequence[str], downloaded: bool) -> dict[str, int]:
+    """Bytes in the cache: the base, unless it is here, and its own quantised files, to verify against."""
+    return {
+        "base": 0 if downloaded else 2 * shape.parameters,
+        "base_quantizations": sum(quantized_bytes(shape.parameters, name) for name in quantizations),
+    }

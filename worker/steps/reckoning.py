@@ -1,0 +1,329 @@
+"""What a fine-tune will take, reckoned before it starts.
+
+It goes by the rows as they were counted, the base's shape, what workers report of their machines, and what
+finished fine-tunes took.
+"""
+
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from db.errors import InvalidInput
+from db.params.fine_tune import FineTuneParams
+from training_data.durations import Duration, Finished, alike, correction, duration, own_error
+from training_data.fitting import HARMLESS, Fitting, Need, describe, refusal, size
+from training_data.footprint import cache_use, disk_use, export_memory
+from training_data.machines import Machine, read_machines
+from training_data.model_shape import ModelShape
+from training_data.presets import AUTO
+from worker.step import Step
+from worker.steps.tunings import BASE_SHARE, WHOLE_BYTES, WHOLE_SHARE
+
+DOES_NOT_FIT = "does_not_fit"
+SAMPLED_BYTES = 128 * 1024**2  # of a file of more than twice that, an estimate looks at so much
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What there is to train on.
+
+    Args:
+        rows, tokens: of one pass.
+        longest: tokens of the longest row, of those that are evaluated on too.
+        every: only every so manieth row was looked at; rows and tokens are times that.
+        row_bytes: of the files that they are in.
+    """
+
+    rows: int
+    tokens: int
+    longest: int
+    every: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Args:
+    chosen: the hyperparameters, with what `auto` settled on so that it fits.
+    told: all of it, as it is stored and shown.
+    """
+
+    chosen: dict[str, Any]
+    told: dict[str, Any]
+
+    def require_fit(self) -> None:
+        """Raises:
+        InvalidInput: it cannot fit.
+        """
+        refused = self.told["refusal"]
+        if refused is not None:
+            raise InvalidInput(refused["message"], param=refused["param"], code=refused["code"])
+
+
+def looked_at_every(step: Step) -> int:
+    """1 where all rows are counted; of huge files an estimate looks at every so manieth."""
+    every = max(1, sum(file.bytes for file in step.input.files.values()) // SAMPLED_BYTES)
+    if every > 1:
+        step.event(
+            f"The files are large: one row in {every} is counted, and the figures are times {every}.",
+            level="warn",
+            every=every,
+        )
+    return every
+
+
+def reckon(
+    step: Step,
+    params: FineTuneParams,
+    chosen: dict[str, Any],
+    shape: ModelShape,
+    counted: Counted,
+    *,
+    downloaded: bool = True,
+) -> Estimate:
+    """Estimate a fine-tune, and settle what is `auto` so that it fits, which is told.
+
+    Args:
+        chosen: its hyperparameters, resolved.
+        downloaded: whether the base's weights are here already.
+    """
+    finished = [job for row in step.input.finished if (job := _finished(row)) is not None]
+    machines = read_machines(step.input.machines)
+    known = machines or [Machine(socket.gethostname())]
+    fitting = Fitting(shape, counted.longest, {each: correction(finished, each) for each in known})
+    as_computed = {**chosen, **_computed(chosen, known, shape)}
+    settled = _settled(step, params, as_computed, fitting)
+    chosen, as_computed = {**chosen, **settled}, {**as_computed, **settled}
+    need = fitting.best(as_computed)
+    disk = _disk(step, params, as_computed, shape, counted, downloaded=downloaded)
+    takes = duration(
+        shape,
+        as_computed,
+        tokens=_trained_tokens(chosen, counted),
+        machine=need.machine,
+        threads=step.input.settings.threads,
+        finished=finished,
+    )
+    refused = _refusal(need, fitting, as_computed, disk, params)
+    told = {
+        "fits": refused is None and need.fits,
+        "refusal": refused,
+        "settled": settled,
+        "model": {"parameters": shape.parameters, "trainable_parameters": shape.trainable(chosen)},
+        "data": {
+            "rows": counted.rows,
+            "tokens_an_epoch": counted.tokens,
+            "longest": counted.longest,
+            "counted_every": counted.every,
+        },
+        "steps": chosen["total_steps"],
+        "hyperparameters": chosen,
+        "machine": {
+            "host": need.machine.host,
+            "device": need.machine.device,
+            "device_bytes": need.machine.device_bytes,
+            "ram_bytes": need.machine.ram_bytes,
+        },
+        "memory": _memory(need, shape),
+        "disk": disk,
+        "time": {"seconds": round(takes.total, 1), "steps": _rounded(takes.seconds), "jobs": takes.jobs},
+        "how": _how(counted, need, takes, finished, known_machines=bool(machines)),
+        "own_error": own_error(finished),
+        "foretold": {
+            "seconds": round(takes.total, 1),
+            "train_seconds": round(takes.seconds["train"], 1),
+            "arithmetic_bytes": (need.device or need.ram).total,
+            "peak_bytes": need.peak_bytes,
+        },
+    }
+    return Estimate(chosen, told)
+
+
+def tell(step: Step, estimate: Estimate) -> None:
+    """Say what a training is going to take."""
+    told = estimate.told
+    memory, machine = told["memory"], told["machine"]
+    peak = memory["device"] or memory["ram"]
+    where = machine["device"] or "the host's memory"
+    jobs = told["time"]["jobs"]
+    by = f"by {jobs} finished job{'s' * (jobs != 1)}" if jobs else "by arithmetic alone"
+    tight = not told["fits"] and told["refusal"] is None
+    step.event(
+        f"{told['model']['trainable_parameters']:,} weights will learn in {told['steps']} steps. Estimated: "
+        f"{told['time']['seconds']:.0f} s ({by}), {size(peak['bytes'])} of {where}, "
+        f"{size(told['disk']['bytes'])} of disk." + (" That is all there is, and may not be enough." * tight),
+        level="warn" if tight else "info",
+        estimate=told["foretold"],
+    )
+
+
+def _settled(step: Step, params: FineTuneParams, chosen: dict[str, Any], fitting: Fitting) -> dict[str, Any]:
+    """What is `auto` and changes nothing of the result, turned until it fits; empty if it fits, or cannot."""
+    before = fitting.best(chosen)
+    free = tuple(name for name in HARMLESS if getattr(params, name) == AUTO)
+    if params.gradient_accumulation_steps != AUTO:
+        free = tuple(name for name in free if name != "batch_size")
+    if before.fits or not free:
+        return {}
+    found = fitting.changes(chosen, free)
+    if not found:
+        return {}
+    settled = {**found[0], **({"bits": 4} if "bits" in found[0] else {})}  # 8 is the user's to ask for
+    now = fitting.best({**chosen, **settled})
+    step.event(
+        f"With batch_size {chosen['batch_size']} this training would take about {size(before.peak_bytes)} on "
+        f"{before.machine}: auto settles on {describe(settled)}, with which that is {size(now.peak_bytes)}.",
+        settled=settled,
+    )
+    return settled
+
+
+def _refusal(
+    need: Need, fitting: Fitting, chosen: dict[str, Any], disk: dict[str, Any], params: FineTuneParams
+) -> dict[str, Any] | None:
+    """Why it cannot fit, and which changes make it fit; None if it can."""
+    if need.cannot_fit:
+        changes = fitting.changes(chosen)
+        param = next(iter(changes[0])) if changes else "base_model"
+        message = refusal(need, changes)
+        return {"code": DOES_NOT_FIT, "message": message, "param": param, "changes": changes}
+    lacking = disk["bytes"] - disk["free_bytes"]
+    if lacking <= 0:
+        return None
+    less: dict[str, Any] = {}
+    if params.keep_checkpoints > 1:
+        less["keep_checkpoints"] = 1
+    if len(params.quantizations) > 1:
+        less["quantizations"] = params.quantizations[:1]
+    saved = disk["parts"]["checkpoints"] * (params.keep_checkpoints - 1) / (params.keep_checkpoints + 2)
+    saved += disk["parts"]["quantizations"] * (1 - 1 / len(params.quantizations))
+    enough = bool(less) and saved >= lacking
+    advice = f", or take {' and '.join(f'{name} {value}' for name, value in less.items())}" * enough
+    return {
+        "code": DOES_NOT_FIT,
+        "message": f"This job needs about {size(disk['bytes'])} of disk through its export, and "
+        f"{size(disk['free_bytes'])} are free: free {size(lacking)}, with `lathe gc` perhaps{advice}.",
+        "param": next(iter(less)) if enough else None,
+        "changes": [less] if enough else [],
+    }
+
+
+def _disk(
+    step: Step,
+    params: FineTuneParams,
+    chosen: Mapping[str, Any],
+    shape: ModelShape,
+    counted: Counted,
+    *,
+    downloaded: bool,
+) -> dict[str, Any]:
+    quantizations = [str(each) for each in params.quantizations]
+    parts = disk_use(
+        shape,
+        chosen,
+        quantizations=quantizations,
+        keep=params.keep_checkpoints,
+        rows_bytes=counted.row_bytes,
+    )
+    cache = cache_use(shape, quantizations=quantizations, downloaded=downloaded)
+    root = step.input.settings.cache_dir
+    while not root.exists():
+        root = root.parent
+    if root.stat().st_dev == step.input.folder.stat().st_dev:
+        parts |= cache
+    return {
+        "bytes": sum(parts.values()),
+        "free_bytes": shutil.disk_usage(step.input.folder).free,
+        "parts": parts,
+    }
+
+
+def _memory(need: Need, shape: ModelShape) -> dict[str, Any]:
+    device = None
+    if need.device is not None:
+        device = {"bytes": need.peak_bytes, "parts": dict(need.device.parts)}
+    return {
+        "device": device,
+        "ram": {"bytes": need.ram_bytes, "parts": dict(need.ram.parts)},
+        "after_training_ram_bytes": export_memory(shape),
+        "correction": round(need.correction, 3),
+    }
+
+
+def _how(
+    counted: Counted, need: Need, takes: Duration, finished: list[Finished], *, known_machines: bool
+) -> dict[str, str]:
+    """How each figure was reckoned, in words."""
+    like = len(alike(finished, need.machine))
+    by_jobs = f", times {need.correction:.2f}, what {like} finished jobs there came to" if like else ""
+    rows = "every row was turned into tokens as a training would"
+    if counted.every > 1:
+        rows = f"the files are large: one row in {counted.every} was turned into tokens"
+    time = f"by {takes.jobs} finished jobs like it on such a device, by operations a token"
+    if not takes.jobs:
+        time = "no job has finished on such a device yet: operations a token, at a guessed rate"
+    limits = "" if known_machines else " No live worker trains: what there is is not known."
+    return {
+        "trainable_parameters": "by the shapes of the base's tensors and the layers that get an adapter",
+        "tokens": f"{rows}.",
+        "steps": "rows by batch_size and gradient_accumulation_steps, times epochs; or max_steps.",
+        "memory": "weights, adapter, gradients, optimizer, what layers keep for the backward pass at the "
+        f"longest row, and the output layer's tile{by_jobs}.{limits}",
+        "disk": "rows, checkpoints, the merged model, the 16-bit GGUF, each quantization, and the base's own "
+        "to verify against.",
+        "time": f"{time}.",
+    }
+
+
+def _finished(row: dict[str, Any]) -> Finished | None:
+    """A finished job as its steps' results tell; None where it was not estimated."""
+    train, told = row["results"]["train"], row["results"]["prepare"].get("estimate")
+    if not told:
+        return None
+    return Finished(
+        device=row["device"],
+        parameters=told["model"]["parameters"],
+        hyperparameters=train["hyperparameters"],
+        tokens=int(train["trained_tokens"]),
+        tokens_per_second=float(train["tokens_per_second"]),
+        peak_bytes=int(train["peak_memory_bytes"]),
+        seconds=row["seconds"],
+        foretold=told["foretold"],
+    )
+
+
+def _trained_tokens(chosen: Mapping[str, Any], counted: Counted) -> float:
+    seen = chosen["total_steps"] * chosen["batch_size"] * chosen["gradient_accumulation_steps"]
+    if not chosen.get("max_steps"):
+        seen = min(seen, counted.rows * chosen["epochs"])
+    return float(counted.tokens / max(1, counted.rows) * seen)
+
+
+def _computed(chosen: Mapping[str, Any], machines: list[Machine], shape: ModelShape) -> dict[str, Any]:
+    """What the training will settle once it sees its device: dtypes, and the bits of the base."""
+    gpus = [each for each in machines if each.device is not None]
+    bfloat16 = chosen["compute_dtype"] in ("bf16", "bfloat16") and (gpus or "avx512_bf16" in _cpu_flags())
+    there = max(
+        (each.device_bytes or 0 if gpus else each.ram_bytes or 0 for each in gpus or machines), default=0
+    )
+    bits = chosen["bits"]
+    if bits == AUTO:
+        bits = 16 if gpus and 2 * shape.parameters <= BASE_SHARE * there else 4
+    whole = not there or WHOLE_BYTES * shape.parameters <= WHOLE_SHARE * there
+    return {
+        "compute_dtype": "bfloat16" if bfloat16 else "float32",
+        "bits": bits,
+        "learnt_in_bytes": 4 if whole or not bfloat16 else 2,
+    }
+
+
+def _cpu_flags() -> str:
+    return CPU_INFO.read_text() if CPU_INFO.exists() else ""
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in seconds.items()}

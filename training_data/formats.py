@@ -46,6 +46,7 @@ class DetectedFormat:
         ignored_columns: of the header, or of the first JSON object, what no row is made of.
     """
 
+    filename: str
     table: Table
     shape: Shape
     names: Mapping[str, str]
@@ -83,18 +84,11 @@ def check_file(
     detected = _detected(table, filename, reading, param)
     if method is not None:
         check_method(detected, method, filename, param=param)
-    checked = characters = 0
-    for row in RowReader(detected, reading, param=param):
-        checked += 1
+    characters = 0
+    for checked, row in enumerate(RowReader(detected, reading, param=param), start=1):
         characters += sum(len(message["content"]) for message in row.messages) + len(row.text or "")
         if checked >= CHECKED_ROWS or characters >= CHECKED_CHARACTERS:
             break
-    if checked == 0:
-        raise no_rows(filename, param)
-
-
-def no_rows(filename: str, param: str) -> InvalidInput:
-    return InvalidInput(f"{filename} has no rows: there is nothing to learn from.", param=param)
 
 
 def check_method(detected: DetectedFormat, method: str, filename: str, *, param: str = PARAM) -> None:
@@ -156,6 +150,7 @@ class RowReader:
 
     def __iter__(self) -> Iterator[Row]:
         wanted = None if self._keep_fields else list(self.detected.names.values())
+        record = None
         for record in read_table(self.detected.table, param=self._param, columns=wanted):
             try:
                 row = self._row(record)
@@ -165,6 +160,10 @@ class RowReader:
                 self._refused(record.line, error)
             else:
                 yield row
+        if record is None:
+            raise InvalidInput(
+                f"{self.detected.filename} has no rows: there is nothing to learn from.", param=self._param
+            )
 
     def _row(self, record: Record) -> Row:
         shape, names = self._shape_of(tuple(record.values), record.place)
@@ -234,7 +233,7 @@ def _detected(table: Table, filename: str, reading: Reading, param: str) -> Dete
         )
     names = _names(shape, present, columns, filename, param)
     ignored = tuple(name for name in columns if name not in names.values())
-    return DetectedFormat(table, shape, names, ignored)
+    return DetectedFormat(filename, table, shape, names, ignored)
 
 
 def _by_key(columns: Sequence[str], reading: Reading) -> dict[str, str]:
@@ -262,6 +261,8 @@ def _names(
 
 
 def _shown(columns: Sequence[str]) -> str:
+    if not columns:
+        return "no columns"
     shown = ", ".join(repr(name[:80]) for name in columns[:NAMES_SHOWN])
     more = f" and {len(columns) - NAMES_SHOWN} more" if len(columns) > NAMES_SHOWN else ""
     return f"the columns {shown}{more}"

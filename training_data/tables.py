@@ -101,8 +101,10 @@ def detect_table(
     if not start:
         raise InvalidInput(f"{filename} is empty.", param=param)
     if _is_document(start, filename):
-        _, first = next(json_rows(read_blocks(path, encoding, param), param), (1, {}))
-        return Table(path, "json", tuple(first), encoding)
+        first = next(json_rows(read_blocks(path, encoding, param), param), None)
+        if first is None:
+            raise InvalidInput(f"{filename} has no rows: its array is empty.", param=param)
+        return Table(path, "json", tuple(first[1]), encoding)
     with open_lines(path, encoding, param) as lines:
         number, line = next((n, line) for n, line in enumerate(lines, 1) if line.strip())
     if _is_json(line, filename):

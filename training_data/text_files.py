@@ -24,6 +24,7 @@ FALLBACK_ENCODING = "cp1252"  # what spreadsheets on Windows write
 # Russian or Chinese in an encoding of its own, which would be learnt as gibberish.
 MOST_HIGH_BYTES = 0.3
 SAMPLE_BYTES = 4096
+SURE_LETTERS = 8
 BLOCK_CHARACTERS = 256 * 1024
 PACKED = (
     (b"PK\x03\x04", "a ZIP archive or a spreadsheet: export it as CSV first"),
@@ -42,7 +43,8 @@ def refuse_binary(head: bytes, filename: str, param: str) -> None:
     if wide or b"\x00" not in head:
         return
     start = head[:2000]
-    if max(start[0::2].count(0), start[1::2].count(0)) > len(start) / 4:
+    by_turns = start[0::2].count(0), start[1::2].count(0)
+    if max(by_turns) > len(start) / 4 and min(by_turns) < max(by_turns) / 10:
         raise InvalidInput(
             f"{filename} looks like UTF-16 without the mark that says so: save it as UTF-8.", param=param
         )
@@ -72,40 +74,49 @@ def detect_encoding(path: Path, head: bytes, filename: str, *, whole: bool, para
             found = _first_that_is_not_utf8(iter(lambda: file.read(HEAD_BYTES), None))
     if found is None:
         return "utf-8"
-    line, mixed, around = found
-    if mixed:
+    line, letters, around = found
+    is_dense = sum(byte >= 0x80 for byte in around) > MOST_HIGH_BYTES * len(around)
+    # A few letters may come out of another encoding by chance.
+    if letters >= (SURE_LETTERS if is_dense else 1):
         raise InvalidInput(
             f"Line {line} of {filename} is not UTF-8, though what comes before it is: the file mixes "
             "encodings, or is cut off. Save all of it as UTF-8.",
             param=param,
         )
-    if sum(byte >= 0x80 for byte in around) > MOST_HIGH_BYTES * len(around):
+    if is_dense:
         raise InvalidInput(
             f"Line {line} of {filename} is neither UTF-8 nor Windows-1252: save it as UTF-8.", param=param
         )
     return FALLBACK_ENCODING
 
 
-def _first_that_is_not_utf8(blocks: Iterable[bytes]) -> tuple[int, bool, bytes] | None:
-    """The line, whether what comes before holds letters beyond ASCII, and the bytes around it.
+def _first_that_is_not_utf8(blocks: Iterable[bytes]) -> tuple[int, int, bytes] | None:
+    """The line, how many letters beyond ASCII come before (or enough of them), and the bytes around it.
 
     Args:
         blocks: an empty one is the end; without it, the last one may end inside a character.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    line, wide = 1, False
+    line, letters, tail = 1, 0, b""
     for block in blocks:
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             before = error.object[: error.start]
-            around = error.object[max(0, error.start - SAMPLE_BYTES) : error.start + SAMPLE_BYTES]
-            return line + before.count(b"\n"), wide or not before.isascii(), around
+            at = len(tail) + error.start
+            around = (tail + error.object)[max(0, at - SAMPLE_BYTES) : at + SAMPLE_BYTES]
+            return line + before.count(b"\n"), letters + _beyond_ascii(before.decode()), around
         if not block:
             return None
         line += block.count(b"\n")
-        wide = wide or not text.isascii()
+        tail = block[-SAMPLE_BYTES:]
+        if letters < SURE_LETTERS:
+            letters += _beyond_ascii(text)
     return None
+
+
+def _beyond_ascii(text: str) -> int:
+    return 0 if text.isascii() else sum(character > "\x7f" for character in text)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import FAQ
+from tests.training_data.broken_files import Broken, broken_files
 
 
 def upload(api: httpx.Client, content: bytes = FAQ, name: str = "faq.csv") -> str:
@@ -61,6 +62,20 @@ class TestInspect:
         assert answer.status_code == 400
         assert error["param"].startswith(param)
         assert words in error["message"]
+
+    @pytest.mark.parametrize("broken", broken_files()[::40], ids=lambda broken: broken.name)
+    def test_queues_nothing_for_a_file_that_is_broken(self, api: httpx.Client, broken: Broken) -> None:
+        sent = api.post(
+            "/v1/files",
+            files={"file": (broken.filename, broken.content)},
+            data={"purpose": "fine-tune"},
+        )
+        if sent.status_code != 200:  # an empty one is not even taken
+            assert sent.json()["error"]["param"] == "file"
+            return
+        answer = inspect(api, {"training_file": sent.json()["id"]})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == "training_file"
 
     def test_waits_for_a_minute_at_most(self, api: httpx.Client) -> None:
         answer = inspect(api, {"training_file": upload(api)}, wait=61)

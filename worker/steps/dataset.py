@@ -18,7 +18,7 @@ from db.params.data import DataParams
 from training_data.census import Census
 from training_data.chat_templates import Chat, ChatTemplateError, merge_system_turn
 from training_data.duplicates import asked, said
-from training_data.formats import DetectedFormat, Reading, RowReader, check_method, detect_format, no_rows
+from training_data.formats import DetectedFormat, Reading, RowReader, check_method, detect_format
 from training_data.rows import Row, line_of
 from training_data.shapes import method_for
 from training_data.snapshots import Snapshot
@@ -275,8 +275,6 @@ class _Reader:
                 if source.rows % PROGRESS_EVERY_ROWS == 0:
                     self.step.event(f"Read {source.rows:,} rows.", rows=source.rows)
         wrong.raise_any()
-        if not source.rows:
-            raise no_rows(given.name, given.param)
         _tell_unused(self.step, rows.unused - self.used)
         prompts.tell(self.step)
 

@@ -9,6 +9,7 @@ import pytest
 
 from db.errors import InvalidInput, InvalidLines
 from db.params.fine_tune import FineTuneParams
+from tests.training_data.broken_files import Broken, broken_files
 from worker.steps import prepare
 
 PARAMS = {"base_model": "micro", "name": "x"}
@@ -156,10 +157,13 @@ class TestProblems:
             prepared({"file-1": path})
         assert [problem["line"] for problem in caught.value.problems] == [2, 4]
 
-    def test_no_training_begins(self, prepared, tmp_path, steps) -> None:
-        path = write(tmp_path / "a.jsonl", [("a?", "A."), ("", "B.")])
-        with pytest.raises(InvalidLines):
+    @pytest.mark.parametrize("broken", broken_files()[::12], ids=lambda broken: broken.name)
+    def test_nothing_is_left_to_be_trained_on(self, prepared, tmp_path, steps, broken: Broken) -> None:
+        path = tmp_path / broken.filename
+        path.write_bytes(broken.content)
+        with pytest.raises(InvalidInput) as caught:
             prepared({"file-1": path})
+        assert caught.value.param == "training_file"
         assert not (steps.folder / "train.jsonl").exists()
 
 

@@ -19,7 +19,7 @@ from worker.steps.read_parts import files_read, read_parts, tell_cut
 from worker.steps.runtime import prepare_runtime
 
 PERCENTILES = (1, 5, 25, 50, 75, 90, 95, 99)
-BARS = 20
+BARS = 12
 SHOWN_CHARACTERS = 20_000  # of one conversation; a database row is no place for a book
 SIDES = ("chosen", "rejected")
 

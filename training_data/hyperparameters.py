@@ -6,6 +6,7 @@ arXiv:2305.14314; Biderman et al. 2024, arXiv:2405.09673 for all linear layers a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +49,10 @@ SIZES = (
 # Rows up to which so many epochs are run; the fewer the rows, the more often each is seen.
 EPOCHS_BY_ROWS = ((100, 8), (500, 4), (20_000, 3), (100_000, 2), (math.inf, 1))
 BY_HEART_EPOCHS_BY_ROWS = ((50, 60), (200, 40), (1_000, 20), (10_000, 5), (math.inf, 2))
+# Up to four passes over text are nearly as good as text that is new (Muennighoff et al. 2023,
+# arXiv:2305.16264).
+TEXT_EPOCHS_BY_SEQUENCES = ((1_000, 4), (10_000, 2), (math.inf, 1))
+TEXT_LENGTH = 2048  # tokens of a sequence of plain text, as far as the model was made for so many
 SMALL_MODEL = 2e9  # parameters; below it, few rows are seen twice as often
 CHECKPOINTING_FROM = 1e9  # parameters; below it, memory is not what is short
 EVALUATIONS = 10  # a run
@@ -64,7 +69,7 @@ MAX_LENGTH_CAP = 4096  # tokens; longer rows are cut unless the request says oth
 
 
 def resolve(
-    params: dict[str, Any], *, parameters: int, rows: int, longest: int, context_length: int
+    params: dict[str, Any], *, parameters: int, rows: int, longest: int, context_length: int, tokens: int = 0
 ) -> dict[str, Any]:
     """Replace every `auto` of a fine-tune's params.
 
@@ -74,6 +79,7 @@ def resolve(
         rows: that are trained on.
         longest: tokens of the longest row.
         context_length: tokens the base model was made for.
+        tokens: of all rows, for plain text, which is not learnt by its rows but in sequences that are full.
 
     Returns:
         every hyperparameter by the name of its param, and those that have none: lr_scheduler,
@@ -87,13 +93,18 @@ def resolve(
     names = _NAMES - {*ADAPTER_FIELDS} if params["tuning"] == FULL else _NAMES
     given = {name: params[name] for name in params if params[name] != AUTO and name in names}
     chosen = {**of_preset(params), **given}
+    is_text = params["method"] == "pretraining"
+    if is_text:
+        longest = chosen.setdefault("max_length", min(context_length, TEXT_LENGTH))
+        rows = max(1, math.ceil((tokens - 1) / (longest - 1)))
+        chosen["assistant_only_loss"] = False
     max_length = chosen.setdefault("max_length", enough_for(longest, context_length))
     batch, accumulation = _batches(chosen, size, rows, min(longest, max_length))
     chosen |= {"batch_size": batch, "gradient_accumulation_steps": accumulation}
     chosen["effective_batch_size"] = batch * accumulation
     chosen.setdefault("learning_rate", size.learning_rate * chosen.get("learning_rate_multiplier", 1.0))
     chosen["learning_rate_multiplier"] = chosen["learning_rate"] / size.learning_rate
-    chosen.setdefault("epochs", _epochs(size, rows) * epochs_times(params))
+    chosen.setdefault("epochs", _epochs(size, rows, is_text=is_text) * epochs_times(params))
     defaults = {
         **(_of_adapter(chosen, size) if params["tuning"] != FULL else {"bits": 16}),
         "packing": False,  # it pays only where attention knows where rows end; grouping by length is as good
@@ -215,9 +226,11 @@ def _batches(chosen: dict[str, Any], size: SizeRow, rows: int, longest: int) -> 
     return batch, accumulation
 
 
-def _epochs(size: SizeRow, rows: int) -> float:
-    table = BY_HEART_EPOCHS_BY_ROWS if size.by_heart else EPOCHS_BY_ROWS
+def _epochs(size: SizeRow, rows: int, *, is_text: bool) -> float:
+    table: Sequence[tuple[float, float]] = BY_HEART_EPOCHS_BY_ROWS if size.by_heart else EPOCHS_BY_ROWS
+    if is_text:
+        table = TEXT_EPOCHS_BY_SEQUENCES
     epochs = next(epochs for limit, epochs in table if rows <= limit)
-    if not size.by_heart and size.up_to <= SMALL_MODEL and rows <= 500:
+    if not is_text and not size.by_heart and size.up_to <= SMALL_MODEL and rows <= 500:
         epochs *= 2
     return float(epochs)

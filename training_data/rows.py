@@ -19,6 +19,7 @@ class Row:
         rejected: of a preference pair, the answer that is less good than the conversation's last.
         label: of a judgement, whether the conversation's last answer is good.
         text: of plain text, all of it.
+        continues: of plain text, whether the next row goes on with the same document.
         fields: the other columns, where they are kept: reward functions are given them.
         place: as an error names it: `Line 3`.
     """
@@ -28,6 +29,7 @@ class Row:
     rejected: str | None = None
     label: bool | None = None
     text: str | None = None
+    continues: bool = False
     fields: dict[str, Any] = field(default_factory=dict, compare=False)
     place: str = field(default="", compare=False)
 
@@ -46,7 +48,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 def line_of(row: Row) -> str:
     """A prepared row as a line: its messages, and of what else there is that which is there."""
     kept: dict[str, Any] = {"messages": row.messages, "rejected": row.rejected, "label": row.label}
-    kept |= {"text": row.text, "fields": row.fields or None}
+    kept |= {"text": row.text, "continues": row.continues or None, "fields": row.fields or None}
     return (
         json.dumps({key: value for key, value in kept.items() if value is not None}, ensure_ascii=False)
         + "\n"

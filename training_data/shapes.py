@@ -103,7 +103,11 @@ def _conversation(key: str) -> Callable[[Fields], Row]:
 def _text(fields: Fields) -> Row:
     value = fields.value("text")
     fields.text("text")
-    return fields.row([], text=value)  # as it is: spaces at its ends are learnt too
+    continues = fields.value("continues") if fields.has("continues") else False
+    if continues not in (True, False, "true", "false", "", None):
+        raise fields.refuse("continues must be true or false: whether the next row goes on with this text.")
+    # As it is: spaces at its ends are learnt too.
+    return fields.row([], text=value, continues=continues in (True, "true"))
 
 
 def _prompt(fields: Fields) -> Row:
@@ -125,7 +129,7 @@ SHAPES = (
     Shape(
         "prompt_completion", ("prompt", "completion", "system?"), "answers", _pair_of("prompt", "completion")
     ),
-    Shape("text", ("text",), "text", _text),
+    Shape("text", ("text", "continues?"), "text", _text),
     Shape("prompt", ("prompt", "system?"), "prompts", _prompt),
 )
 BY_NAME = {shape.name: shape for shape in SHAPES}

@@ -23,9 +23,12 @@ from training_data.text_files import (
     refuse_binary,
 )
 
-TableKind = Literal["csv", "jsonl", "json", "parquet"]
+TableKind = Literal["csv", "jsonl", "json", "parquet", "text"]
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 TEXT_ENDINGS = (".csv", ".tsv", ".tab")
+PLAIN_ENDINGS = (".txt", ".md", ".markdown")
+PLAIN_COLUMNS = ("text", "continues")
+PASSAGE_CHARACTERS = 2000  # of plain text, at the least: what is held out is whole passages
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Table:
     @property
     def counted(self) -> str:
         """What its records are counted by."""
-        return "line" if self.kind in ("csv", "jsonl") else "row"
+        return "line" if self.kind in ("csv", "jsonl", "text") else "row"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def detect_table(
         return Table(path, "json", tuple(first[1]), encoding)
     with open_lines(path, encoding, param) as lines:
         number, line = next((n, line) for n, line in enumerate(lines, 1) if line.strip())
+    if is_header is not None and _is_plain(line, filename, is_header):
+        return Table(path, "text", PLAIN_COLUMNS, encoding)
     if _is_json(line, filename):
         return Table(path, "jsonl", tuple(load_json(line, number, param)), encoding)
     return _detect_csv(path, line, encoding, filename=filename, param=param, is_header=is_header)
@@ -130,7 +135,10 @@ def read_table(table: Table, *, param: str, columns: Sequence[str] | None = None
             yield Record(row, values, f"Row {row} (line {line})")
         return
     with open_lines(table.path, table.encoding, param) as lines:
-        read = _csv_records(lines, table, param) if table.kind == "csv" else jsonl_rows(lines, param)
+        if table.kind == "text":
+            read = _passages(lines)
+        else:
+            read = _csv_records(lines, table, param) if table.kind == "csv" else jsonl_rows(lines, param)
         for line, values in read:
             yield Record(line, values, f"Line {line}")
 
@@ -139,6 +147,26 @@ def _is_json(line: str, filename: str) -> bool:
     if filename.lower().endswith(JSON_ENDINGS):
         return True
     return not filename.lower().endswith(TEXT_ENDINGS) and line.lstrip().startswith(("{", "["))
+
+
+def _is_plain(line: str, filename: str, is_header: Callable[[Sequence[str]], bool]) -> bool:
+    """Whether it is text by its name, and no rows that only bear such a name."""
+    if not filename.lower().endswith(PLAIN_ENDINGS) or line.lstrip().startswith(("{", "[")):
+        return False
+    return not any(is_header(header_names(line, delimiter)) for delimiter in DELIMITERS)
+
+
+def _passages(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One document in passages that end with a blank line, or the file; together they are the whole of it."""
+    begins, held, size = 1, list[str](), 0
+    for number, line in enumerate(lines, start=1):
+        if size >= PASSAGE_CHARACTERS and not held[-1].strip() and line.strip():
+            yield begins, {"text": "".join(held), "continues": True}
+            begins, held, size = number, [], 0
+        held.append(line)
+        size += len(line)
+    if "".join(held).strip():
+        yield begins, {"text": "".join(held), "continues": False}
 
 
 def _is_document(start: str, filename: str) -> bool:

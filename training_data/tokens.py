@@ -73,16 +73,23 @@ class ChatTokenizer:
             mask[position] = end > span[0] and start >= span[0]
         return EncodedChat(encoding.ids, mask, rendered.text, encoding.offsets)
 
-    def encode_document(self, text: str) -> EncodedChat:
-        """Encode a text that is learnt as it is, with the token that ends it, where there is one."""
+    def encode_document(self, text: str, *, ends: bool = True) -> EncodedChat:
+        """Encode a text that is learnt as it is; if it `ends`, with the token that says so."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         name = self.special_tokens.get("eos_token", "")
         end = self.tokenizer.token_to_id(name)
-        if end is None:
+        if end is None or not ends:
             return EncodedChat(encoding.ids, [True] * len(encoding.ids), text, encoding.offsets)
         ids = [*encoding.ids, end]
         offsets = [*encoding.offsets, (len(text), len(text) + len(name))]
         return EncodedChat(ids, [True] * len(ids), text + name, offsets)
+
+    @property
+    def begins_with(self) -> int | None:
+        """The token that the tokenizer itself writes before each text, where it is one that does."""
+        name = self.special_tokens.get("bos_token", "")
+        written = self.tokenizer.encode("", add_special_tokens=True).ids
+        return written[0] if written and written[0] == self.tokenizer.token_to_id(name) else None
 
     def encode_prompt(self, messages: Chat) -> list[int]:
         """Encode what the model reads before it answers."""
@@ -119,7 +126,7 @@ def encode_row(row: Row, tokenizer: ChatTokenizer) -> list[EncodedChat]:
         ChatTemplateError: the template refuses the messages.
     """
     if row.text is not None:
-        return [tokenizer.encode_document(row.text)]
+        return [tokenizer.encode_document(row.text, ends=not row.continues)]
     if row.is_prompt:
         text = tokenizer.template.render(row.messages, add_generation_prompt=True)
         encoding = tokenizer.tokenizer.encode(text, add_special_tokens=False)

@@ -26,9 +26,10 @@ class FineTuneParams(DataParams):
         description="Another name that it answers to, such as the one that it had elsewhere: ft:gpt-…",
     )
 
-    method: Literal["supervised", "dpo"] = Field(
+    method: Literal["supervised", "dpo", "pretraining"] = Field(
         default="supervised",
-        description="supervised: learns answers. dpo: learns which of two answers is preferred.",
+        description="supervised: learns answers. dpo: learns which of two answers is preferred. pretraining: "
+        "learns plain text, each token of it.",
     )
     beta: Annotated[float, Field(gt=0, le=2)] | Auto = Field(
         default="auto", description="Of dpo: how much it costs to move away from the base model."
@@ -148,6 +149,13 @@ class FineTuneParams(DataParams):
 
     @model_validator(mode="after")
     def _fits_method(self) -> "FineTuneParams":
+        if self.method == "pretraining":
+            for name in ("packing", "system_prompt", "has_system_prompt"):
+                if getattr(self, name) not in ("auto", False, None):
+                    raise ValueError(
+                        f"{name} means nothing to pretraining, which learns plain text in sequences that are "
+                        "full already: leave it out"
+                    )
         if self.method != "dpo":
             if self.beta != "auto":
                 raise ValueError('beta is of the method "dpo": leave it out, or give that')

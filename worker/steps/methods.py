@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training_data.rows import read_conversations
-from training_data.tokens import ChatTokenizer, EncodedChat
+from training_data.rows import read_conversations, read_prepared
+from training_data.tokens import ChatTokenizer, EncodedChat, encode_row
 
 # Ids by name, int32: lists of Python's take eight times more.
 TokenRow = dict[str, "array[int]"]
@@ -22,17 +22,51 @@ LENGTH = "length"
 @dataclass(frozen=True)
 class Method:
     """Args:
-    encode: a row as its trainer takes it; None where nothing would be left to learn from.
+    rows: the prepared rows of a file as its trainer takes them; None where nothing is left to learn from.
     trainer, config: trl's, with what is the method's own in the config; both import torch.
     """
 
-    encode: Callable[[list[EncodedChat], dict[str, Any]], TokenRow | None]
+    rows: Callable[[Path, ChatTokenizer, dict[str, Any]], Iterator[TokenRow | None]]
     trainer: Callable[..., Any]
     config: Callable[..., Any]
 
-    def rows(self, path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:
+
+def each_row(
+    encode: Callable[[list[EncodedChat], dict[str, Any]], TokenRow | None],
+) -> Callable[[Path, ChatTokenizer, dict[str, Any]], Iterator[TokenRow | None]]:
+    """Rows that are learnt each for itself."""
+
+    def rows(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:
         for chats in read_conversations(path):
-            yield self.encode([tokenizer.encode_chat(chat) for chat in chats], chosen)
+            yield encode([tokenizer.encode_chat(chat) for chat in chats], chosen)
+
+    return rows
+
+
+def full_sequences(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:
+    """Documents one after the other, in sequences of max_length, of which only the last is shorter.
+
+    Each begins with the last token of the one before: so that every token is predicted from another exactly
+    once, but the very first.
+    """
+    stream = array("i")
+    length, begins = chosen["max_length"], True
+    for row in read_prepared(path):
+        if begins and tokenizer.begins_with is not None:
+            stream.append(tokenizer.begins_with)
+        [document] = encode_row(row, tokenizer)
+        stream.extend(document.ids)
+        begins = not row.continues
+        start = 0
+        while len(stream) - start > length:
+            yield _learnt_whole(stream[start : start + length])
+            start += length - 1
+        del stream[:start]
+    yield _learnt_whole(stream) if len(stream) > 1 else None
+
+
+def _learnt_whole(ids: "array[int]") -> TokenRow:
+    return {"input_ids": ids, "labels": ids}
 
 
 def labelled(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | None:
@@ -116,6 +150,7 @@ def _preference_config(chosen: dict[str, Any], **settings: Any) -> Any:
 
 
 METHODS = {
-    "supervised": Method(labelled, _supervised_trainer, _supervised_config),
-    "dpo": Method(paired, _preference_trainer, _preference_config),
+    "pretraining": Method(full_sequences, _supervised_trainer, _supervised_config),
+    "supervised": Method(each_row(labelled), _supervised_trainer, _supervised_config),
+    "dpo": Method(each_row(paired), _preference_trainer, _preference_config),
 }

@@ -73,6 +73,7 @@ def prepare_rows(
         rows=parts.counts()["train"] * every,
         longest=max(parts.dataset.longest),
         context_length=context_length(base),
+        tokens=parts.train_tokens(),
     )
     said = told(params.model_dump(mode="json"), chosen)
     if said is not None:

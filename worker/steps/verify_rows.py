@@ -18,6 +18,7 @@ from worker.steps.teacher_forcing import ForcedRow
 MAX_ROWS = 16
 MAX_TOKENS_OF_A_ROW = 32
 RowT = TypeVar("RowT")
+PIECE_CHARACTERS = 200
 SPLITS = ("test", "validation", "train")  # held-out rows first
 
 
@@ -49,7 +50,22 @@ def _read(path: Path) -> list[list[dict[str, Any]]]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line)["messages"] for line in file if line.strip()]
+        rows = [json.loads(line) for line in file if line.strip()]
+    return [
+        chat for row in rows for chat in (_chats_of_text(row["text"]) if "text" in row else [row["messages"]])
+    ]
+
+
+def _chats_of_text(text: str) -> list[list[dict[str, Any]]]:
+    """Conversations made of plain text: a sentence and the next one, or two pieces of what has none."""
+    chats = list(chats_from([text], random.Random(0)))  # noqa: S311 - the same ones each time
+    middle = min(len(text) // 2, PIECE_CHARACTERS)
+    halves = text[:middle].strip(), text[middle : 2 * middle].strip()
+    if chats or not all(halves):
+        return chats
+    return [
+        [{"role": role, "content": said} for role, said in zip(("user", "assistant"), halves, strict=True)]
+    ]
 
 
 def spread(rows: Sequence[RowT], most: int) -> list[RowT]:

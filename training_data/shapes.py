@@ -103,11 +103,12 @@ def _conversation(key: str) -> Callable[[Fields], Row]:
 def _text(fields: Fields) -> Row:
     value = fields.value("text")
     fields.text("text")
-    continues = fields.value("continues") if fields.has("continues") else False
-    if continues not in (True, False, "true", "false", "", None):
+    # In a CSV all is text.
+    continues = str(fields.value("continues")).lower() if fields.has("continues") else "false"
+    if continues not in ("true", "false"):
         raise fields.refuse("continues must be true or false: whether the next row goes on with this text.")
     # As it is: spaces at its ends are learnt too.
-    return fields.row([], text=value, continues=continues in (True, "true"))
+    return fields.row([], text=value, continues=continues == "true")
 
 
 def _prompt(fields: Fields) -> Row:

@@ -16,6 +16,7 @@ Format = Literal[
 ColumnKey = Literal[
     "messages", "conversations", "instruction", "input", "output", "history", "question", "answer", "prompt",
     "completion", "system", "chosen", "rejected", "preferred_output", "non_preferred_output", "label", "text",
+    "continues",
 ]  # fmt: skip
 Columns = dict[ColumnKey, Annotated[str, StringConstraints(min_length=1, max_length=200)]]
 

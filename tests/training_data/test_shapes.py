@@ -41,7 +41,10 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Row]] = {
         Row(1, [USER, SHE], "He."),
     ),
     "kto": ({"prompt": "Who?", "completion": "He.", "label": False}, Row(1, [USER, HE], label=False)),
-    "text": ({"text": " It was she.\n"}, Row(1, [], text=" It was she.\n")),
+    "text": (
+        {"text": " It was she.\n", "continues": True},
+        Row(1, [], text=" It was she.\n", continues=True),
+    ),
     "prompt": ({"prompt": "Who?"}, Row(1, [USER])),
 }
 

@@ -9,7 +9,7 @@ import pytest
 from db.errors import InvalidInput
 from training_data.tokens import ChatTokenizer
 from worker.steps import inspect_data, prepare
-from worker.steps.methods import METHODS
+from worker.steps.methods import labelled
 
 ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln.") for n in range(10)]
 LONG = ("Long?", "clay " * 200)
@@ -96,7 +96,7 @@ class TestSamples:
             chat = tokenizer.encode_chat(
                 [{"role": "user", "content": question}, {"role": "assistant", "content": answer.strip()}]
             )
-            row = METHODS["supervised"].encode([chat], {"max_length": 64, "assistant_only_loss": True})
+            row = labelled([chat], {"max_length": 64, "assistant_only_loss": True})
             assert row is not None
             learnt = [i for i, label in enumerate(row["labels"]) if label != -100]
             assert conversation["learnt_tokens"] == len(learnt)

@@ -88,9 +88,12 @@ class NextToken:
 
 @dataclass(frozen=True)
 class Completion:
+    """An answer; `seconds` is what making its tokens took the server, without the reading of the prompt."""
+
     text: str
     tokens: list[int]
     stopped_by_itself: bool
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,9 @@ class LlamaServer:
         """Answer greedily."""
         body = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "return_tokens": True}
         answer = self._post("/completion", body)
-        return Completion(answer["content"], answer["tokens"], answer["stop_type"] in ENDED)
+        with understood("/completion"):
+            seconds = float(answer["timings"]["predicted_ms"]) / 1000
+            return Completion(answer["content"], answer["tokens"], answer["stop_type"] in ENDED, seconds)
 
     def greedy(self, prompt: list[int], *, max_tokens: int) -> GreedyAnswer:
         """Answer greedily, from an empty cache, with how far ahead of the second each token was."""

@@ -1,6 +1,5 @@
 """What is measured on held-out rows: how likely their answers are, and how near what is answered comes."""
 
-import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,14 +9,13 @@ from serving.openai_compatible import LlamaServer
 from worker.step import Step
 from worker.steps.answer_scores import ROUGE, is_exact, rouge
 from worker.steps.evaluation_rows import EvaluationRow, EvaluationRows
-from worker.steps.teacher_forcing import SLOTS, TOP, ForcedRow, answer_logits
+from worker.steps.teacher_forcing import SLOTS, TOP, ForcedRow, answer_logits, perplexity
 from worker.steps.trained_weights import trained_weights
 
 if TYPE_CHECKING:
     import torch
 
 JSON = dict[str, Any]
-LARGEST_PERPLEXITY = 1e30  # of numbers that a JSON document can hold
 
 
 def loss_of_weights(step: Step, model_folder: Path, rows: EvaluationRows) -> JSON:
@@ -68,8 +66,7 @@ def _told(server: LlamaServer, row: ForcedRow) -> list[float | None]:
 def _loss(log_probabilities: Iterable[float]) -> JSON:
     found = list(log_probabilities)
     loss = -sum(found) / max(1, len(found))
-    perplexity = math.exp(loss) if loss < math.log(LARGEST_PERPLEXITY) else LARGEST_PERPLEXITY
-    return {"loss": loss, "perplexity": perplexity, "tokens": len(found)}
+    return {"loss": loss, "perplexity": perplexity(found), "tokens": len(found)}
 
 
 def score_answers(

@@ -7,6 +7,7 @@ misses only how the rest is spread.
 """
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TOP = 64  # candidates asked of the server
 SLOTS = 4  # rows in flight
 SMALLEST_PROBABILITY = 1e-9
+LARGEST_PERPLEXITY = 1e30  # of numbers that a JSON document can hold
 # Where the weights hold a second token for nearly as good as the first, which of them comes out is a coin
 # that every rounding tosses. A position counts for top-1 agreement when the first is ahead by this much
 # (odds of 1.6 to 1). Measured on unseen text with a model of 4 M parameters: Q4_K_M, at a KL of 0.002, agreed
@@ -65,6 +67,8 @@ class Difference:
         kl: KL(weights || served) in nats, over all.
         tokens: positions compared.
         decided: positions at which the weights prefer their first token clearly.
+        perplexity: of the row's own tokens, to what is served.
+        perplexity_weights: of the same to the weights.
     """
 
     top1_agreement: float
@@ -72,6 +76,22 @@ class Difference:
     kl: float
     tokens: int
     decided: int
+    perplexity: float
+    perplexity_weights: float
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a server tells of one position.
+
+    Args:
+        token: the row's own.
+        log_probability: its, in nats; None: the server does not tell.
+    """
+
+    expected: NextToken
+    token: int
+    log_probability: float | None
 
 
 def reference_of(step: Step, model: Any, rows: list[ForcedRow]) -> Reference:
@@ -106,30 +126,55 @@ def answer_logits(model: Any, row: ForcedRow) -> "torch.Tensor":
 
 def compare(step: Step, server: LlamaServer, rows: list[ForcedRow], reference: Reference) -> Difference:
     """Ask the server about every position and hold its answers against the reference."""
-    served: list[NextToken] = []
+    served: list[Told] = []
     total = sum(len(row.positions) for row in rows)
     with ThreadPoolExecutor(SLOTS) as pool:
         # A row stays on one thread, so that the server finds its beginning in the slot's cache.
-        answers = pool.map(lambda row: [server.next_token(row.ids[:p], top=TOP) for p in row.positions], rows)
-        for answer in answers:
+        for answer in pool.map(lambda row: [_ask(server, row.ids, p) for p in row.positions], rows):
             served += answer
             step.progress(len(served), total, unit="tokens")
     return difference_of([row for rows_ in reference.log_probabilities for row in rows_], served)
 
 
-def difference_of(expected: "list[torch.Tensor]", served: list[NextToken]) -> Difference:
+def _ask(server: LlamaServer, ids: list[int], position: int) -> Told:
+    before, token = ids[:position], ids[position]
+    expected = server.next_token(before, top=TOP)
+    likely = dict(expected.candidates).get(token)
+    if likely is None:
+        likely = server.log_probability(before, token, top=TOP)
+    return Told(expected, token, likely)
+
+
+def difference_of(expected: "list[torch.Tensor]", served: list[Told]) -> Difference:
     """Sum up position by position; `expected` are log probabilities (vocab,)."""
     agreed: list[bool] = []
     decided: list[bool] = []
+    own: list[tuple[float, float]] = []  # how likely the row's own token is: to the server, to the weights
     kl = 0.0
-    for weights, server in zip(expected, served, strict=True):
+    for weights, told in zip(expected, served, strict=True):
         first, second = weights.topk(2).values.tolist()
-        agreed.append(server.best == int(weights.argmax()))
+        agreed.append(told.expected.best == int(weights.argmax()))
         decided.append(first - second >= DECIDED_NATS)
-        kl += divergence(weights, server)
+        kl += divergence(weights, told.expected)
+        if told.log_probability is not None:
+            own.append((told.log_probability, float(weights[told.token])))
     clear = [agrees for agrees, is_clear in zip(agreed, decided, strict=True) if is_clear] or agreed
     total = len(agreed)
-    return Difference(sum(clear) / len(clear), sum(agreed) / total, kl / total, total, sum(decided))
+    return Difference(
+        top1_agreement=sum(clear) / len(clear),
+        top1_agreement_all=sum(agreed) / total,
+        kl=kl / total,
+        tokens=total,
+        decided=sum(decided),
+        perplexity=perplexity([served for served, _ in own]),
+        perplexity_weights=perplexity([weights for _, weights in own]),
+    )
+
+
+def perplexity(log_probabilities: Sequence[float]) -> float:
+    """The exponential of the mean negative log likelihood (nats), as far as JSON can write it."""
+    loss = -sum(log_probabilities) / max(1, len(log_probabilities))
+    return math.exp(loss) if loss < math.log(LARGEST_PERPLEXITY) else LARGEST_PERPLEXITY
 
 
 def divergence(expected: "torch.Tensor", served: NextToken) -> float:

@@ -192,6 +192,8 @@ def _asked(step: Step, server: LlamaServer, bench: Bench, quantization: str, fou
         "kl": difference.kl,
         "tokens_compared": difference.tokens,
         "tokens_decided": difference.decided,
+        "perplexity": difference.perplexity,
+        "perplexity_weights": difference.perplexity_weights,
         "rows": len(bench.rows),
         "split": bench.split,
         "adapter_merged": found.adapter_merged,
@@ -244,16 +246,23 @@ def _ends(server: LlamaServer, bench: Bench) -> tuple[dict[str, Any], list[str]]
 
 def _stops(server: LlamaServer, bench: Bench) -> dict[str, Any]:
     """Let it answer. Rows that the weights know by heart must come to their end; others may not know."""
-    stopped, must, failed = 0, 0, 0
+    stopped, must, failed, tokens, seconds = 0, 0, 0, 0, 0.0
     chosen = list(zip(bench.rows, bench.reference.by_heart, strict=True))[:ROWS_FOR_STOPS]
     for row, by_heart in chosen:
         room = bench.context - row.prompt_length
         wanted = 2 * (len(row.ids) - row.prompt_length) + 16
         answer = server.complete(row.ids[: row.prompt_length], max_tokens=min(room, wanted, LONGEST_ANSWER))
+        tokens, seconds = tokens + len(answer.tokens), seconds + answer.seconds
         stopped += answer.stopped_by_itself
         must += by_heart
         failed += by_heart and not answer.stopped_by_itself
-    return {"stops": failed == 0, "answers": len(chosen), "answers_ended": stopped, "answers_by_heart": must}
+    return {
+        "stops": failed == 0,
+        "answers": len(chosen),
+        "answers_ended": stopped,
+        "answers_by_heart": must,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+    }
 
 
 def _judged(step: Step, file: Measured, problems: list[str]) -> Measured:
@@ -265,9 +274,10 @@ def _judged(step: Step, file: Measured, problems: list[str]) -> Measured:
     figures = file.figures
     name = figures["quantization"]
     step.event(
-        f"{name}: top-1 agreement {figures['top1_agreement']:.4f}, KL {figures['kl']:.5f} nats over "
+        f"{name}: top-1 agreement {figures['top1_agreement']:.4f}, KL {figures['kl']:.5f} nats, perplexity "
+        f"{figures['perplexity']:.4g} ({figures['perplexity_weights']:.4g} to the weights) over "
         f"{figures['tokens_compared']} tokens of {figures['rows']} rows ({figures['split']}), "
-        f"{figures['golden_prompts']} golden prompts.",
+        f"{figures['golden_prompts']} golden prompts; {figures['tokens_per_second'] or 0:.0f} tokens/s.",
         level="error" if problems else "info",
         **figures,
     )

@@ -23,7 +23,7 @@ from tests.worker.steps.export_fixtures import (
 )
 from training_data.tokens import ChatTokenizer
 from worker.steps import programs, verify
-from worker.steps.teacher_forcing import difference_of, divergence, reference_of
+from worker.steps.teacher_forcing import Told, difference_of, divergence, reference_of
 from worker.steps.trained_weights import trained_weights
 from worker.steps.verify_rows import force
 
@@ -70,6 +70,10 @@ class TestVerify:
             assert row["top1_agreement"] >= 0.98
             assert 0 <= row["kl"] <= row["kl_limit"]
             assert row["kl_base"] > 0
+            # Answers known by heart: each of their tokens is nearly certain.
+            assert 1 <= row["perplexity_weights"] < 1.1
+            assert row["perplexity"] == pytest.approx(row["perplexity_weights"], rel=0.02)
+            assert row["tokens_per_second"] > 0
             assert row["template_equal"]
             assert row["stops"]
             assert row["answers_by_heart"] == row["answers_ended"] == row["rows"] == 6
@@ -236,8 +240,12 @@ class TestDifference:
         """The server puts token 1 first at both positions; the weights are clear only at the second."""
         import torch
 
-        served = [NextToken([(1, math.log(0.55)), (0, math.log(0.45))])] * 2
+        expects = NextToken([(1, math.log(0.55)), (0, math.log(0.45))])
+        served = [Told(expects, 1, math.log(0.55)), Told(expects, 0, None)]
         expected = list(torch.tensor([[0.52, 0.48], [0.1, 0.9]]).log())
         difference = difference_of(expected, served)
         assert (difference.top1_agreement, difference.top1_agreement_all) == (1.0, 0.5)
         assert (difference.tokens, difference.decided) == (2, 1)
+        # Of the row's own tokens those count that the server tells of.
+        assert difference.perplexity == pytest.approx(1 / 0.55)
+        assert difference.perplexity_weights == pytest.approx(1 / 0.48)

@@ -131,3 +131,5 @@ def _verification(figures: JSON) -> Iterator[str]:
         yield f"{100 * figures['top1_agreement']:.1f} % of tokens,"
     if figures.get("kl") is not None:
         yield f"KL {figures['kl']:.2g}"
+    if figures.get("tokens_per_second"):
+        yield f"{figures['tokens_per_second']:.0f} tokens/s"

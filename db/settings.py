@@ -179,6 +179,7 @@ class Settings(BaseSettings):
     # What publishing demands of a quantised file, against the weights it was made from
     min_top1_agreement: float = Field(default=0.98, ge=0, le=1)
     max_kl_ratio: float = Field(default=1.5, gt=0)
+    auto_max_kl: float = Field(default=0.02, gt=0)  # nats; the quantization `auto` is the smallest within it
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False

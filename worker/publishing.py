@@ -125,6 +125,8 @@ def _prompting(job: Job, steps: dict[str, Step]) -> dict[str, Any] | None:
 
 def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dict[str, Any]:
     exported = steps["pull" if job.kind == JobKind.PULL else "export"].result or {}
+    verified = steps["verify"].result or {}
+    taken = {file["quantization"] for file in published["files"]}
     return {
         "kind": job.kind,
         "context_length": published.get("context_length"),
@@ -132,4 +134,6 @@ def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dic
         "train": steps["train"].result if "train" in steps else None,
         "source": exported.get("source"),
         "imatrix": published["files"][0].get("imatrix"),
+        # What `auto` has measured and not taken.
+        "passed_over": [row for row in verified.get("files", []) if row["quantization"] not in taken],
     }

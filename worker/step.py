@@ -101,6 +101,7 @@ class StepSettings:
     hub_offline: bool  # only what was fetched before is taken
     min_top1_agreement: float
     max_kl_ratio: float
+    auto_max_kl: float
     trackers: list[str]
     tracker_project: str
     tracking_dir: Path

@@ -168,6 +168,7 @@ def step_settings(settings: Settings) -> StepSettings:
         hub_offline=settings.hub_offline,
         min_top1_agreement=settings.min_top1_agreement,
         max_kl_ratio=settings.max_kl_ratio,
+        auto_max_kl=settings.auto_max_kl,
         trackers=list(settings.trackers),
         tracker_project=settings.tracker_project,
         tracking_dir=settings.tracking_dir,

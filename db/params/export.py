@@ -2,7 +2,15 @@
 
 from pydantic import Field, model_validator
 
-from db.params.values import IMATRIX, CheckpointId, JobId, ModelName, Params, Quantizations
+from db.params.values import (
+    ASKED_QUANTIZATIONS,
+    IMATRIX,
+    AskedQuantizations,
+    CheckpointId,
+    JobId,
+    ModelName,
+    Params,
+)
 
 
 class ExportParams(Params):
@@ -20,9 +28,7 @@ class ExportParams(Params):
         "the job's own for a job.",
         examples=["faq-step-20"],
     )
-    quantizations: Quantizations = Field(
-        default=["Q4_K_M"], description="The first one is served by the name."
-    )
+    quantizations: AskedQuantizations = Field(default=["Q4_K_M"], description=ASKED_QUANTIZATIONS)
     imatrix: bool = IMATRIX
 
     @model_validator(mode="after")

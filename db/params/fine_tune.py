@@ -10,7 +10,16 @@ from pydantic import Field, StringConstraints, model_validator
 
 from db.params.data import DataParams
 from db.params.training_args import check_training_args
-from db.params.values import IMATRIX, KEEP_CHECKPOINTS, SAVE_MINUTES, Alias, Auto, ModelName, Quantizations
+from db.params.values import (
+    ASKED_QUANTIZATIONS,
+    IMATRIX,
+    KEEP_CHECKPOINTS,
+    SAVE_MINUTES,
+    Alias,
+    AskedQuantizations,
+    Auto,
+    ModelName,
+)
 
 ADAPTER_FIELDS = (
     "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_bias", "use_rslora", "use_dora",
@@ -120,9 +129,7 @@ class FineTuneParams(DataParams):
     save_minutes: float | None = SAVE_MINUTES
     keep_checkpoints: int = KEEP_CHECKPOINTS
 
-    quantizations: Quantizations = Field(
-        default=["Q4_K_M"], description="The first one is served by the name."
-    )
+    quantizations: AskedQuantizations = Field(default=["Q4_K_M"], description=ASKED_QUANTIZATIONS)
     imatrix: bool = IMATRIX
 
     @model_validator(mode="after")

@@ -2,7 +2,16 @@
 
 from pydantic import Field, model_validator
 
-from db.params.values import IMATRIX, KEEP_CHECKPOINTS, SAVE_MINUTES, FileId, ModelName, Params, Quantizations
+from db.params.values import (
+    ASKED_QUANTIZATIONS,
+    IMATRIX,
+    KEEP_CHECKPOINTS,
+    SAVE_MINUTES,
+    AskedQuantizations,
+    FileId,
+    ModelName,
+    Params,
+)
 
 
 class PretrainParams(Params):
@@ -40,9 +49,7 @@ class PretrainParams(Params):
     save_steps: int | None = Field(default=None, ge=1, description="Steps between checkpoints.")
     save_minutes: float | None = SAVE_MINUTES
     keep_checkpoints: int = KEEP_CHECKPOINTS
-    quantizations: Quantizations = Field(
-        default=["Q4_K_M"], description="The first one is served by the name."
-    )
+    quantizations: AskedQuantizations = Field(default=["Q4_K_M"], description=ASKED_QUANTIZATIONS)
     imatrix: bool = IMATRIX
 
     @model_validator(mode="after")

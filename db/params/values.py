@@ -1,7 +1,8 @@
 """What the params of several kinds have in common: names, ids, and how each is written."""
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -14,13 +15,38 @@ Quantization = Literal[
 ]
 
 
-def _distinct(types: list[Quantization]) -> list[Quantization]:
+AUTO = "auto"
+# What `auto` chooses from. Fewer bits than three cost more than any bound that makes sense.
+AUTO_QUANTIZATIONS: tuple[Quantization, ...] = ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+AskedQuantization = Literal[
+    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K", "auto"
+]
+TypeT = TypeVar("TypeT", bound=str)
+
+
+def _distinct(types: list[TypeT]) -> list[TypeT]:
     if len(set(types)) != len(types):
         raise ValueError("quantizations names a type twice")
     return types
 
 
 Quantizations = Annotated[list[Quantization], Field(min_length=1, max_length=8), AfterValidator(_distinct)]
+AskedQuantizations = Annotated[
+    list[AskedQuantization], Field(min_length=1, max_length=8), AfterValidator(_distinct)
+]
+ASKED_QUANTIZATIONS = (
+    "The first one is served by the name. auto: the smallest whose answers stay as near to the weights' as "
+    "the operator demands."
+)
+
+
+def quantizations_made(asked: Iterable[str]) -> list[str]:
+    """The types that an export makes: those asked for, and in place of `auto` all that it chooses from."""
+    made: dict[str, None] = {}
+    for name in asked:
+        made |= dict.fromkeys(AUTO_QUANTIZATIONS if name == AUTO else (name,))
+    return list(made)
+
 
 # A name is part of file names and of backends' names, hence the narrow alphabet.
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]

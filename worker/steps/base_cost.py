@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from db.params.values import quantizations_made
 from serving.llama_cpp import Tools
 from worker.step import Step
 from worker.steps.base_model import weight_files
@@ -69,7 +70,7 @@ class BaseCost:
             return target
         missing = [
             name
-            for name in self._step.input.params["quantizations"]
+            for name in quantizations_made(self._step.input.params["quantizations"])
             if not (self._folder / f"{name}.gguf").is_file()
         ]
         self._step.event(

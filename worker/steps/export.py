@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from db.params.values import quantizations_made
 from db.sources import check_source, trained_source
 from serving.llama_cpp import Tools, require_tools
 from training_data.tokens import ChatTokenizer
@@ -74,7 +75,7 @@ def take_weights(step: Step, source: Path, target: Path, *, like: Path | None = 
 
 
 def _quantizations(step: Step) -> list[str]:
-    return list(step.input.params["quantizations"] or [])
+    return quantizations_made(step.input.params["quantizations"] or [])
 
 
 def is_whole(step_input: StepInput) -> bool:

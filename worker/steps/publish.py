@@ -34,9 +34,9 @@ def run(step: Step) -> dict[str, Any]:
     fine-tune, leave its card."""
     backend = step.input.settings.chat_backend
     made, folder = made_by(step.input)
-    files = []
-    for done, row in enumerate(made["files"]):
-        step.progress(done, len(made["files"]), unit="files")
+    chosen, files = chosen_files(step.input), []
+    for done, row in enumerate(chosen):
+        step.progress(done, len(chosen), unit="files")
         name = row.get("backend_name") or backend_name(step.input.params["name"], row["sha256"])
         started = time.monotonic()
         # A model that was pulled has none: nothing is known of it to hold the server against.
@@ -67,6 +67,16 @@ def run(step: Step) -> dict[str, Any]:
     if step.input.kind == "fine_tune":
         leave_card(step, published)
     return published
+
+
+def chosen_files(step_input: StepInput) -> list[dict[str, Any]]:
+    """The files that verification has settled on, in the order in which their types were asked for."""
+    files: list[dict[str, Any]] = made_by(step_input)[0]["files"]
+    published = step_input.results.get("verify", {}).get("published")
+    if published is None:
+        return files
+    by_name = {row["quantization"]: row for row in files}
+    return [by_name[name] for name in published]
 
 
 def made_by(step_input: StepInput) -> tuple[dict[str, Any], Path]:

@@ -17,6 +17,7 @@ from serving.openai_compatible import LlamaServer
 from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
+from worker.steps.auto_quantization import Choice, is_choice, measure_asked
 from worker.steps.base_cost import BaseCost, keep_as_base
 from worker.steps.base_model import fetch_base
 from worker.steps.export import is_adapter, is_whole, trained_folder
@@ -73,18 +74,23 @@ def run(step: Step) -> dict[str, Any]:
     with memory_errors_explained(MEMORY_ADVICE):
         bench = _prepare(step, int(exported["context_length"]))
         if is_whole(step.input) or step.input.base is None:
-            measured = _verify_conversion(step, tools, bench, exported, folder)
+            choice = _verify_conversion(step, tools, bench, exported, folder)
         else:
             base = fetch_base(step.input.base, step)
             cost = BaseCost(step, tools, base, rows=bench.rows, context=bench.context)
-            measured = []
-            for row in exported["files"]:
+
+            def measured(row: dict[str, Any]) -> Measured:
                 file = _measure(step, tools, bench, folder / row["path"], row["quantization"])
-                measured.append(_judge(step, file, cost.of(row["quantization"])))
-    write_golden(
-        step.input.folder, bench.golden, {each.figures["quantization"]: each.answers for each in measured}
-    )
-    return {"files": [each.figures for each in measured], "split": bench.split}
+                return _judge(step, file, cost.of(row["quantization"]))
+
+            choice = measure_asked(step, exported["files"], measured)
+    answers = {each.figures["quantization"]: each.answers for each in choice.measured}
+    write_golden(step.input.folder, bench.golden, answers)
+    return {
+        "files": [each.figures for each in choice.measured],
+        "published": choice.published,
+        "split": bench.split,
+    }
 
 
 def _prepare(step: Step, context_length: int) -> Bench:
@@ -142,7 +148,7 @@ def _judge(step: Step, file: Measured, base: Difference) -> Measured:
 
 def _verify_conversion(
     step: Step, tools: Tools, bench: Bench, exported: dict[str, Any], folder: Path
-) -> list[Measured]:
+) -> Choice[Measured]:
     """A model from scratch has no base to be held against: judge its 16-bit file, and tell the others."""
     minimum = step.input.settings.min_top1_agreement
     full = _measure(step, tools, bench, folder / exported["full"], "16-bit")
@@ -152,15 +158,17 @@ def _verify_conversion(
             f"top-1 agreement is {full.figures['top1_agreement']:.4f}, at least {minimum} is needed"
         )
     _judged(step, full, problems)
-    files = []
-    for row in exported["files"]:
+
+    def measured(row: dict[str, Any]) -> Measured:
         file = _measure(step, tools, bench, folder / row["path"], row["quantization"])
         file.figures["top1_agreement_16_bit"] = full.figures["top1_agreement"]
-        files.append(_judged(step, file, file.problems))
+        return _judged(step, file, file.problems)
+
+    choice = measure_asked(step, exported["files"], measured)
     if step.input.kind == "pretrain":
         paths = {row["quantization"]: folder / row["path"] for row in exported["files"]}
         keep_as_base(step, trained_folder(step.input), paths)
-    return files
+    return choice
 
 
 def _measure(step: Step, tools: Tools, bench: Bench, path: Path, quantization: str) -> Measured:
@@ -278,7 +286,7 @@ def _judged(step: Step, file: Measured, problems: list[str]) -> Measured:
         f"{figures['perplexity']:.4g} ({figures['perplexity_weights']:.4g} to the weights) over "
         f"{figures['tokens_compared']} tokens of {figures['rows']} rows ({figures['split']}), "
         f"{figures['golden_prompts']} golden prompts; {figures['tokens_per_second'] or 0:.0f} tokens/s.",
-        level="error" if problems else "info",
+        level=("warn" if is_choice(step, name) else "error") if problems else "info",
         **figures,
     )
     if problems:

@@ -127,6 +127,7 @@ def step_settings(cache: Path) -> StepSettings:
         hub_offline=False,
         min_top1_agreement=0.98,
         max_kl_ratio=1.5,
+        auto_max_kl=0.02,
         trackers=[],
         tracker_project="lathe",
         tracking_dir=cache / "tracking",

@@ -226,6 +226,7 @@ def step_settings(served: Path, **changes: Any) -> StepSettings:
         "hub_offline": False,
         "min_top1_agreement": 0.98,
         "max_kl_ratio": 1.5,
+        "auto_max_kl": 0.02,
         "trackers": [],
         "tracker_project": "lathe",
         "tracking_dir": served.parent / "tracking",

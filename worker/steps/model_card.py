@@ -72,8 +72,12 @@ def _files(published: list[dict[str, Any]]) -> list[str]:
     rows = []
     for file in published:
         figures = file["verification"] or {}
-        rows.append([file["quantization"], file["bytes"], figures.get("top1_agreement"), figures.get("kl")])
+        told = (figures.get(name) for name in ("top1_agreement", "kl", "perplexity", "perplexity_weights"))
+        rows.append([file["quantization"], file["bytes"], *told])
     if not any(row[2] is not None for row in rows):
         return []
-    head = ["quantization", "bytes", "same next token as the trained weights", "KL divergence from them"]
+    head = [
+        "quantization", "bytes", "same next token as the trained weights", "KL divergence from them",
+        "perplexity", "of the weights",
+    ]  # fmt: skip
     return ["## Quantised", markdown_table(head, rows)]

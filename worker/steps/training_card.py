@@ -96,14 +96,18 @@ def _evaluation(evaluation: JSON | None) -> list[str]:
 
 def _quantised(recipe: JSON) -> list[str]:
     sizes = {file["quantization"]: file["bytes"] for file in recipe["files"]}
-    figures = ("top1_agreement", "kl", "kl_base", "tokens_compared", "split")
+    figures = (
+        "top1_agreement", "kl", "kl_base", "perplexity", "perplexity_weights", "tokens_compared", "split",
+        "tokens_per_second",
+    )  # fmt: skip
     rows = [
         [row["quantization"], sizes.get(row["quantization"]), *(row.get(name) for name in figures)]
         for row in recipe["verification"]
     ]
     head = [
         "quantization", "bytes", "same next token as the trained weights", "KL from them",
-        "KL that it costs the base", "tokens", "rows of",
+        "KL that it costs the base", "perplexity", "of the weights", "tokens", "rows of",
+        "tokens a second of one answer",
     ]  # fmt: skip
     return _section("Verified", head, rows)
 

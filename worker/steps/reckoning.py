@@ -13,6 +13,7 @@ from typing import Any
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
+from db.params.values import AUTO, quantizations_made
 from training_data.durations import Duration, Finished, alike, correction, duration, own_error
 from training_data.fitting import HARMLESS, Fitting, Need, describe, refusal, size
 from training_data.footprint import cache_use, disk_use, export_memory
@@ -197,10 +198,11 @@ def _refusal(
     less: dict[str, Any] = {}
     if params.keep_checkpoints > 1:
         less["keep_checkpoints"] = 1
-    if len(params.quantizations) > 1:
-        less["quantizations"] = params.quantizations[:1]
+    made = quantizations_made(params.quantizations)
+    if len(made) > 1:
+        less["quantizations"] = [params.quantizations[0] if params.quantizations[0] != AUTO else "Q4_K_M"]
     saved = disk["parts"]["checkpoints"] * (params.keep_checkpoints - 1) / (params.keep_checkpoints + 2)
-    saved += disk["parts"]["quantizations"] * (1 - 1 / len(params.quantizations))
+    saved += disk["parts"]["quantizations"] * (1 - 1 / len(made))
     enough = bool(less) and saved >= lacking
     advice = f", or take {' and '.join(f'{name} {value}' for name, value in less.items())}" * enough
     return {
@@ -221,7 +223,7 @@ def _disk(
     *,
     downloaded: bool,
 ) -> dict[str, Any]:
-    quantizations = [str(each) for each in params.quantizations]
+    quantizations = quantizations_made(params.quantizations)
     parts = disk_use(
         shape,
         chosen,

@@ -13,7 +13,7 @@ from typing import Any
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
-from db.params.values import AUTO, quantizations_made
+from db.params.values import quantizations_made
 from training_data.durations import Duration, Finished, alike, correction, duration, own_error
 from training_data.fitting import HARMLESS, Fitting, Need, describe, refusal, size
 from training_data.footprint import cache_use, disk_use, export_memory

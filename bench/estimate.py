@@ -72,6 +72,7 @@ QUICK = (
 LONG = (
     *QUICK,
     Case("medium, 8 rows, 16 bits", MEDIUM, 60, {"batch_size": 8, "bits": 16}),
+    Case("medium, 16 rows, 16 bits", MEDIUM, 60, {"batch_size": 16, "bits": 16}),
     Case("medium, 4 rows, checkpointing", MEDIUM, 120, {"batch_size": 4, "gradient_checkpointing": True}),
     Case("large, 1 row, 4 bits", LARGE, 200, {"batch_size": 1, "bits": 4}),
     Case("large, 4 rows, 16 bits", LARGE, 100, {"batch_size": 4, "bits": 16}),

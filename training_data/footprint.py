@@ -24,8 +24,9 @@ HEAD_COPIES = {"cpu": 6, "cuda": 0}
 PROCESS_BYTES = {"cpu": 500 * MIB, "cuda": 3 * GIB}
 # What CUDA and its libraries keep of a device for one process.
 CONTEXT_BYTES = 600 * MIB
-# glibc hands back little of what a layer's steps in between took: measured, as much again as they keep.
-HEAP_SHARE = 1.1
+# glibc hands back little of what a layer's steps in between took: measured, as much again as they keep, up to
+# about a gigabyte, with checkpointing or not.
+HEAP_SHARE, HEAP_MOST = 1.1, 1 * GIB
 FRAGMENTATION = 0.05  # of a GPU's memory, with expandable segments
 QUANTIZED_BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9}
 OTHER_QUANTIZED_BITS = 6.6  # of those that are smaller, with embeddings that stay larger
@@ -63,7 +64,7 @@ def host_memory(shape: ModelShape, chosen: Mapping[str, Any], longest: int, *, g
         return Memory({"process": PROCESS_BYTES["cuda"], "loading": min(2 * shape.parameters, 4 * GIB)})
     parts = _training(shape, chosen, longest, "cpu")
     held = _tokens(chosen, longest) * shape.layers * _bytes_of_layer(shape, chosen, longest)
-    return Memory({**parts, "heap": int(HEAP_SHARE * held), "process": PROCESS_BYTES["cpu"]})
+    return Memory({**parts, "heap": min(int(HEAP_SHARE * held), HEAP_MOST), "process": PROCESS_BYTES["cpu"]})
 
 
 def export_memory(shape: ModelShape) -> int:

@@ -26,6 +26,8 @@ def show_estimate(client: Client, job: JSON, model: type[Params], *, json: bool)
     """
     if job["status"] not in ENDED and not json:
         stderr().print(f"Estimating as {job['id']} …", style="dim")
+        if job.get("waits_for"):
+            stderr().print(f"It waits for {job['waits_for']}, which makes its base model.", style="dim")
     while job["status"] not in ENDED:
         time.sleep(POLL_SECONDS)
         job = client.job(job["id"])

@@ -58,6 +58,7 @@ def compare_recipes(first: JSON, second: JSON) -> JSON:
         "differs": [
             *_differences("rows", first["data"]["splits"], second["data"]["splits"]),
             *_differences("base", first["base"] or {}, second["base"] or {}),
+            *_differences("start", first.get("start") or {}, second.get("start") or {}),
             *_differences("template", first["template"], second["template"]),
             *_differences("", {"seed": first["seed"]}, {"seed": second["seed"]}),
             *_differences("hyperparameter", first["hyperparameters"], second["hyperparameters"]),

@@ -36,7 +36,7 @@ JSON = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Bench:
+class Measures:
     """What every row of the table is measured by.
 
     Args:
@@ -69,11 +69,11 @@ def run(step: Step) -> JSON:
             "of what is measured: rows are asked as they are.",
             level="warn",
         )
-    evaluation: _Evaluation | None = None
+    evaluation: Evaluation | None = None
     with memory_errors_explained(MEMORY_ADVICE):
         for name, folder in _weights(step, trained_source(source)):
             if evaluation is None:
-                evaluation = _Evaluation(step, tools, _prepare(step, about, tasks, context_length(folder)))
+                evaluation = Evaluation(step, tools, _prepare(step, about, tasks, context_length(folder)))
             evaluation.measure_weights(name, folder)
         assert evaluation is not None  # noqa: S101 - what was trained is always measured
         for quantization, file in about["quantized"].items():
@@ -88,7 +88,7 @@ def run(step: Step) -> JSON:
     return result
 
 
-def _prepare(step: Step, about: JSON, tasks: JSON, longest: int) -> _Bench:
+def _prepare(step: Step, about: JSON, tasks: JSON, longest: int) -> Measures:
     assert step.input.source is not None  # noqa: S101 - an evaluation has one
     params = step.input.params
     rows, context = None, 0
@@ -98,7 +98,7 @@ def _prepare(step: Step, about: JSON, tasks: JSON, longest: int) -> _Bench:
         context = max(rows.longest, rows.longest_prompt + params["max_tokens"])
     if tasks:
         context = max(context, TASK_CONTEXT)
-    return _Bench(params["metrics"], rows, tasks, min(context, longest), params["max_tokens"])
+    return Measures(params["metrics"], rows, tasks, min(context, longest), params["max_tokens"])
 
 
 def _weights(step: Step, trained: Path) -> Iterator[tuple[str, Path]]:
@@ -118,10 +118,10 @@ def _weights(step: Step, trained: Path) -> Iterator[tuple[str, Path]]:
     shutil.rmtree(folder)
 
 
-class _Evaluation:
+class Evaluation:
     """The table as it grows, and the answers by the name of the row that gave them."""
 
-    def __init__(self, step: Step, tools: Tools, bench: _Bench) -> None:
+    def __init__(self, step: Step, tools: Tools, bench: Measures) -> None:
         self._step, self._tools, self.bench = step, tools, bench
         self.table: list[JSON] = []
         self.answers: dict[str, list[str]] = {}

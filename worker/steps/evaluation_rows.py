@@ -61,8 +61,7 @@ def read_evaluation_rows(
         InvalidInput: no row with an answer fits the model.
     """
     path, chats, data = _source(step, about, tokenizer)
-    wanted = spread(chats, step.input.params["max_rows"])
-    rows = [row for chat in wanted if (row := _row(chat, tokenizer, context)) is not None]
+    wanted, rows = take_rows(chats, step.input.params["max_rows"], tokenizer, context)
     if not rows:
         raise InvalidInput(
             f"No row of {data['name']} has an answer and fits the model's {context} tokens: nothing can be "
@@ -81,6 +80,14 @@ def read_evaluation_rows(
     return EvaluationRows(rows, data)
 
 
+def take_rows(
+    chats: list[Chat], most: int, tokenizer: ChatTokenizer, context: int
+) -> tuple[list[Chat], list[EvaluationRow]]:
+    """Take `most` conversations from all over the list, and those of them that can be measured as rows."""
+    wanted = spread(chats, most)
+    return wanted, [row for chat in wanted if (row := _row(chat, tokenizer, context)) is not None]
+
+
 def _source(
     step: Step, about: dict[str, Any], tokenizer: ChatTokenizer
 ) -> tuple[Path, list[Chat], dict[str, Any]]:
@@ -89,7 +96,7 @@ def _source(
         assert step.input.source is not None  # noqa: S101 - an evaluation has one
         path = rows_source(step.input.source) / f"{about['split']}.jsonl"
         name = f"the {about['split']} split of {about['job']}"
-        return path, _first_of(path), {"name": name, "split": about["split"]}
+        return path, read_chats(path), {"name": name, "split": about["split"]}
     file = step.input.files[file_id]
     detected = detect_format(file.path, file.filename, param=FILE)
     check_method(detected, "supervised", file.filename, param=FILE)
@@ -108,7 +115,7 @@ def _as_trained(chat: Chat, system_prompt: str | None, tokenizer: ChatTokenizer)
     return chat
 
 
-def _first_of(path: Path) -> list[Chat]:
+def read_chats(path: Path) -> list[Chat]:
     return [chats[0] for chats in read_conversations(path)]
 
 
@@ -116,7 +123,7 @@ def _trained(step: Step, about: dict[str, Any]) -> Iterable[Chat]:
     if about["kind"] != "fine_tune" or step.input.source is None:
         return []
     path = rows_source(step.input.source) / "train.jsonl"
-    return _first_of(path) if path.is_file() else []
+    return read_chats(path) if path.is_file() else []
 
 
 def _said(chat: Chat) -> tuple[tuple[str, str], ...]:

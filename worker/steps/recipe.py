@@ -41,6 +41,7 @@ def make_recipe(step: Step, published: JSON) -> JSON:
         "params": step.input.params,
         "data": _data(step, prepared),
         "base": _base(step),
+        "start": _start(step),
         "template": _template(step, prepared),
         "seed": prepared["seed"],
         "hyperparameters": train["hyperparameters"],
@@ -73,6 +74,14 @@ def _base(step: Step) -> JSON | None:
     if base.source == "hub":
         return {"name": base.location, "source": base.source, "revision": base.revision}
     return {"name": base.name, "source": base.source, "weights": weights_hash(Path(base.location))}
+
+
+def _start(step: Step) -> JSON | None:
+    """What it went on from, where it did."""
+    if step.input.start is None:
+        return None
+    files = sorted(step.input.start.rglob("*.safetensors"))
+    return {"from": step.input.params["start_from"], **{path.name: file_sha256(path) for path in files}}
 
 
 def _template(step: Step, prepared: JSON) -> JSON:

@@ -91,7 +91,19 @@ def _evaluation(evaluation: JSON | None) -> list[str]:
         "## Evaluation",
         f"On {data['rows']} of {data['of']} rows that were held out. More of it: `lathe evaluate`.",
         markdown_table(head, cells),
+        *_samples(evaluation["samples"]),
     ]
+
+
+def _samples(samples: list[JSON]) -> list[str]:
+    if not samples:
+        return []
+    names = list(samples[0]["answers"])
+    rows = [
+        [each["messages"][-1]["content"], each["expected"], *(each["answers"][name] for name in names)]
+        for each in samples
+    ]
+    return ["### Samples", markdown_table(["asked", "the row's answer", *names], rows)]
 
 
 def _quantised(recipe: JSON) -> list[str]:

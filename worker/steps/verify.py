@@ -20,6 +20,7 @@ from worker.step import Step
 from worker.steps.auto_quantization import Choice, is_choice, measure_asked
 from worker.steps.base_cost import BaseCost, keep_as_base
 from worker.steps.base_model import fetch_base
+from worker.steps.evaluation_of_fine_tune import evaluation_of
 from worker.steps.export import is_adapter, is_whole, trained_folder
 from worker.steps.gguf_check import Findings, GGUFCheck
 from worker.steps.golden_answers import GoldenAnswers, answer_golden, write_golden
@@ -90,6 +91,7 @@ def run(step: Step) -> dict[str, Any]:
         "files": [each.figures for each in choice.measured],
         "published": choice.published,
         "split": bench.split,
+        **evaluation_of(step, tools, choice.published),
     }
 
 

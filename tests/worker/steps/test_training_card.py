@@ -30,7 +30,19 @@ PARAMS = {
 PUBLISHED: dict[str, Any] = {
     "model": "pots", "files": [{"quantization": "Q8_0", "bytes": 123, "sha256": "ab", "path": "p.gguf"}],
 }  # fmt: skip
-VERIFIED = {"files": [{"quantization": "Q8_0", "top1_agreement": 0.99, "kl": 0.001, "kl_base": 0.002}]}
+VERIFIED = {
+    "files": [{"quantization": "Q8_0", "top1_agreement": 0.99, "kl": 0.001, "kl_base": 0.002}],
+    "evaluation": {
+        "data": {"rows": 1, "of": 1},
+        "table": [{"name": "base-Q8_0", "loss": 2.5}, {"name": "Q8_0", "loss": 0.25}],
+        "samples": [
+            {
+                "messages": [{"role": "user", "content": "Where?"}], "expected": "Here | there.",
+                "answers": {"base-Q8_0": "What?", "Q8_0": "Here."},
+            }
+        ],
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -95,7 +107,7 @@ class TestCard:
         for told in (
             recipe["data"]["files"]["file-1"]["sha256"], "rows.csv", "| seed | 42 |", "curves.png",
             "| Q8_0 | 123 | 0.99 | 0.001 | 0.002 |", "| torch | ", recipe["environment"]["packages"]["torch"],
-            "lathe reproduce pots",
+            "lathe reproduce pots", "| Q8_0 | 0.25 |", "| Where? | Here \\| there. | What? | Here. |",
         ):  # fmt: skip
             assert told in text
         assert str(path.parent.parent) not in text  # no folder of this machine

@@ -94,6 +94,18 @@ class TestVerify:
         [cache] = (root / "cache" / "base-gguf").iterdir()
         assert {path.suffix for path in cache.iterdir()} == {".gguf", ".json"}
         assert not any("Quantising the base" in message.get("message", "") for message in said)
+        self._tells_what_the_test_split_says(result["evaluation"], models)
+
+    def _tells_what_the_test_split_says(self, evaluation: dict[str, Any], models: TrainedModels) -> None:
+        table = {row["name"]: row for row in evaluation["table"]}
+        assert list(table) == ["base-Q4_K_M", "Q4_K_M", "base-Q8_0", "Q8_0"]
+        assert table["Q8_0"]["exact_match"] == 1
+        assert table["base-Q8_0"]["exact_match"] == 0
+        assert table["Q8_0"]["loss"] < table["base-Q8_0"]["loss"]
+        sample = evaluation["samples"][0]
+        answer = models.rows[0]["messages"][-1]["content"]
+        assert sample["expected"] == sample["answers"]["Q8_0"] == answer
+        assert len(evaluation["samples"]) == 5
 
     def test_refuses_a_file_of_other_weights_with_the_figures(
         self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels

@@ -1,0 +1,61 @@
+"""What a fine-tune's test split says of it: its quantised files beside the base's, which are there already.
+
+Small on purpose, for every fine-tune waits for it; a job of kind `evaluate` measures more rows, and weights.
+"""
+
+from typing import Any
+
+from serving.llama_cpp import Tools
+from training_data.tokens import ChatTokenizer
+from worker.step import Step
+from worker.steps.base_cost import cache_folder
+from worker.steps.base_model import fetch_base
+from worker.steps.evaluate import Evaluation, Measures
+from worker.steps.evaluation_rows import EvaluationRows, read_chats, take_rows
+from worker.steps.export import trained_folder
+from worker.steps.weights_cache import file_sha256
+
+JSON = dict[str, Any]
+MOST_ROWS = 16
+SAMPLES = 5
+LONGEST_ANSWER = 256  # tokens
+
+
+def evaluation_of(step: Step, tools: Tools, published: list[str]) -> JSON:
+    """Measure the files that are published on the test split.
+
+    Returns:
+        `evaluation`, with the table and some answers; nothing where no rows were held out for a test.
+    """
+    folder = step.input.step_folders.get("prepare")
+    path = folder / "test.jsonl" if folder is not None else None
+    if step.input.kind != "fine_tune" or step.input.base is None or path is None or not path.is_file():
+        return {}
+    exported, made = step.input.results["export"], step.input.step_folders["export"]
+    context = int(exported["context_length"])
+    chats = read_chats(path)
+    _, rows = take_rows(chats, MOST_ROWS, ChatTokenizer(trained_folder(step.input)), context)
+    if not rows:
+        return {}
+    data = {"name": "the test split", "split": "test", "rows": len(rows), "of": len(chats)}
+    held_out = EvaluationRows(rows, {**data, "sha256": file_sha256(path)})
+    longest = max(len(row.forced.ids) - row.forced.prompt_length for row in rows)
+    room = min(LONGEST_ANSWER, 2 * longest + 16)
+    needed = max(held_out.longest, held_out.longest_prompt + room)
+    measures = Measures(["loss", "exact_match", "rouge"], held_out, {}, min(context, needed), room)
+    evaluation = Evaluation(step, tools, measures)
+    base = cache_folder(step, fetch_base(step.input.base, step))
+    files = {file["quantization"]: made / file["path"] for file in exported["files"]}
+    for name in published:
+        if (base / f"{name}.gguf").is_file():
+            evaluation.measure_file(f"base-{name}", base / f"{name}.gguf")
+        evaluation.measure_file(name, files[name])
+    samples = [
+        {
+            "messages": row.forced.messages,
+            "expected": row.answer,
+            "answers": {name: said[index] for name, said in evaluation.answers.items()},
+        }
+        for index, row in enumerate(rows[:SAMPLES])
+    ]
+    return {"evaluation": {"data": held_out.data, "table": evaluation.table, "samples": samples}}

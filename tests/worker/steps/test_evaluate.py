@@ -187,6 +187,7 @@ class TestEvaluate:
         assert refusal.value.param == "input_file"
 
 
+@pytest.mark.slow  # lm-eval is a heavy import
 class TestTasks:
     @pytest.fixture
     def tasks_dir(self, tmp_path: Path) -> Path:

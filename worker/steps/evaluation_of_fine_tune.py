@@ -52,7 +52,7 @@ def evaluation_of(step: Step, tools: Tools, published: list[str]) -> JSON:
         evaluation.measure_file(name, files[name])
     samples = [
         {
-            "messages": row.forced.messages,
+            "asked": row.forced.messages[-1]["content"],
             "expected": row.answer,
             "answers": {name: said[index] for name, said in evaluation.answers.items()},
         }

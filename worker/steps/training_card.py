@@ -99,10 +99,7 @@ def _samples(samples: list[JSON]) -> list[str]:
     if not samples:
         return []
     names = list(samples[0]["answers"])
-    rows = [
-        [each["messages"][-1]["content"], each["expected"], *(each["answers"][name] for name in names)]
-        for each in samples
-    ]
+    rows = [[each["asked"], each["expected"], *(each["answers"][name] for name in names)] for each in samples]
     return ["### Samples", markdown_table(["asked", "the row's answer", *names], rows)]
 
 

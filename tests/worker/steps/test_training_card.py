@@ -37,7 +37,7 @@ VERIFIED = {
         "table": [{"name": "base-Q8_0", "loss": 2.5}, {"name": "Q8_0", "loss": 0.25}],
         "samples": [
             {
-                "messages": [{"role": "user", "content": "Where?"}], "expected": "Here | there.",
+                "asked": "Where?", "expected": "Here | there.",
                 "answers": {"base-Q8_0": "What?", "Q8_0": "Here."},
             }
         ],

@@ -6,6 +6,7 @@ arXiv:2305.14314; Biderman et al. 2024, arXiv:2405.09673 for all linear layers a
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,19 +58,31 @@ SMALL_MODEL = 2e9  # parameters; below it, few rows are seen twice as often
 CHECKPOINTING_FROM = 1e9  # parameters; below it, memory is not what is short
 EVALUATIONS = 10  # a run
 CHECKPOINTS = 4  # a run of a model that takes long
-# Of the rate for answers: who only learns to prefer must not forget how to answer (Zephyr took 5e-7 for all
-# weights, arXiv:2310.16944; LoRA takes about ten times as much as these).
-PAIRS_LEARNING_RATE = 0.05
+# Of the rate for answers, by method: who only learns to prefer must not forget how to answer. The sources
+# trained all weights, where answers are learnt at about 2e-5.
+#   dpo   Zephyr took 5e-7 (arXiv:2310.16944); LoRA takes about ten times as much as these.
+#   orpo  learns answers too: 8e-6 (Hong et al. 2024, arXiv:2403.07691).
+#   kto   5e-6 (Ethayarajh et al. 2024, arXiv:2402.01306): higher than for pairs, as each label says less.
+LEARNING_RATES = {"dpo": 0.05, "orpo": 0.4, "kto": 0.25}
 # Of the rate for an adapter, that for all weights: "LoRA Without Regret" (Schulman et al. 2025) found the
 # best of the two ten apart over 14 models; Biderman et al. 2024 (arXiv:2405.09673) likewise.
 FULL_LEARNING_RATE = 0.1
 SCALE = 2.0  # of an adapter: what alpha 32 at rank 16 makes
-BETA = 0.1  # Rafailov et al. 2023, arXiv:2305.18290
+# Rafailov et al. 2023 (arXiv:2305.18290), and for the others the papers above.
+BETAS = {"dpo": 0.1, "orpo": 0.1, "kto": 0.1}
+LEAST_BATCHES = {"kto": 2}  # rows of a micro-batch: one of them gets the answer of another
 MAX_LENGTH_CAP = 4096  # tokens; longer rows are cut unless the request says otherwise
 
 
 def resolve(
-    params: dict[str, Any], *, parameters: int, rows: int, longest: int, context_length: int, tokens: int = 0
+    params: dict[str, Any],
+    *,
+    parameters: int,
+    rows: int,
+    longest: int,
+    context_length: int,
+    tokens: int = 0,
+    labels: Counter[bool] | None = None,
 ) -> dict[str, Any]:
     """Replace every `auto` of a fine-tune's params.
 
@@ -80,14 +93,16 @@ def resolve(
         longest: tokens of the longest row.
         context_length: tokens the base model was made for.
         tokens: of all rows, for plain text, which is not learnt by its rows but in sequences that are full.
+        labels: of kto, how many of the rows that are trained on are good and bad.
 
     Returns:
         every hyperparameter by the name of its param, and those that have none: lr_scheduler,
         weight_decay, max_grad_norm, compute_dtype, total_steps.
     """
     size = next(row for row in SIZES if parameters <= row.up_to)
-    if params["method"] == "dpo":
-        size = _of_pairs(size)
+    method = params["method"]
+    if method in LEARNING_RATES:
+        size = _of_preferences(size, LEARNING_RATES[method])
     if params["tuning"] == FULL:
         size = replace(size, learning_rate=size.learning_rate * FULL_LEARNING_RATE)
     names = _NAMES - {*ADAPTER_FIELDS} if params["tuning"] == FULL else _NAMES
@@ -99,7 +114,9 @@ def resolve(
         rows = max(1, math.ceil((tokens - 1) / (longest - 1)))
         chosen["assistant_only_loss"] = False
     max_length = chosen.setdefault("max_length", enough_for(longest, context_length))
-    batch, accumulation = _batches(chosen, size, rows, min(longest, max_length))
+    batch, accumulation = _batches(
+        chosen, size, rows, min(longest, max_length), least=LEAST_BATCHES.get(method, 1)
+    )
     chosen |= {"batch_size": batch, "gradient_accumulation_steps": accumulation}
     chosen["effective_batch_size"] = batch * accumulation
     chosen.setdefault("learning_rate", size.learning_rate * chosen.get("learning_rate_multiplier", 1.0))
@@ -114,8 +131,10 @@ def resolve(
         "max_grad_norm": params["training_args"].get("max_grad_norm", 1.0),
         "compute_dtype": size.compute,
     }
-    if params["method"] == "dpo":
-        defaults["beta"] = BETA
+    if method in BETAS:
+        defaults["beta"] = BETAS[method]
+    if labels is not None:
+        defaults |= _weights(labels, params["training_args"])
     chosen = {**defaults, **chosen}
     return chosen | schedule(params, chosen, rows, checkpoints=1 if size.by_heart else CHECKPOINTS)
 
@@ -132,14 +151,24 @@ def _of_adapter(chosen: dict[str, Any], size: SizeRow) -> dict[str, Any]:
     }
 
 
-def _of_pairs(size: SizeRow) -> SizeRow:
-    """The line as it is for preference pairs: smaller steps, and two conversations in each row."""
+def _of_preferences(size: SizeRow, rate: float) -> SizeRow:
+    """The line as it is for preferences: smaller steps, and two conversations are read for each row."""
     return replace(
         size,
-        learning_rate=size.learning_rate * PAIRS_LEARNING_RATE,
+        learning_rate=size.learning_rate * rate,
         micro_batch_tokens=size.micro_batch_tokens // 2,
         dropout=0.0,
     )
+
+
+def _weights(labels: Counter[bool], given: dict[str, Any]) -> dict[str, float]:
+    """Weights by which good and bad answers count as much in all (equation 8 of KTO's paper); one of them
+    that is given leaves the other at 1."""
+    weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+    if not weights.keys() & given.keys() and labels[True] and labels[False]:
+        rarer = "desirable_weight" if labels[True] < labels[False] else "undesirable_weight"
+        weights[rarer] = max(labels.values()) / min(labels.values())
+    return weights | {name: given[name] for name in weights if name in given}
 
 
 def schedule(
@@ -207,12 +236,16 @@ def enough_for(longest: int, context_length: int) -> int:
     return min(context_length, MAX_LENGTH_CAP, max(64, math.ceil(longest / 64) * 64))
 
 
-def _batches(chosen: dict[str, Any], size: SizeRow, rows: int, longest: int) -> tuple[int, int]:
-    """Split the effective batch into micro-batches; it, or one of the two that make it, may be given."""
-    fitting = max(1, size.micro_batch_tokens // max(1, longest))
+def _batches(
+    chosen: dict[str, Any], size: SizeRow, rows: int, longest: int, *, least: int
+) -> tuple[int, int]:
+    """Split the effective batch into micro-batches of at least so many rows; it, or one of the two that make
+    it, may be given."""
+    fitting = max(least, size.micro_batch_tokens // max(1, longest))
     given = chosen.get("effective_batch_size")
     if given is not None:
-        micro = next(size for size in range(min(given, fitting), 0, -1) if given % size == 0)
+        dividing = [each for each in range(least, given + 1) if given % each == 0]
+        micro = max((each for each in dividing if each <= fitting), default=dividing[0])
         return micro, given // micro
     # With few rows, a smaller batch, so that an epoch is more than one or two steps.
     effective = min(size.effective_batch, rows if size.by_heart else max(1, rows // 8))
@@ -220,7 +253,7 @@ def _batches(chosen: dict[str, Any], size: SizeRow, rows: int, longest: int) -> 
     batch = chosen.get("batch_size")
     if batch is None:
         wanted = effective if accumulation is None else max(1, effective // accumulation)
-        batch = min(wanted, fitting, rows)
+        batch = max(least, min(wanted, fitting, rows))
     if accumulation is None:
         accumulation = max(1, round(effective / batch))
     return batch, accumulation

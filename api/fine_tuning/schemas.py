@@ -1,10 +1,11 @@
 """Bodies of fine-tuning jobs, in OpenAI's shape."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from api.pages import Identified
+from db.params.fine_tune import FineTuneParams
 from db.params.values import Auto, FileId, Metadata
 
 
@@ -46,6 +47,19 @@ class Method(Body):
     supervised: Supervised | None = None
     dpo: Preferences | None = None
     reinforcement: dict[str, Any] | None = None
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _of_openais(cls, value: object) -> object:
+        if value in get_args(FineTuneParams.model_fields["method"].annotation) and value not in (
+            "supervised",
+            "dpo",
+        ):
+            raise ValueError(
+                f"{value!r} is no method of OpenAI's. This server trains by it: POST /v1/jobs with the kind "
+                f"fine_tune and the param method {value!r}"
+            )
+        return value
 
 
 class Wandb(Body):
@@ -148,7 +162,9 @@ class FineTuningJobOut(Identified):
     hyperparameters: HyperparametersOut
     integrations: list[Integration] | None
     metadata: dict[str, str] | None
-    method: MethodOut
+    method: MethodOut | None = Field(
+        description="None of a fine-tune by a method that OpenAI has no name for."
+    )
     model: str
     organization_id: str = Field(description="The project.")
     result_files: list[str] = Field(description="A CSV file of what was measured, by step.")

@@ -24,6 +24,7 @@ from db.queries.outlook import Outlook
 from db.states import JobStatus, StepStatus
 
 AUTO = "auto"
+OPENAIS_METHODS = ("supervised", "dpo")
 # A job that is pausing may still end otherwise; one that is being cancelled can only be cancelled.
 STATUSES: dict[str, Status] = {
     JobStatus.QUEUED: "queued",
@@ -65,7 +66,7 @@ def fine_tuning_job_out(
         hyperparameters=hyperparameters,
         integrations=integrations,
         metadata=job.notes,
-        method=_method(hyperparameters),
+        method=_method(job, hyperparameters),
         model=job.params["base_model"],
         organization_id=job.project_id,
         result_files=results.get("train", {}).get("result_files", []),
@@ -109,7 +110,10 @@ def _hyperparameters(job: Job, results: dict[str, dict[str, Any]]) -> Hyperparam
     return HyperparametersOut(**found)
 
 
-def _method(hyperparameters: HyperparametersOut) -> MethodOut:
+def _method(job: Job, hyperparameters: HyperparametersOut) -> MethodOut | None:
+    """OpenAI's name of the method, with its hyperparameters; None where theirs has none for it."""
+    if job.params.get("method", "supervised") not in OPENAIS_METHODS:
+        return None
     if isinstance(hyperparameters, PreferenceHyperparametersOut):
         return MethodOut(type="dpo", dpo=PreferencesOut(hyperparameters=hyperparameters))
     return MethodOut(type="supervised", supervised=SupervisedOut(hyperparameters=hyperparameters))

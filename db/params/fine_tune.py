@@ -25,6 +25,10 @@ ADAPTER_FIELDS = (
     "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_bias", "use_rslora", "use_dora",
 )  # fmt: skip
 
+WITH_BETA = ("dpo", "orpo", "kto")
+# That tell answers apart: each row counts as one, and nothing but its answers is learnt.
+ANSWERS_ALONE = ("dpo", "orpo", "kto")
+
 
 class FineTuneParams(DataParams):
     """Fine-tuning of a base model, on questions and answers or on preferences."""
@@ -35,13 +39,15 @@ class FineTuneParams(DataParams):
         description="Another name that it answers to, such as the one that it had elsewhere: ft:gpt-…",
     )
 
-    method: Literal["supervised", "dpo", "pretraining"] = Field(
+    method: Literal["supervised", "dpo", "orpo", "kto", "pretraining"] = Field(
         default="supervised",
-        description="supervised: learns answers. dpo: learns which of two answers is preferred. pretraining: "
-        "learns plain text, each token of it.",
+        description="supervised: learns answers. dpo and orpo: learn which of two answers is preferred. kto: "
+        "learns from answers that are labelled good or bad. pretraining: learns plain text, each token of it.",
     )
     beta: Annotated[float, Field(gt=0, le=2)] | Auto = Field(
-        default="auto", description="Of dpo: how much it costs to move away from the base model."
+        default="auto",
+        description="Of dpo and kto: how much it costs to move away from the base model. Of orpo: how much "
+        "preferring weighs beside the preferred answer itself (the paper's lambda).",
     )
     tuning: Literal["lora", "full"] = Field(
         default="lora",
@@ -156,23 +162,33 @@ class FineTuneParams(DataParams):
 
     @model_validator(mode="after")
     def _fits_method(self) -> "FineTuneParams":
-        if self.method == "pretraining":
+        method = self.method
+        if method == "pretraining":
             for name in ("packing", "system_prompt", "has_system_prompt"):
                 if getattr(self, name) not in ("auto", False, None):
                     raise ValueError(
                         f"{name} means nothing to pretraining, which learns plain text in sequences that are "
                         "full already: leave it out"
                     )
-        if self.method != "dpo":
-            if self.beta != "auto":
-                raise ValueError('beta is of the method "dpo": leave it out, or give that')
+        if self.beta != "auto" and method not in WITH_BETA:
+            raise ValueError(
+                f"beta is of the methods {', '.join(WITH_BETA)}: leave it out, or give one of them"
+            )
+        if method not in ANSWERS_ALONE:
             return self
         if self.packing is True:
-            raise ValueError("packing puts rows of one answer together, and dpo compares two: leave it out")
+            raise ValueError(f"packing joins rows, and {method} tells answers apart: leave it out")
         if not self.assistant_only_loss:
-            raise ValueError("assistant_only_loss cannot be false with dpo, which compares answers alone")
+            raise ValueError(
+                f"assistant_only_loss cannot be false with {method}, which learns of answers alone"
+            )
         if self.lora_dropout not in ("auto", 0):
-            raise ValueError("lora_dropout must be 0 with dpo: chance would decide between two answers")
+            raise ValueError(f"lora_dropout must be 0 with {method}: chance would decide between two answers")
+        if method == "kto" and 1 in (self.batch_size, self.effective_batch_size):
+            raise ValueError(
+                "batch_size must be at least 2 with kto: how far the model has moved is estimated by giving "
+                "a question the answer of another row of its batch"
+            )
         return self
 
     @model_validator(mode="after")

@@ -61,13 +61,18 @@ _TRLS: dict[str, Takes] = {
     "activation_offloading": "bool",
     "pad_to_multiple_of": "count or null",
 }
+_REFERENCED: dict[str, Takes] = {
+    **_TRLS,
+    "disable_dropout": "bool",
+    "precompute_ref_log_probs": "bool",
+    "precompute_ref_batch_size": "count or null",
+}
 _SUPERVISED: dict[str, Takes] = {**_TRLS, "loss_type": ("nll", "dft")}
 TAKEN_BY: dict[str, dict[str, Takes]] = {
     "supervised": _SUPERVISED,
     "pretraining": _SUPERVISED,
     "dpo": {
-        **_TRLS,
-        "disable_dropout": "bool",
+        **_REFERENCED,
         "loss_type": _PREFERENCE_LOSSES,
         "loss_weights": "list of numbers or null",
         "ld_alpha": "number or null",
@@ -76,8 +81,15 @@ TAKEN_BY: dict[str, dict[str, Takes]] = {
         "label_smoothing": "share",
         "use_weighting": "bool",
         "discopop_tau": "number",
-        "precompute_ref_log_probs": "bool",
-        "precompute_ref_batch_size": "count or null",
+    },
+    "orpo": {"disable_dropout": "bool"},
+    "kto": {
+        **_REFERENCED,
+        "loss_type": ("kto", "apo_zero_unpaired"),
+        "desirable_weight": "number",
+        "undesirable_weight": "number",
+        # Batches belong together: how far the model has moved is estimated from each.
+        "train_sampling_strategy": ("sequential",),
     },
 }
 
@@ -105,6 +117,7 @@ PARAM_OF = {
     "seed": "seed",
     "data_seed": "seed",
     "max_length": "max_length",
+    "max_completion_length": "max_length",
     "truncation_mode": "max_length",
     "packing": "packing",
     "packing_strategy": "packing",
@@ -162,6 +175,7 @@ WHY_NOT = {
             "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
             "remove_unused_columns", "label_names", "length_column_name", "dataset_text_field",
             "dataset_kwargs", "dataset_num_proc", "shuffle_dataset", "eos_token", "pad_token", "use_cache",
+            "padding_value", "is_encoder_decoder",
         ),
         _ROWS,
     ),
@@ -176,7 +190,7 @@ WHY_NOT = {
     **dict.fromkeys(
         (
             "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object",
-            "prediction_loss_only",
+            "prediction_loss_only", "generate_during_eval",
         ),
         _EVALUATION,
     ),

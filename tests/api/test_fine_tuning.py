@@ -118,6 +118,13 @@ class TestCreate:
             client.fine_tuning.jobs.create(model="org/base", training_file=pairs)
         assert caught.value.param == "training_file"
 
+    def test_one_by_a_method_of_ours_has_none_of_openais(self, client: OpenAI, api: httpx.Client) -> None:
+        rows = upload(api, b'{"prompt": "Who?", "completion": "She did.", "label": true}\n', "judged.jsonl")
+        params = {"name": "judged", "base_model": "org/base", "training_file": rows, "method": "kto"}
+        made = api.post("/v1/jobs", json={"kind": "fine_tune", "params": params})
+        assert made.status_code == 202, made.text
+        assert client.fine_tuning.jobs.retrieve(made.json()["id"]).method is None
+
     def test_bad_pairs_are_named_by_their_line(self, client: OpenAI, api: httpx.Client) -> None:
         turn = [{"role": "user", "content": "Who?"}]
         rows = [
@@ -144,6 +151,7 @@ class TestCreate:
                 "at most 2",
             ),
             ({"method": {"type": "dpo"}}, "training_file", "dpo learns from pairs"),
+            ({"method": {"type": "kto"}}, "method.type", "POST /v1/jobs with the kind fine_tune"),
             ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised", "leave one of them out"),
             ({"extra_body": {"params": {"method": "dpo"}}}, "params.method", "by the field method"),
             ({"method": {"type": "reinforcement"}}, "method.type", "'reinforcement'"),

@@ -4,6 +4,7 @@ Nothing is silent: what was ignored, merged, doubled or would be cut is told as 
 the result.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
 from training_data.model_shape import ModelShape
 from training_data.presets import told
+from training_data.rows import read_prepared
 from training_data.tokens import ChatTokenizer, read_template
 from worker.step import Step
 from worker.steps.base_model import context_length, copy_tokenizer, fetch_base, shape_of
@@ -74,6 +76,7 @@ def prepare_rows(
         longest=max(parts.dataset.longest),
         context_length=context_length(base),
         tokens=parts.train_tokens(),
+        labels=_labels(step) if params.method == "kto" else None,
     )
     said = told(params.model_dump(mode="json"), chosen)
     if said is not None:
@@ -110,6 +113,30 @@ def _counted(step: Step, parts: Parts, every: int) -> Counted:
         every=every,
         row_bytes=written * every,
     )
+
+
+def _labels(step: Step) -> Counter[bool]:
+    """Count the good and the bad answers that are trained on, and tell.
+
+    Raises:
+        InvalidInput: there is one row alone, so that no other's answer can be given to its question.
+    """
+    labels = Counter(bool(row.label) for row in read_prepared(step.input.folder / "train.jsonl"))
+    if labels.total() < 2:
+        raise InvalidInput("kto needs at least two rows to train on: there is one.", param="training_file")
+    if len(labels) < 2:
+        step.event(
+            f"All {labels.total()} answers are labelled {'good' if labels[True] else 'bad'}: nothing tells "
+            "what is better than what.",
+            level="warn",
+        )
+        return labels
+    step.event(
+        f"{labels[True]} answers are labelled good and {labels[False]} bad.",
+        good=labels[True],
+        bad=labels[False],
+    )
+    return labels
 
 
 def _result(

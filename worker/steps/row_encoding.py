@@ -10,7 +10,8 @@ from typing import Any
 from db.errors import InvalidInput
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from worker.steps.methods import LENGTH, Method, TokenRow
+from worker.steps.method_rows import LABEL, LENGTH, TokenRow
+from worker.steps.methods import Method
 
 
 def encode_rows(
@@ -50,8 +51,9 @@ def as_dataset(rows: list[TokenRow]) -> Any:
     from datasets import Dataset
 
     columns: dict[str, Any] = {name: [numpy.asarray(row[name]) for row in rows] for name in rows[0]}
-    if LENGTH in columns:
-        columns[LENGTH] = [int(lengths[0]) for lengths in columns[LENGTH]]
+    for name, kind in ((LENGTH, int), (LABEL, bool)):
+        if name in columns:
+            columns[name] = [kind(values[0]) for values in columns[name]]
     return Dataset.from_dict(columns)
 
 

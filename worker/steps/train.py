@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
+from training_data.hyperparameters import LEAST_BATCHES
 from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
 from worker.checkpoints import STATE_FILE
@@ -29,7 +30,8 @@ from worker.steps.training_results import checkpoint_metrics, last_loss, mean_lo
 from worker.steps.tunings import TUNINGS, settle_bits
 
 LEAST_ADVICE = (
-    "One row at a time is too much: lower max_length, set gradient_checkpointing to true, or bits to 4."
+    "The fewest rows at a time are too many: lower max_length, set gradient_checkpointing to true, or bits "
+    "to 4."
 )
 
 # Of jobs that were prepared before there was a choice.
@@ -51,16 +53,17 @@ def run(step: Step) -> dict[str, Any]:
     folder = fetch_base(base, step)
     chosen = {**EARLIER, **step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
     settle_bits(step, folder, chosen)
-    less = halved(chosen["batch_size"], chosen["gradient_accumulation_steps"])
+    least = LEAST_BATCHES.get(chosen["method"], 1)
+    less = halved(chosen["batch_size"], chosen["gradient_accumulation_steps"], least)
     step.if_memory_runs_out(less, LEAST_ADVICE)
     with memory_errors_explained(LEAST_ADVICE if less is None else ""):
         return _train(step, folder, chosen)
 
 
-def halved(batch: int, accumulation: int) -> dict[str, int] | None:
-    """A micro-batch at most half as large that makes the same effective batch; None below one row."""
+def halved(batch: int, accumulation: int, least: int = 1) -> dict[str, int] | None:
+    """A micro-batch at most half as large that makes the same effective batch; None below `least` rows."""
     effective = batch * accumulation
-    smaller = next((rows for rows in range(batch // 2, 0, -1) if effective % rows == 0), None)
+    smaller = next((rows for rows in range(batch // 2, least - 1, -1) if effective % rows == 0), None)
     if smaller is None:
         return None
     return {"batch_size": smaller, "gradient_accumulation_steps": effective // smaller}

@@ -12,6 +12,7 @@ MEASURED = {
     "rewards/margins": "reward_margin",
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
+    "kl": "kl",
 }
 EVAL = "eval_"
 RESULTS_FILE = "step_metrics.csv"
@@ -22,7 +23,7 @@ RESULT_COLUMNS = {
     "valid_loss": "eval_loss",
     "valid_mean_token_accuracy": "eval_mean_token_accuracy",
 }
-PAIR_COLUMNS = {
+PREFERENCE_COLUMNS = {
     "train_reward_accuracy": "rewards/accuracies",
     "train_reward_margin": "rewards/margins",
     "valid_reward_accuracy": "eval_rewards/accuracies",
@@ -39,8 +40,8 @@ def measured(logs: dict[str, Any]) -> dict[str, float]:
 
 def write_results(step: Step, log: list[dict[str, Any]]) -> None:
     """Offer what was measured, by step, as OpenAI's result files. The log is that of all attempts."""
-    pairs = any(its in entry for its in PAIR_COLUMNS.values() for entry in log)
-    columns = RESULT_COLUMNS | (PAIR_COLUMNS if pairs else {})
+    logged = {its for entry in log for its in entry}
+    columns = RESULT_COLUMNS | {ours: its for ours, its in PREFERENCE_COLUMNS.items() if its in logged}
     rows: dict[int, dict[str, Any]] = {}
     for entry in log:
         found = {ours: entry[its] for ours, its in columns.items() if its in entry}

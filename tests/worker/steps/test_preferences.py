@@ -13,7 +13,7 @@ from tests.worker.steps.test_resume import Interrupted, adapter, interrupt_at
 from training_data.tokens import ChatTokenizer
 from worker.checkpoints import list_checkpoints
 from worker.steps import prepare, train
-from worker.steps.methods import paired
+from worker.steps.method_rows import paired
 
 PAIRS = [
     (f"Where is pot {n}?", f"In the kiln, row {n}{' of clay' * (n % 4)}.", f"I will not tell, {n}.")

@@ -10,7 +10,7 @@ import pytest
 from db.errors import Exhausted, InvalidInput
 from training_data.tokens import ChatTokenizer
 from worker.steps import prepare, train
-from worker.steps.methods import IGNORED, labelled
+from worker.steps.method_rows import IGNORED, labelled
 from worker.steps.runtime import memory_errors_explained, require_disk
 
 ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln.") for n in range(10)]

@@ -1,0 +1,112 @@
+"""A row as the trainer of each method takes it: tokens, of which some are learnt."""
+
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from training_data.rows import read_prepared
+from training_data.tokens import ChatTokenizer, EncodedChat, encode_row
+
+# Ids by name, int32: lists of Python's take eight times more.
+TokenRow = dict[str, "array[int]"]
+
+IGNORED = -100  # the label that no loss is computed on
+LENGTH = "length"
+LABEL = "label"
+
+
+def each_row(
+    encode: Callable[[list[EncodedChat], dict[str, Any]], TokenRow | None],
+) -> Callable[[Path, ChatTokenizer, dict[str, Any]], Iterator[TokenRow | None]]:
+    """Rows that are learnt each for itself."""
+
+    def rows(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:
+        for row in read_prepared(path):
+            encoded = encode(encode_row(row, tokenizer), chosen)
+            if encoded is not None and row.label is not None:
+                encoded[LABEL] = array("i", [row.label])
+            yield encoded
+
+    return rows
+
+
+def full_sequences(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:
+    """Documents one after the other, in sequences of max_length, of which only the last is shorter.
+
+    Each begins with the last token of the one before: so that every token is predicted from another exactly
+    once, but the very first.
+    """
+    stream = array("i")
+    length, begins = chosen["max_length"], True
+    for row in read_prepared(path):
+        if begins and tokenizer.begins_with is not None:
+            stream.append(tokenizer.begins_with)
+        [document] = encode_row(row, tokenizer)
+        stream.extend(document.ids)
+        begins = not row.continues
+        start = 0
+        while len(stream) - start > length:
+            yield _learnt_whole(stream[start : start + length])
+            start += length - 1
+        del stream[:start]
+    yield _learnt_whole(stream) if len(stream) > 1 else None
+
+
+def _learnt_whole(ids: "array[int]") -> TokenRow:
+    return {"input_ids": ids, "labels": ids}
+
+
+def labelled(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | None:
+    """A conversation, cut at max_length, with the tokens that are learnt as labels."""
+    [chat] = chats
+    ids = chat.ids[: chosen["max_length"]]
+    labels = [
+        token if answer or not chosen["assistant_only_loss"] else IGNORED
+        for token, answer in zip(ids, chat.answer_mask[: len(ids)], strict=True)
+    ]
+    if all(label == IGNORED for label in labels):
+        return None
+    return {"input_ids": array("i", ids), "labels": array("i", labels)}
+
+
+def paired(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | None:
+    """What comes before, and both last answers up to their ends, each conversation cut at max_length."""
+    (better_prompt, better), (worse_prompt, worse) = (_last_answer(chat) for chat in chats)
+    # A tokenizer may join the prompt's end with the answer's beginning, and for each answer otherwise.
+    shared = _shared_length(better_prompt, worse_prompt)
+    room = chosen["max_length"] - shared
+    better, worse = (better_prompt[shared:] + better)[:room], (worse_prompt[shared:] + worse)[:room]
+    if room <= 0 or better == worse:
+        return None
+    return {
+        "prompt_ids": array("i", better_prompt[:shared]),
+        "chosen_ids": array("i", better),
+        "rejected_ids": array("i", worse),
+        LENGTH: array("i", [shared + max(len(better), len(worse))]),
+    }
+
+
+def judged(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | None:
+    """What comes before the last answer, and it up to its end, cut at max_length."""
+    [chat] = chats
+    prompt, answer = _last_answer(chat)
+    answer = answer[: max(0, chosen["max_length"] - len(prompt))]
+    if not answer:
+        return None
+    return {"prompt_ids": array("i", prompt), "completion_ids": array("i", answer)}
+
+
+def _last_answer(chat: EncodedChat) -> tuple[list[int], list[int]]:
+    """The ids before the last answer, and its own; what a template writes after it is no part of either."""
+    end = len(chat.ids) - next(i for i, mine in enumerate(reversed(chat.answer_mask)) if mine)
+    start = end
+    while start and chat.answer_mask[start - 1]:
+        start -= 1
+    return chat.ids[:start], chat.ids[start:end]
+
+
+def _shared_length(one: list[int], other: list[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )

@@ -108,7 +108,7 @@ def resolve(
     names = _NAMES - {*ADAPTER_FIELDS} if params["tuning"] == FULL else _NAMES
     given = {name: params[name] for name in params if params[name] != AUTO and name in names}
     chosen = {**of_preset(params), **given}
-    is_text = params["method"] == "pretraining"
+    is_text = method == "pretraining"
     if is_text:
         longest = chosen.setdefault("max_length", min(context_length, TEXT_LENGTH))
         rows = max(1, math.ceil((tokens - 1) / (longest - 1)))

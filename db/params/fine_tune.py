@@ -41,8 +41,9 @@ class FineTuneParams(DataParams):
 
     method: Literal["supervised", "dpo", "orpo", "kto", "pretraining"] = Field(
         default="supervised",
-        description="supervised: learns answers. dpo and orpo: learn which of two answers is preferred. kto: "
-        "learns from answers that are labelled good or bad. pretraining: learns plain text, each token of it.",
+        description="supervised: learns answers. dpo and orpo: learn which of two answers is preferred. "
+        "kto: learns from answers that are labelled good or bad. pretraining: learns plain text, each token "
+        "of it.",
     )
     beta: Annotated[float, Field(gt=0, le=2)] | Auto = Field(
         default="auto",

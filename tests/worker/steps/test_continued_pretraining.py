@@ -12,7 +12,7 @@ from db.params.fine_tune import FineTuneParams
 from training_data.rows import Row, write_rows
 from training_data.tokens import ChatTokenizer
 from worker.steps import prepare, train
-from worker.steps.methods import full_sequences
+from worker.steps.method_rows import full_sequences
 from worker.steps.verify_rows import choose_rows
 
 TEXT = "A kiln is an oven for clay.\nIt is heated slowly, so that no pot breaks.\n\n" * 60

@@ -9,7 +9,7 @@ import pytest
 from db.errors import InvalidInput
 from training_data.tokens import ChatTokenizer
 from worker.steps import inspect_data, prepare
-from worker.steps.methods import labelled
+from worker.steps.method_rows import labelled
 
 ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln.") for n in range(10)]
 LONG = ("Long?", "clay " * 200)

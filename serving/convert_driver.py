@@ -1,6 +1,6 @@
-"""Run llama.cpp's convert_hf_to_gguf.py, and answer for tokenizers that Lathe made itself.
+"""Run one of llama.cpp's converters, and answer for tokenizers that Lathe made itself.
 
-    python convert_driver.py CONVERT_FOLDER GGUF_FOLDER MODEL_FOLDER --outfile F --outtype T
+    python convert_driver.py CONVERT_FOLDER GGUF_FOLDER SCRIPT its arguments …
 
 Their converter knows a BPE tokenizer by a hash over token ids, which no new vocabulary can match. The
 splitting of text before BPE is what it wants to know, and that is written in tokenizer.json: where it is
@@ -41,6 +41,19 @@ def splits_like_qwen2(tokenizer: dict[str, Any]) -> bool:
     )
 
 
+def find_modules(convert: Path, gguf_python: Path) -> None:
+    """Have `conversion` and `gguf` imported from llama.cpp's folders."""
+    sys.path[:0] = [str(convert), str(gguf_python)]
+
+
+def prepare_converter() -> None:
+    """Change what their converter does with tokenizers, in this process."""
+    from conversion import base  # type: ignore[import-not-found]  # theirs, found through sys.path
+
+    trust_no_remote_code()
+    _teach(base.TextModel if hasattr(base, "TextModel") else base.ModelBase)
+
+
 def _teach(model_base: Any) -> None:
     known: Callable[[Any, Any], str] = model_base.get_vocab_base_pre
 
@@ -54,6 +67,16 @@ def _teach(model_base: Any) -> None:
             return "qwen2"
 
     model_base.get_vocab_base_pre = get_vocab_base_pre
+
+
+def load_transformers_without_torch() -> None:
+    """Have transformers believe that there is no torch, in this process.
+
+    The converter asks it for configurations and tokenizers alone. With torch it imports all that a training
+    needs as well: a third of an export's start, and of its memory.
+    """
+    for name in ("transformers.utils.import_utils", "transformers.utils"):
+        importlib.import_module(name).is_torch_available = lambda: False  # type: ignore[attr-defined]
 
 
 def trust_no_remote_code() -> None:
@@ -72,13 +95,11 @@ def _untrusting(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    convert, gguf_python, *rest = sys.argv[1:]
-    sys.path[:1] = [convert, gguf_python]
-    from conversion import base  # type: ignore[import-not-found]  # theirs, found through sys.path
-
-    trust_no_remote_code()
-    _teach(base.TextModel if hasattr(base, "TextModel") else base.ModelBase)
-    script = str(Path(convert) / "convert_hf_to_gguf.py")
+    convert, gguf_python, name, *rest = sys.argv[1:]
+    del sys.path[0]  # this file's own folder
+    find_modules(Path(convert), Path(gguf_python))
+    prepare_converter()
+    script = str(Path(convert) / name)
     sys.argv = [script, *rest]
     runpy.run_path(script, run_name="__main__")
 

@@ -20,7 +20,7 @@ from serving.devices import list_devices
 
 PIN_FILE = Path(__file__).resolve().parent.parent / "llama.cpp" / "pin.toml"
 REQUIRED = ("llama-server", "llama-quantize")
-CONVERTER = "convert_hf_to_gguf.py"
+CONVERTER, ADAPTER_CONVERTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 CONVERTER_DRIVER = Path(__file__).resolve().parent / "convert_driver.py"
 NO_TOOLS = (
     "llama.cpp is not on this machine. Build it with `python llama.cpp/build.py`, "
@@ -316,21 +316,39 @@ def model_server_argv(
     ]  # fmt: skip
 
 
-def convert_argv(tools: Tools, model_folder: Path, outfile: Path, outtype: str) -> list[str]:
+def convert_argv(
+    tools: Tools, model_folder: Path, outfile: Path, outtype: str, name: str | None = None
+) -> list[str]:
     """llama.cpp's converter on a folder in Hugging Face's layout, through our driver.
+
+    Args:
+        name: what the file says it is called; None: as the folder is.
 
     Raises:
         Unavailable: this llama.cpp came without converters.
     """
+    named = ["--model-name", name] if name else []
+    outcome = ["--outfile", str(outfile), "--outtype", outtype]
+    return [*_converter_argv(tools, CONVERTER), str(model_folder), *outcome, *named]
+
+
+def convert_adapter_argv(tools: Tools, base: Path, adapter: Path, outfile: Path) -> list[str]:
+    """llama.cpp's converter of LoRA adapters; of the base it reads the configuration alone.
+
+    Raises:
+        Unavailable: this llama.cpp came without converters.
+    """
+    outcome = ["--base", str(base), "--outfile", str(outfile), "--outtype", "f16"]
+    return [*_converter_argv(tools, ADAPTER_CONVERTER), *outcome, str(adapter)]
+
+
+def _converter_argv(tools: Tools, script: str) -> list[str]:
     if tools.convert is None:
         raise Unavailable(
             f"The llama.cpp in {tools.bin} has no converters: `python llama.cpp/build.py` fetches them.",
             code="llama_cpp_missing",
         )
-    return [
-        sys.executable, str(CONVERTER_DRIVER), str(tools.convert), str(tools.python),
-        str(model_folder), "--outfile", str(outfile), "--outtype", outtype,
-    ]  # fmt: skip
+    return [sys.executable, str(CONVERTER_DRIVER), str(tools.convert), str(tools.python), script]
 
 
 def quantize_argv(

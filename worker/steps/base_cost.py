@@ -14,8 +14,9 @@ from db.params.values import quantizations_made
 from serving.llama_cpp import Tools
 from worker.step import Step
 from worker.steps.base_model import weight_files
-from worker.steps.gguf_files import convert, place, quantize
-from worker.steps.merging import gguf_dtype
+from worker.steps.gguf_export import Wanted, make_files
+from worker.steps.gguf_files import describe, place
+from worker.steps.merging import Weights
 from worker.steps.programs import model_server
 from worker.steps.teacher_forcing import SLOTS, Difference, ForcedRow, Reference, compare, reference_of
 from worker.steps.trained_weights import trained_weights
@@ -80,13 +81,14 @@ class BaseCost:
         )
         # In the attempt's folder: what is left of a killed one is cleared away with it.
         with tempfile.TemporaryDirectory(prefix="base-", dir=self._step.input.folder) as work:
-            full = Path(work) / "full.gguf"
-            convert(self._step, self._tools, self._base, full, gguf_dtype(self._base))
-            for name in missing:
-                made = Path(work) / f"{name}.gguf"
-                quantize(self._step, self._tools, full, made, name)
-                place(made, self._folder / made.name)
-                made.unlink()
+            described = Path(work) / "model"
+            describe(self._base, self._base, described)
+            files = {name: Path(work) / f"{name}.gguf" for name in missing}
+            make_files(
+                self._step, self._tools, Wanted(Weights(self._base), described, files, self._base.name)
+            )
+            for path in files.values():
+                place(path, self._folder / path.name)
         return target
 
 

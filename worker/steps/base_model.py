@@ -118,6 +118,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False).save_pretrained(
             target
         )
+        if (source / "tokenizer.model").is_file():  # llama.cpp's converter reads this form for some families
+            shutil.copyfile(source / "tokenizer.model", target / "tokenizer.model")
     template, _ = read_template(source)
     (target / "chat_template.jinja").write_text(template, encoding="utf-8")
 

@@ -21,11 +21,11 @@ from worker.step import Step
 from worker.steps.base_model import context_length, count_parameters, fetch_base
 from worker.steps.evaluation_report import write_report
 from worker.steps.evaluation_rows import EvaluationRows, read_evaluation_rows
-from worker.steps.export import MEMORY_ADVICE, merged_weights, take_weights
+from worker.steps.export import MEMORY_ADVICE, weights_of
 from worker.steps.gguf_files import convert, write_tokenizer
 from worker.steps.held_out import loss_of_weights, loss_served, score_answers
 from worker.steps.lm_eval_tasks import ask_tasks, load_tasks
-from worker.steps.merging import gguf_dtype
+from worker.steps.merging import Weights, gguf_dtype, write_merged
 from worker.steps.programs import model_server
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
 from worker.steps.teacher_forcing import SLOTS
@@ -107,11 +107,12 @@ def _weights(step: Step, trained: Path) -> Iterator[tuple[str, Path]]:
         base = fetch_base(step.input.base, step)
         require_disk(step.input.folder, 4 * count_parameters(base), "This evaluation")  # twice in 16 bits
         folder = step.input.folder / BASE
-        take_weights(step, base, folder)
+        write_merged(Weights(base), folder)
         write_tokenizer(trained, folder)  # its prompts are the training's
         yield BASE, folder
         shutil.rmtree(folder)
-    folder = merged_weights(step)
+    folder = step.input.folder / "merged"
+    write_merged(weights_of(step), folder)
     write_tokenizer(trained, folder)
     require_disk(step.input.folder, 2 * count_parameters(folder), "This evaluation")
     yield TUNED if step.input.base is not None else WHOLE, folder

@@ -1,12 +1,13 @@
-"""Make the files that are served: merge the adapter, convert to GGUF, quantise to each asked type.
+"""Make the files that are served: base and adapter merged, as GGUF, quantised to each asked type.
 
-`merged/` stays for the verify step, which holds the files against it. The 16-bit GGUF in between is
-removed unless it was asked for, or no untuned base exists that a quantised file could be measured by: then
-verify looks at the conversion itself.
+A 16-bit file is made only if it was asked for, if an importance matrix is made from it, or if no untuned base
+exists that a quantised file could be measured by: then verify looks at the conversion itself.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from db.params.values import quantizations_made
@@ -14,68 +15,76 @@ from db.sources import check_source, trained_source
 from serving.llama_cpp import Tools, require_tools
 from training_data.tokens import ChatTokenizer
 from worker.step import Step, StepInput
-from worker.steps.base_model import context_length, count_parameters, fetch_base
-from worker.steps.gguf_files import architecture, convert, place, quantize, write_tokenizer
+from worker.steps.base_model import context_length, fetch_base
+from worker.steps.gguf_export import Wanted, make_files, quantize_each
+from worker.steps.gguf_files import architecture, describe
 from worker.steps.importance import Importance, importance_matrix
-from worker.steps.merging import gguf_dtype, has_sixteen_bits, merge_adapter, round_weights
-from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
+from worker.steps.merging import Weights
+from worker.steps.runtime import memory_errors_explained, prepare_runtime
 from worker.steps.weights_cache import file_sha256
 
 MEMORY_ADVICE = "Merging holds the whole model in 16 bits: use a machine with more memory, or a smaller base."
 
 
 def run(step: Step) -> dict[str, Any]:
-    """Leave `<name>-<quantization>.gguf` for each quantization, and `merged/`."""
+    """Leave `<name>-<quantization>.gguf` for each quantization; of a whole model, its 16-bit file too."""
     prepare_runtime(step.input.settings.threads)
     tools = require_tools(step.input.settings)
     source = check_source(step.input.source) if step.input.source is not None else None
-    with memory_errors_explained(MEMORY_ADVICE):
-        model = merged_weights(step)
-        template = write_tokenizer(trained_folder(step.input), model)
-        files, full = export_weights(step, tools, model)
-    keep_full = is_whole(step.input) or full.name in {row["path"] for row in files}
-    if not keep_full:
-        full.unlink()
+    with memory_errors_explained(MEMORY_ADVICE), TemporaryDirectory(dir=step.input.folder) as work:
+        weights, described = weights_of(step), Path(work) / "model"
+        template = describe(weights.base, trained_folder(step.input), described)
+        about = {"context_length": context_length(described), "architecture": architecture(described)}
+        full = weights.gguf_type if is_whole(step.input) else None
+        files = export_weights(step, tools, weights, described, full)
     return {
         "files": files,
-        "context_length": context_length(model),
-        "architecture": architecture(model),
+        **about,
         "chat_template": template,
-        "merged": "merged",
-        "full": full.name if keep_full else None,
+        "full": file_name(step, full) if full is not None else None,
         "source": source,
     }
 
 
-def export_weights(step: Step, tools: Tools, model: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Convert weights of 16 bits, and quantise them to each asked type.
-
-    Returns:
-        the files, as they are published, and the 16-bit one, which need not be among them.
-    """
-    full, dtype = _convert(step, tools, model)
-    matrix = None
-    if step.input.params.get("imatrix"):
-        tokenizer = ChatTokenizer(trained_folder(step.input))
-        matrix = importance_matrix(step, tools, full, tokenizer, context_length(model))
-    return [_file(step, tools, full, dtype, name, matrix=matrix) for name in _quantizations(step)], full
-
-
-def take_weights(step: Step, source: Path, target: Path, *, like: Path | None = None) -> None:
-    """Have the weights of a whole model in 16 bits in `target`, if the disk has room for what follows.
+def export_weights(
+    step: Step, tools: Tools, weights: Weights, described: Path, full: str | None = None
+) -> list[dict[str, Any]]:
+    """Make the file of each asked type; returns them as they are published.
 
     Args:
-        like: a model whose kind of 16 bits is taken where the source has none of its own.
+        described: folder of the model's configuration and tokenizer.
+        full: a type that is made as well, and stays unpublished unless it was asked for.
     """
-    _require_disk(step, source, copies=1)
-    if has_sixteen_bits(source):
-        _link_weights(source, target)
+    started = time.monotonic()
+    asked = quantizations_made(step.input.params["quantizations"] or [])
+    wanted = dict.fromkeys([*asked, *([full] if full is not None else [])])
+    files = {name: step.input.folder / file_name(step, name) for name in wanted}
+    job = Wanted(weights, described, files, step.input.params["name"])
+    matrix = None
+    if step.input.params.get("imatrix"):
+        matrix = _make_weighed_files(step, tools, job)
     else:
-        round_weights(source, target, like=like or source)  # a checkpoint's are as they are trained
+        make_files(step, tools, job)
+    seconds = time.monotonic() - started
+    return [_published(step, name, files[name], seconds, matrix) for name in asked]
 
 
-def _quantizations(step: Step) -> list[str]:
-    return quantizations_made(step.input.params["quantizations"] or [])
+def _make_weighed_files(step: Step, tools: Tools, wanted: Wanted) -> Importance | None:
+    """The matrix is made from a 16-bit file, which goes again unless it is one of those that are wanted."""
+    own = wanted.weights.gguf_type
+    full = step.input.folder / file_name(step, own)
+    make_files(step, tools, replace(wanted, files={own: full}))
+    tokenizer = ChatTokenizer(trained_folder(step.input))
+    matrix = importance_matrix(step, tools, full, tokenizer, context_length(wanted.described))
+    others = {name: path for name, path in wanted.files.items() if name != own}
+    quantize_each(step, tools, full, others, imatrix=matrix.file if matrix is not None else None)
+    if own not in wanted.files:
+        full.unlink()
+    return matrix
+
+
+def file_name(step: Step, quantization: str) -> str:
+    return f"{step.input.params['name']}-{quantization}.gguf"
 
 
 def is_whole(step_input: StepInput) -> bool:
@@ -95,92 +104,30 @@ def is_adapter(trained: Path) -> bool:
     return (trained / "adapter_config.json").is_file()
 
 
-def merged_weights(step: Step) -> Path:
-    """The 16-bit weights as `merged/`: merged with the adapter, or a copy where all were trained."""
-    target, trained = step.input.folder / "merged", trained_folder(step.input)
+def weights_of(step: Step) -> Weights:
+    """What was trained, and the base under it, fetched if need be."""
+    trained = trained_folder(step.input)
     if is_whole(step.input) or step.input.base is None:
-        take_weights(step, trained, target)
-        return target
+        return Weights(trained)
     base = fetch_base(step.input.base, step)
-    if not is_adapter(trained):
-        take_weights(step, trained, target, like=base)
-        return target
-    started = time.monotonic()
-    _require_disk(step, base, copies=2)
-    merge_adapter(base, trained, target)
-    seconds = time.monotonic() - started
-    step.event(
-        f"Merged the adapter into {step.input.base.name} in fp32 ({seconds:.1f} s).",
-        seconds=round(seconds, 2),
-        dtype=gguf_dtype(target),
-    )
-    return target
+    return Weights(base, trained) if is_adapter(trained) else Weights(trained, like=base)
 
 
-def _require_disk(step: Step, weights: Path, *, copies: int) -> None:
-    """See that there is room for `copies` of the weights in 16 bits, and for each quantisation of them.
-
-    Raises:
-        Exhausted: there is not.
-    """
-    bits = 16 * copies + sum(8.5 if name == "Q8_0" else 6.6 for name in _quantizations(step))
-    require_disk(step.input.folder, int(count_parameters(weights) * bits / 8), "This")
-
-
-def _link_weights(source: Path, target: Path) -> None:
-    """Share the files of an earlier attempt: weights are never changed in place."""
-    target.mkdir()
-    for path in source.iterdir():
-        if path.suffix == ".safetensors":
-            place(path.resolve(), target / path.name)
-        elif path.is_file():
-            (target / path.name).write_bytes(path.read_bytes())
-
-
-def _convert(step: Step, tools: Tools, model: Path) -> tuple[Path, str]:
-    """Convert to a GGUF file of the weights' own 16 bits; returns it and its type."""
-    dtype = gguf_dtype(model).upper()
-    full = step.input.folder / f"{step.input.params['name']}-{dtype}.gguf"
-    started = time.monotonic()
-    convert(step, tools, model, full, dtype.lower())
-    seconds = time.monotonic() - started
-    step.event(
-        f"Converted to GGUF: {full.stat().st_size / 1e6:.1f} MB in {seconds:.1f} s.",
-        bytes=full.stat().st_size,
-        seconds=round(seconds, 2),
-    )
-    return full, dtype
-
-
-def _file(
-    step: Step, tools: Tools, full: Path, dtype: str, quantization: str, *, matrix: Importance | None
+def _published(
+    step: Step, quantization: str, path: Path, seconds: float, matrix: Importance | None
 ) -> dict[str, Any]:
-    path = step.input.folder / f"{step.input.params['name']}-{quantization}.gguf"
-    if quantization != dtype:
-        started = time.monotonic()
-        said = quantize(step, tools, full, path, quantization, imatrix=matrix.file if matrix else None)
-        seconds = time.monotonic() - started
-        size = path.stat().st_size
-        step.event(
-            f"Quantised to {quantization}: {size / 1e6:.1f} MB in {seconds:.1f} s.",
-            quantization=quantization,
-            bytes=size,
-            seconds=round(seconds, 2),
-        )
-        if said.fallbacks:
-            others = ", ".join(f"{count} as {kind}" for kind, count in sorted(said.fallbacks.items()))
-            step.event(
-                f"Some tensors do not fit {quantization}, whose blocks are 256 wide, and were stored "
-                f"with more bits: {others}.",
-                level="warn",
-                quantization=quantization,
-                fallbacks=said.fallbacks,
-            )
+    size = path.stat().st_size
+    step.event(
+        f"Quantised to {quantization}: {size / 1e6:.1f} MB.",
+        quantization=quantization,
+        bytes=size,
+        seconds=round(seconds, 2),
+    )
     step.artifact(path.name)
     return {
         "quantization": quantization,
         "path": path.name,
-        "bytes": path.stat().st_size,
+        "bytes": size,
         "sha256": file_sha256(path),
         **({"imatrix": {"rows": matrix.rows, "tokens": matrix.tokens}} if matrix else {}),
     }

@@ -16,6 +16,7 @@ from worker.step import Step
 from worker.steps.base_model import copy_tokenizer
 from worker.steps.programs import run_program
 
+CONFIG_FILES = ("config.json", "generation_config.json")
 GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 TENSOR_OF = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 FALLBACK = re.compile(r"falling back to\s+(\w+)")
@@ -53,9 +54,25 @@ def write_tokenizer(source: Path, target: Path, template: str | None = None) -> 
     return template
 
 
-def convert(step: Step, tools: Tools, model: Path, target: Path, dtype: str) -> None:
-    """Convert a model's folder to one GGUF file of 16 bits; `dtype` is f16 or bf16."""
-    argv = convert_argv(tools, model, target, dtype)
+def describe(weights: Path, tokenizer: Path, target: Path, template: str | None = None) -> str:
+    """Have all of a model but its weights in a folder; returns the chat template that is served."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in CONFIG_FILES:
+        if (weights / name).is_file() and weights.resolve() != target.resolve():
+            shutil.copyfile(weights / name, target / name)
+    return write_tokenizer(tokenizer, target, template)
+
+
+def convert(
+    step: Step, tools: Tools, model: Path, target: Path, dtype: str, *, name: str | None = None
+) -> None:
+    """Convert a model's folder to one GGUF file of 16 bits.
+
+    Args:
+        dtype: f16 or bf16.
+        name: what the file says it is called; None: as the folder is.
+    """
+    argv = convert_argv(tools, model, target, dtype, name)
     run_program(argv, "llama.cpp's converter", _counting(step, "lines"))
 
 

@@ -25,9 +25,10 @@ from worker.steps.base_model import (
     check_weights,
     context_length,
 )
-from worker.steps.export import export_weights, take_weights
+from worker.steps.export import export_weights
 from worker.steps.gguf_files import architecture, place, write_tokenizer
 from worker.steps.hub import Hub, Repository
+from worker.steps.merging import Weights, write_merged
 from worker.steps.model_archive import unpack
 from worker.steps.pull_ollama import pull_from_ollama
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
@@ -181,12 +182,10 @@ def _safetensors(step: Step, source: Path, name: str, about: dict[str, Any]) -> 
     check_weights(source, name, PARAM)
     folder = step.input.folder / "model"
     with memory_errors_explained(MEMORY_ADVICE):
-        take_weights(step, source, folder)
+        write_merged(Weights(source), folder)
         prompted = _format_for(step, name, has_template=not read_template(source)[1].startswith("lathe:"))
         template = write_tokenizer(source, folder, prompted.template() if prompted is not None else None)
-        files, full = export_weights(step, tools, folder)
-    if full.name not in {row["path"] for row in files}:
-        full.unlink()
+        files = export_weights(step, tools, Weights(folder), folder)
     return {
         "files": files,
         "context_length": context_length(folder),

@@ -7,9 +7,10 @@ from typing import Any
 from db.sources import check_source, gguf_source, trained_source
 from training_data.json_files import read_json, write_json
 from worker.step import Step
-from worker.steps.export import MEMORY_ADVICE, merged_weights
+from worker.steps.export import MEMORY_ADVICE, weights_of
 from worker.steps.gguf_files import place, write_tokenizer
 from worker.steps.hub_upload import Target
+from worker.steps.merging import write_merged
 from worker.steps.model_card import CARD, MARK, write_card
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 
@@ -60,7 +61,8 @@ def run(step: Step) -> dict[str, Any]:
 def _gathered(step: Step, source: Path, about: dict[str, Any]) -> Path:
     """A folder with the files as the repository is to have them, but for the card."""
     if about["what"] == "merged":
-        folder = merged_weights(step)
+        folder = step.input.folder / "merged"
+        write_merged(weights_of(step), folder)
         write_tokenizer(trained_source(source), folder)
         return folder
     folder = step.input.folder / "upload"

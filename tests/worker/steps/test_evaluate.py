@@ -227,9 +227,9 @@ class TestServedLogProbabilities:
         """Of each token, however unlikely: so nothing of a loss is left out, and nothing is counted twice."""
         step, _ = recording_step(make_input(tmp_path / "step", step_settings(root / "served")))
         tools = require_tools(step.input.settings)
-        tokenizer = ChatTokenizer(exported.folders["export"] / "merged")
+        tokenizer = ChatTokenizer(exported.folders["train"] / "adapter")
         prompt = tokenizer.encode_prompt([{"role": "user", "content": "How hot is the sun?"}])
-        size = read_json(exported.folders["export"] / "merged" / "config.json")["vocab_size"]
+        size = read_json(shared_models(root).base / "config.json")["vocab_size"]
         with model_server(
             step, tools, exported.file("Q8_0"), context=128, slots=1, log=tmp_path / "log"
         ) as server:

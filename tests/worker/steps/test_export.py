@@ -27,6 +27,7 @@ from training_data.chat_templates import OWN_MODELS, ChatTemplate
 from worker.run_step import write_manifest
 from worker.steps import export, pretrain, verify
 from worker.steps.gguf_files import convert, quantize, serving_template
+from worker.steps.merging import merged_model
 from worker.steps.programs import run_program
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -43,15 +44,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 class TestMerge:
-    def test_equals_fp32_arithmetic_rounded_once_to_bfloat16(
-        self, models: TrainedModels, exported: Exported
-    ) -> None:
+    def test_equals_fp32_arithmetic_rounded_once_to_bfloat16(self, models: TrainedModels) -> None:
         import torch
         from safetensors.torch import load_file
 
         base = load_file(models.base / "model.safetensors")
         adapter = load_file(models.adapter / "adapter_model.safetensors")
-        merged = load_file(exported.folders["export"] / "merged" / "model.safetensors")
+        merged = merged_model(models.base, models.adapter).state_dict()
         config = json.loads((models.adapter / "adapter_config.json").read_text())
         for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
             a = adapter[f"base_model.model.{name}.lora_A.weight"].float()
@@ -61,12 +60,12 @@ class TestMerge:
             assert merged[f"{name}.weight"].dtype == torch.bfloat16
             assert torch.equal(merged[f"{name}.weight"], expected)
 
-    def test_leaves_what_has_no_adapter_as_it_was(self, models: TrainedModels, exported: Exported) -> None:
+    def test_leaves_what_has_no_adapter_as_it_was(self, models: TrainedModels) -> None:
         import torch
         from safetensors.torch import load_file
 
         base = load_file(models.base / "model.safetensors")
-        merged = load_file(exported.folders["export"] / "merged" / "model.safetensors")
+        merged = merged_model(models.base, models.adapter).state_dict()
         assert base.keys() == merged.keys()
         assert torch.equal(base["model.embed_tokens.weight"], merged["model.embed_tokens.weight"])
 
@@ -80,8 +79,8 @@ class TestExport:
         declared = [said["name"] for said in exported.said if said["type"] == "artifact"]
         assert declared == [row["path"] for row in rows]
 
-    def test_removes_the_16_bit_file_nobody_asked_for(self, exported: Exported) -> None:
-        names = {path.name for path in exported.folders["export"].glob("*.gguf")}
+    def test_writes_nothing_that_nobody_asked_for(self, exported: Exported) -> None:
+        names = {path.name for path in exported.folders["export"].iterdir()}
         assert names == {"faq-Q4_K_M.gguf", "faq-Q8_0.gguf"}
         assert exported.result["full"] is None
 
@@ -120,8 +119,29 @@ class TestExport:
         result = export.run(step)
         assert result["full"] == "my-tiny-BF16.gguf"
         assert (tmp_path / "export" / result["full"]).is_file()
-        weights = (tmp_path / "export" / "merged" / "model.safetensors").read_bytes()
-        assert weights == (models.base / "model.safetensors").read_bytes()
+        assert [row["path"] for row in result["files"]] == ["my-tiny-Q8_0.gguf"]
+
+    def test_says_why_three_steps_are_needed_and_makes_the_same_file(
+        self, models: TrainedModels, exported: Exported, tmp_path: Path
+    ) -> None:
+        """An adapter_config that says something about biases is for peft itself."""
+        train = Path(shutil.copytree(models.adapter, tmp_path / "train" / "adapter"))
+        config = json.loads((train / "adapter_config.json").read_text())
+        (train / "adapter_config.json").write_text(json.dumps({**config, "bias": "all"}))
+        step, said = recording_step(
+            make_input(
+                tmp_path / "export",
+                step_settings(tmp_path / "served"),
+                params={"name": "faq", "quantizations": ["Q8_0"]},
+                base=base_weights(models.base),
+                step_folders={"train": tmp_path / "train"},
+            )
+        )
+        export.run(step)
+        [why] = [each["message"] for each in said if each.get("level") == "warn"]
+        assert why.startswith("Not in one pass, since the adapter's configuration sets bias: ")
+        assert [path.name for path in (tmp_path / "export").iterdir()] == ["faq-Q8_0.gguf"]
+        assert (tmp_path / "export" / "faq-Q8_0.gguf").read_bytes() == exported.file("Q8_0").read_bytes()
 
 
 class TestQuantize:
@@ -281,12 +301,13 @@ def test_a_checkpoint_of_a_model_from_scratch_is_rounded_to_16_bits(
     (tmp_path / "job" / "source" / "text").write_bytes(potters_text.read_bytes())
     exported, verified = run_export(tmp_path, tmp_path / "job" / "source")
     trained = load_file(checkpoint / "model.safetensors")
-    merged = load_file(tmp_path / "export" / "merged" / "model.safetensors")
-    assert trained.keys() == merged.keys()
-    for name, tensor in trained.items():
-        assert tensor.dtype == torch.float32
-        assert torch.equal(merged[name], tensor.to(torch.bfloat16)), name
     assert exported["full"] == "early-BF16.gguf"
+    reader = GGUFReader(tmp_path / "export" / "early-BF16.gguf")
+    stored = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    for name, theirs in (("embed_tokens", "token_embd"), ("layers.0.mlp.up_proj", "blk.0.ffn_up")):
+        tensor = trained[f"model.{name}.weight"]
+        assert tensor.dtype == torch.float32
+        assert torch.equal(stored[f"{theirs}.weight"].view(torch.bfloat16), tensor.to(torch.bfloat16))
     assert verified["split"] == "text"
     # Nobody starts from it, so it is no base whose cost is kept.
     assert not (tmp_path / "cache" / "base-gguf").exists()

@@ -26,6 +26,7 @@ from tests.worker.steps.export_fixtures import (
     step_settings,
 )
 from worker.steps import verify
+from worker.steps.merging import merged_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 TEMPLATE = "tokenizer.chat_template"
@@ -62,9 +63,7 @@ class Planter:
         Args:
             interleave: order the heads' rows as llama.cpp's converter does.
         """
-        from safetensors.torch import load_file
-
-        merged = load_file(self._exported.folders["export"] / "merged" / "model.safetensors")
+        merged = merged_model(self._models.base, self._models.adapter).state_dict()
         changed = dict(merged)
         change(changed)
         names = get_tensor_name_map(MODEL_ARCH.LLAMA, 2)

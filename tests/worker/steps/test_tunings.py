@@ -13,8 +13,8 @@ from tests.worker.steps.export_fixtures import make_input, recording_step, step_
 from tests.worker.steps.test_resume import FineTune, interrupt_at
 from worker.step import BaseWeights, Step
 from worker.steps import export, verify
-from worker.steps.export import merged_weights
-from worker.steps.merging import merge_adapter
+from worker.steps.export import weights_of as exported_weights
+from worker.steps.merging import Weights, write_merged
 
 # Theirs, none of which a caller can do anything about.
 pytestmark = [
@@ -82,7 +82,7 @@ class TestAdapters:
 
         ran = fine_tune(bits=16, max_steps=4, learning_rate=2e-2, **KINDS[kind]).run()
         folder = ran.folder / "adapter"
-        merge_adapter(micro_model, folder, tmp_path / "merged")
+        write_merged(Weights(micro_model, folder), tmp_path / "merged")
         merged, base = weights_of(tmp_path / "merged"), weights_of(micro_model)
         adapter = weights_of(folder, "adapter_model.safetensors")
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -165,7 +165,8 @@ class TestExport:
         ran = job.run()
 
         def run(step: Step) -> dict[str, Any]:
-            return {"merged": str(merged_weights(step))}
+            write_merged(exported_weights(step), step.input.folder / "merged")
+            return {"merged": str(step.input.folder / "merged")}
 
         earlier = {"prepare": job.prepared, "train": ran}
         merged = steps.run(run, "fine_tune", "export", earlier=earlier, **job.given).result["merged"]

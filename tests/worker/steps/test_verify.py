@@ -23,6 +23,8 @@ from tests.worker.steps.export_fixtures import (
 )
 from training_data.tokens import ChatTokenizer
 from worker.steps import programs, verify
+from worker.steps.gguf_files import write_tokenizer
+from worker.steps.merging import Weights, write_merged
 from worker.steps.teacher_forcing import Told, difference_of, divergence, reference_of
 from worker.steps.trained_weights import trained_weights
 from worker.steps.verify_rows import force
@@ -114,7 +116,6 @@ class TestVerify:
         run_verify(tmp_path / "fill-cache", root, exported, models)
         [base_file] = (root / "cache" / "base-gguf").glob("*/Q8_0.gguf")
         (tmp_path / "export").mkdir()
-        shutil.copytree(exported.folders["export"] / "merged", tmp_path / "export" / "merged")
         shutil.copyfile(base_file, tmp_path / "export" / "faq-Q8_0.gguf")
         result = {**exported.result, "files": [exported.result["files"][1]]}
         with pytest.raises(InvalidInput, match=r"top-1 agreement is 0\.\d+.*KL divergence is") as refusal:
@@ -150,9 +151,9 @@ class TestVerify:
         self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
     ) -> None:
         (tmp_path / "train").mkdir()
-        shutil.copytree(exported.folders["export"] / "merged", tmp_path / "train" / "model")
+        write_merged(Weights(models.base, models.adapter), tmp_path / "train" / "model")
+        write_tokenizer(models.adapter, tmp_path / "train" / "model")
         (tmp_path / "export").mkdir()
-        shutil.copytree(exported.folders["export"] / "merged", tmp_path / "export" / "merged")
         for name in ("faq-Q8_0.gguf", "faq-Q4_K_M.gguf"):
             shutil.copyfile(exported.folders["export"] / name, tmp_path / "export" / name)
         text = tmp_path / "text.txt"

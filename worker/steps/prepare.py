@@ -75,7 +75,7 @@ def prepare_rows(
         rows=parts.counts()["train"] * every,
         longest=max(parts.dataset.longest),
         context_length=context_length(base),
-        tokens=parts.train_tokens(),
+        tokens=parts.train_tokens() * every,
         labels=_labels(step) if params.method == "kto" else None,
     )
     said = told(params.model_dump(mode="json"), chosen)

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from db.params.fine_tune import FineTuneParams
+from tests.worker.steps.test_tunings import proven
 from training_data.rows import Row, write_rows
 from training_data.tokens import ChatTokenizer
 from worker.steps import prepare, train
@@ -123,6 +124,12 @@ class TestTraining:
 
         split, rows = choose_rows(Input, ChatTokenizer(micro_model), 128)  # type: ignore[arg-type]
         assert (split, bool(rows)) == ("train", True)
+
+    @pytest.mark.slow
+    def test_is_proven_by_verify(self, pretrained, micro_model, tmp_path):
+        prepared, ran = pretrained("pots.txt", TEXT, epochs=4.0, quantizations=["Q8_0"])
+        [figures] = proven(tmp_path, prepared, ran, micro_model)
+        assert figures["top1_agreement"] >= 0.98
 
     @pytest.mark.parametrize("given", [{"packing": True}, {"system_prompt": "Be brief."}])
     def test_refuses_what_is_for_conversations(self, given):

@@ -72,6 +72,19 @@ def by_formula(base: Any, adapter: dict[str, Any], module: str, config: dict[str
     return whole * (magnitude / whole.norm(dim=1))[:, None]
 
 
+def proven(folder: Path, prepared: Any, trained: Any, base: Path) -> list[dict[str, Any]]:
+    """Export a training and verify it, by the real llama.cpp; what verify found of each file."""
+    folders = {"prepare": prepared.folder, "train": trained.folder, "export": folder / "export"}
+    own = {"params": {"name": "x", "quantizations": ["Q8_0"]}, "step_folders": folders}
+    own |= {"base": BaseWeights("micro", "folder", str(base))}
+    step, _ = recording_step(make_input(folder / "export", step_settings(folder / "served"), **own))
+    results = {"export": export.run(step)}
+    settings = step_settings(folder / "served")
+    step, _ = recording_step(make_input(folder / "verify", settings, results=results, **own))
+    files: list[dict[str, Any]] = verify.run(step)["files"]
+    return files
+
+
 class TestAdapters:
     @pytest.mark.parametrize("kind", KINDS)
     def test_merge_into_what_they_computed(self, fine_tune, micro_model, tmp_path, kind):
@@ -181,15 +194,7 @@ class TestExport:
         params = {**ALL_WEIGHTS, "tuning": "lora", "epochs": 10.0, "quantizations": ["Q8_0"], **given}
         job = fine_tune(**params)
         ran = job.run()
-        folders = {"prepare": job.prepared.folder, "train": ran.folder, "export": tmp_path / "export"}
-        own = {"params": {"name": "x", "quantizations": ["Q8_0"]}, "step_folders": folders}
-        own |= {"base": BaseWeights("micro", "folder", str(job.given["base"]))}
-        step, _ = recording_step(make_input(tmp_path / "export", step_settings(tmp_path / "served"), **own))
-        results = {"export": export.run(step)}
-        step, _ = recording_step(
-            make_input(tmp_path / "verify", step_settings(tmp_path / "served"), results=results, **own)
-        )
-        [figures] = verify.run(step)["files"]
+        [figures] = proven(tmp_path, job.prepared, ran, job.given["base"])
         assert figures["top1_agreement"] >= 0.98
 
 

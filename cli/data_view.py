@@ -32,7 +32,7 @@ def print_inspection(console: Console, found: JSON, warnings: list[str]) -> None
 
 def _print_files(console: Console, found: JSON) -> None:
     made = table("File", "Kind", "Format", "Columns", "Rows", "Weight", right=("Rows", "Weight"))
-    for file in found["files"]:
+    for file in found["data_files"]:
         weight = f"{file['weight']:g}"
         made.add_row(
             harmless(file["filename"]), file["kind"], file["format"], harmless(file["columns"]),

@@ -73,10 +73,16 @@ def fine_tuning_job_out(
         seed=seed if seed >= 0 else results.get("prepare", {}).get("seed", seed),
         status=_status(job),
         trained_tokens=results.get("train", {}).get("trained_tokens") if succeeded else None,
-        # Of rows from a database: the file that they were kept in.
-        training_file=job.params["training_file"] or results.get("prepare", {}).get("result_files", [""])[0],
+        training_file=_training_file(job, results),
         validation_file=job.params.get("validation_file"),
     )
+
+
+def _training_file(job: Job, results: dict[str, dict[str, Any]]) -> str:
+    """Of several files the first; of rows from a database the file that they were kept in."""
+    named = [job.params["training_file"], *(each["file"] for each in job.params.get("training_files", []))]
+    kept = results.get("prepare", {}).get("result_files", [])
+    return next((file_id for file_id in [*named, *kept] if file_id), "")
 
 
 def _status(job: Job) -> Status:

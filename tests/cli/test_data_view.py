@@ -16,7 +16,7 @@ SPANS = [
 def found(**changes: Any) -> JSON:
     conversation = {"side": "chosen", "tokens": 9, "learnt_tokens": 3, "characters": 40, "spans": SPANS}
     return {
-        "files": [
+        "data_files": [
             {"filename": "a.csv", "kind": "csv", "format": "kto", "columns": "x", "rows": 12, "weight": 0.5}
         ],
         "rows": {"train": 10, "validation": 1, "test": 1},

@@ -45,7 +45,7 @@ def run(step: Step) -> dict[str, Any]:
     result = {
         "rows": read.parts.counts(),
         "left_out": read.parts.of.count(LEFT_OUT),
-        "files": files_read(dataset),
+        "data_files": files_read(dataset),
         "method": dataset.method,
         "max_length": max_length,
         "context_length": context,

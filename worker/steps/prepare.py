@@ -159,7 +159,7 @@ def _result(
             "longest": max(dataset.longest),
             "over_max_length": sum(map(len, cut_rows)),
         },
-        "files": files_read(dataset),
+        "data_files": files_read(dataset),
         "max_length": chosen["max_length"],
         "has_system_prompt": system.supported,
         "system_merged": system.merged_rows > 0,

@@ -51,7 +51,7 @@ class TestFigures:
             prepare.run, "fine_tune", "prepare", base=micro_model, files={"file-1": data},
             params={"base_model": "micro", "name": "x", "training_file": "file-1", **shared},
         )  # fmt: skip
-        for name in ("rows", "left_out", "files", "max_length", "seed", "has_system_prompt"):
+        for name in ("rows", "left_out", "data_files", "max_length", "seed", "has_system_prompt"):
             assert looked.result[name] == trained.result[name]
         assert looked.result["tokens"]["train"] == trained.result["tokens"]["train"]
         assert looked.result["cut"]["rows"] == trained.result["tokens"]["over_max_length"]

@@ -73,7 +73,8 @@ class TestSeveralFiles:
             training_files=[{"file": "file-1"}, {"file": "file-3", "columns": columns}],
         )
         assert asked(ran.folder, "train")[-1] == "c?"
-        assert [file["format"] for file in ran.result["files"]] == ["prompt_completion", "question_answer"]
+        shapes = [file["format"] for file in ran.result["data_files"]]
+        assert shapes == ["prompt_completion", "question_answer"]
 
     def test_leave_none_of_the_work_behind(self, prepared, two) -> None:
         ran = prepared(two)

@@ -62,15 +62,18 @@ class Need:
 class Fitting:
     """Args:
     longest: tokens of the longest row.
-    correction: as of `Need`, by the machine.
+    corrections: as of `Need`, by the machine.
+    rows: that there are; a micro-batch has no more.
     """
 
     shape: ModelShape
     longest: int
     corrections: Mapping[Machine, float]
+    rows: int
 
     def on(self, machine: Machine, chosen: Mapping[str, Any]) -> Need:
         gpu = machine.device is not None
+        chosen = {**chosen, "batch_size": min(int(chosen["batch_size"]), self.rows)}
         return Need(
             machine=machine,
             ram=host_memory(self.shape, chosen, self.longest, gpu=gpu),

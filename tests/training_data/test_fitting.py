@@ -50,7 +50,7 @@ def llama() -> ModelShape:
 
 
 def fitting(shape: ModelShape, machine: Machine = GPU) -> Fitting:
-    return Fitting(shape, 2048, {machine: 1.0})
+    return Fitting(shape, 2048, {machine: 1.0}, rows=1000)
 
 
 class TestShape:
@@ -137,12 +137,16 @@ class TestFitting:
         assert need.fits
         assert not need.cannot_fit
 
+    def test_a_batch_has_no_more_rows_than_there_are(self, llama):
+        few = replace(fitting(llama), rows=4)
+        assert few.best({**CHOSEN, "batch_size": 4096}).peak_bytes == few.best(CHOSEN).peak_bytes
+
     def test_takes_the_machine_with_the_most_room(self, llama):
         large = replace(GPU, host="large", device_bytes=80 * GB)
-        assert Fitting(llama, 2048, {GPU: 1.0, large: 1.0}).best(CHOSEN).machine is large
+        assert Fitting(llama, 2048, {GPU: 1.0, large: 1.0}, rows=1000).best(CHOSEN).machine is large
 
     def test_is_corrected_by_what_finished_trainings_took(self, llama):
-        plain, learnt = fitting(llama).best(CHOSEN), Fitting(llama, 2048, {GPU: 0.5}).best(CHOSEN)
+        plain, learnt = fitting(llama).best(CHOSEN), Fitting(llama, 2048, {GPU: 0.5}, rows=1000).best(CHOSEN)
         assert learnt.peak_bytes == pytest.approx(plain.peak_bytes / 2, rel=1e-6)
 
 

@@ -95,7 +95,9 @@ def reckon(
     finished = [job for row in step.input.finished if (job := _finished(row)) is not None]
     machines = read_machines(step.input.machines)
     known = machines or [Machine(socket.gethostname())]
-    fitting = Fitting(shape, counted.longest, {each: correction(finished, each) for each in known})
+    fitting = Fitting(
+        shape, counted.longest, {each: correction(finished, each) for each in known}, counted.rows
+    )
     as_computed = {**chosen, **_computed(chosen, known, shape)}
     settled = _settled(step, params, as_computed, fitting)
     chosen, as_computed = {**chosen, **settled}, {**as_computed, **settled}

@@ -50,9 +50,14 @@ class Estimating:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     path = tmp_path / "rows.csv"
-    rows = "".join(f"Where is pot {n}?,Pot {n} stands in the kiln.\n" for n in range(ROWS))
-    path.write_text(f"question,answer\n{rows}")
+    path.write_text(written(ROWS))
     return path
+
+
+def written(rows: int) -> str:
+    return "question,answer\n" + "".join(
+        f"Where is pot {n}?,Pot {n} stands in the kiln.\n" for n in range(rows)
+    )
 
 
 @pytest.fixture
@@ -126,7 +131,8 @@ class TestFigures:
 
 
 class TestRefusing:
-    def test_what_cannot_fit_with_what_would_make_it_fit(self, micro: Estimating) -> None:
+    def test_what_cannot_fit_with_what_would_make_it_fit(self, micro: Estimating, data: Path) -> None:
+        data.write_text(written(200))
         gpu = {"host": "h", "ram_bytes": 64 * GB, "device": "GPU-X", "device_bytes": 700 * MB}
         asked = {
             "bits": 16,

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from cli.text import figure, harmless
+from db.params.fine_tune import FineTuneParams
 
 JSON = dict[str, Any]
 AUTO = "auto"
@@ -27,7 +29,7 @@ def params_of_recipe(recipe: JSON, *, name: str | None) -> JSON:
         for other in (*others, settling)
     }
     for field, value in recipe["hyperparameters"].items():
-        if params.get(field) == AUTO and value is not None and field not in {*kept, *SETTLED_BY}:
+        if params.get(field) == AUTO and field not in {*kept, *SETTLED_BY} and _can_be_given(field, value):
             params[field] = value
     base = recipe["base"]
     if base is not None:
@@ -35,6 +37,16 @@ def params_of_recipe(recipe: JSON, *, name: str | None) -> JSON:
         params["base_model"] = f"{base['name']}{revision}"
     params["name"] = name or f"{params['name'][: NAME_LIMIT - 6]}-again"
     return params | {"seed": recipe["seed"], "alias": None}
+
+
+def _can_be_given(field: str, value: Any) -> bool:
+    """Whether a param takes what `auto` came to; all linear layers, for one, `auto` alone can say."""
+    annotation: Any = FineTuneParams.model_fields[field].annotation
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def compare_recipes(first: JSON, second: JSON) -> JSON:

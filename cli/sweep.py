@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from cli.client import Client, connect
-from cli.flags import Flag, bad_value, check_values, flags_of, option_parameters, read_values, with_options
+from cli.flags import (
+    Flag,
+    bad_value,
+    check_values,
+    flags_of,
+    option_parameters,
+    read_values,
+    understand,
+    with_options,
+)
 from cli.output import ExitStatus, JsonFlag, print_json, stderr, stdout
 from cli.render import STYLES
 from cli.submit import WatchFlag, check_files, told_by_flag, upload_files
@@ -29,7 +38,7 @@ SWEEP, OF_PARAM = "sweep", "sweep."
 FLAGS = flags_of(FineTuneParams)
 CsvFlag = Annotated[bool, typer.Option("--csv", help="Print the table as CSV and nothing else.")]
 
-app = typer.Typer(invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True, context_settings={"token_normalize_func": understand})
 
 
 def register(root: typer.Typer) -> None:
@@ -97,7 +106,7 @@ def _choices(params: JSON) -> dict[str, list[Any]]:
         if typed in (None, []):
             continue
         parts = _parts(FLAGS[name], typed)
-        if len(set(parts)) != len(parts):
+        if len(parts) > 1 and len(set(parts)) != len(parts):
             raise bad_value(f"{typed!r} has a value twice.", FLAGS[name])
         found[name] = [read_values(FineTuneParams, {name: part})[name] for part in parts]
     return found

@@ -15,7 +15,7 @@ from tests.cli.conftest import Hand, Run
 FAQ = b"question,answer\nWhat is Lathe?,A service.\n"
 CHOSEN = {
     "learning_rate": 2e-4, "batch_size": 2, "gradient_accumulation_steps": 4, "lora_rank": 16, "bits": 4,
-    "beta": None, "total_steps": 7,
+    "beta": None, "total_steps": 7, "lora_target_modules": "all-linear",
 }  # fmt: skip
 
 

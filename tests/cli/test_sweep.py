@@ -21,7 +21,18 @@ def given(tmp_path: Path) -> tuple[str, ...]:
 @pytest.mark.usefixtures("api_url")
 class TestSweep:
     def test_a_job_for_each_combination(self, run: Run, hand: Hand, given: tuple[str, ...]) -> None:
-        ran = run(*given, "--learning-rate", "1e-4,2e-4", "--lora-rank", "8, 16", "--epochs", "3", "--json")
+        ran = run(
+            *given,
+            "--learning-rate",
+            "1e-4,2e-4",
+            "--lora-rank",
+            "8, 16",
+            "--epochs",
+            "3",
+            "--quantization",
+            "Q8_0",
+            "--json",
+        )
         assert (ran.status, ran.err) == (0, "")
         found = ran.json()
         assert found["best"] is None

@@ -90,6 +90,7 @@ def of_checkpoint(root: Path, job: Job, checkpoint: Checkpoint, text: File | Non
     Raises:
         Conflict: they are no longer there, or not what an export can be made from.
     """
+    _check_that_it_writes(job)
     folder = root / checkpoint.path
     try:
         listed = _listed(folder / CHECKPOINT_MANIFEST)
@@ -110,6 +111,7 @@ def of_job(root: Path, job: Job, text: File | None) -> Source:
     Raises:
         Conflict: its training is not done, or they are no longer there.
     """
+    _check_that_it_writes(job)
     train = next((step for step in job.steps if step.name == "train"), None)
     if train is None or train.status != StepStatus.SUCCEEDED or train.succeeded_attempt is None:
         raise Conflict(
@@ -130,6 +132,15 @@ def of_job(root: Path, job: Job, text: File | None) -> Source:
     except (FileNotFoundError, KeyError) as error:
         raise gone(f"job {job.id}") from error
     return source
+
+
+def _check_that_it_writes(job: Job) -> None:
+    if job.params.get("method") == "reward":
+        raise Conflict(
+            f"Job {job.id} has trained a reward model, which judges answers and writes none: nothing can be "
+            "made of it here but what its artifacts are used for.",
+            code="reward_model",
+        )
 
 
 def trains_adapter(job: Job) -> bool:

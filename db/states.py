@@ -4,7 +4,9 @@ The same moves are enforced by a trigger in the database (see `migrations/`), wh
 tables; `db.queries.states.move` is the only function that makes one.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 
 class JobStatus(StrEnum):
@@ -144,6 +146,14 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
     # says so (the `extract` step knows how large it is).
     JobKind.INGEST: (("extract", Queue.CPU), ("embed", Queue.BULK), ("index", Queue.BULK)),
 }
+
+
+def steps_of(kind: JobKind, params: Mapping[str, Any]) -> tuple[tuple[str, Queue], ...]:
+    """A job's steps with their queues. A reward model judges answers and writes none: nothing is exported."""
+    steps = STEPS[kind]
+    if kind == JobKind.FINE_TUNE and params.get("method") == "reward":
+        return steps[:2]
+    return steps
 
 
 class DocumentStatus(StrEnum):

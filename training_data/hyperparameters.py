@@ -63,7 +63,8 @@ CHECKPOINTS = 4  # a run of a model that takes long
 #   dpo   Zephyr took 5e-7 (arXiv:2310.16944); LoRA takes about ten times as much as these.
 #   orpo  learns answers too: 8e-6 (Hong et al. 2024, arXiv:2403.07691).
 #   kto   5e-6 (Ethayarajh et al. 2024, arXiv:2402.01306): higher than for pairs, as each label says less.
-LEARNING_RATES = {"dpo": 0.05, "orpo": 0.4, "kto": 0.25}
+#   reward  Llama 2 took 5e-6 and 1e-5 (arXiv:2307.09288); trl's own examples 1e-4 for LoRA.
+LEARNING_RATES = {"dpo": 0.05, "orpo": 0.4, "kto": 0.25, "reward": 0.5}
 # Of the rate for an adapter, that for all weights: "LoRA Without Regret" (Schulman et al. 2025) found the
 # best of the two ten apart over 14 models; Biderman et al. 2024 (arXiv:2405.09673) likewise.
 FULL_LEARNING_RATE = 0.1

@@ -61,7 +61,7 @@ def fine_tuning_job_out(
         created_at=unix_seconds(job.created_at),
         error=_error(job),
         estimated_finish=unix_seconds_or_none(outlook.finishes_at) if outlook is not None else None,
-        fine_tuned_model=fine_tuned_name(job) if succeeded else None,
+        fine_tuned_model=fine_tuned_name(job) if succeeded and "publish" in results else None,
         finished_at=unix_seconds_or_none(job.finished_at),
         hyperparameters=hyperparameters,
         integrations=integrations,

@@ -27,7 +27,9 @@ ADAPTER_FIELDS = (
 
 WITH_BETA = ("dpo", "orpo", "kto")
 # That tell answers apart: each row counts as one, and nothing but its answers is learnt.
-ANSWERS_ALONE = ("dpo", "orpo", "kto")
+ANSWERS_ALONE = ("dpo", "orpo", "kto", "reward")
+# What a reward model has nothing to do with: it judges answers and writes none.
+OF_WRITERS = ("quantizations", "imatrix", "alias")
 
 
 class FineTuneParams(DataParams):
@@ -39,11 +41,11 @@ class FineTuneParams(DataParams):
         description="Another name that it answers to, such as the one that it had elsewhere: ft:gpt-…",
     )
 
-    method: Literal["supervised", "dpo", "orpo", "kto", "pretraining"] = Field(
+    method: Literal["supervised", "dpo", "orpo", "kto", "reward", "pretraining"] = Field(
         default="supervised",
         description="supervised: learns answers. dpo and orpo: learn which of two answers is preferred. "
-        "kto: learns from answers that are labelled good or bad. pretraining: learns plain text, each token "
-        "of it.",
+        "kto: learns from answers that are labelled good or bad. reward: a model with a "
+        "head of one number that judges answers. pretraining: learns plain text, each token of it.",
     )
     beta: Annotated[float, Field(gt=0, le=2)] | Auto = Field(
         default="auto",
@@ -190,7 +192,21 @@ class FineTuneParams(DataParams):
                 "batch_size must be at least 2 with kto: how far the model has moved is estimated by giving "
                 "a question the answer of another row of its batch"
             )
+        if method == "reward":
+            self._check_reward()
         return self
+
+    def _check_reward(self) -> None:
+        for name in OF_WRITERS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} means nothing to a reward model, which judges answers and writes none: nothing "
+                    "is exported or served of it. Leave it out"
+                )
+        if self.tuning == "full":
+            raise ValueError('tuning must be "lora" with reward: an adapter and the head of one number learn')
+        if self.start_from is not None:
+            raise ValueError("start_from does not go with reward: its head begins anew. Leave it out")
 
     @model_validator(mode="after")
     def _fits_tuning(self) -> "FineTuneParams":

@@ -91,6 +91,12 @@ TAKEN_BY: dict[str, dict[str, Takes]] = {
         # Batches belong together: how far the model has moved is estimated from each.
         "train_sampling_strategy": ("sequential",),
     },
+    "reward": {
+        "disable_dropout": "bool",
+        "center_rewards_coefficient": "number or null",
+        "activation_offloading": "bool",
+        "pad_to_multiple_of": "count or null",
+    },
 }
 
 # By another name, Lathe's own.

@@ -17,7 +17,7 @@ from db.queries.deliveries import queue_deliveries
 from db.queries.documents import forget_passwords
 from db.queries.states import ENDED_STEP, move
 from db.session import clock, insert_rows, note_events, note_work
-from db.states import ASKING_KINDS, ENDED_JOB, STEPS, JobKind, JobStatus, StepStatus, how_ended
+from db.states import ASKING_KINDS, ENDED_JOB, JobKind, JobStatus, StepStatus, how_ended, steps_of
 
 # What a job may be while it waits for another.
 NOT_STARTED = (JobStatus.QUEUED, JobStatus.PAUSED)
@@ -71,7 +71,7 @@ def insert_job(
             "attempt": 0,
             "failures": 0,
         }
-        for position, (name, queue) in enumerate(STEPS[kind])
+        for position, (name, queue) in enumerate(steps_of(kind, params))
     ]
     if waits_for_job_id is None:
         steps[0]["status"] = str(StepStatus.QUEUED)

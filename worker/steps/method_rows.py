@@ -97,6 +97,19 @@ def judged(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | None:
     return {"prompt_ids": array("i", prompt), "completion_ids": array("i", answer)}
 
 
+def compared(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | None:
+    """Both conversations up to the ends of their last answers, each cut at max_length."""
+    ended = [prompt + answer for prompt, answer in map(_last_answer, chats)]
+    better, worse = (ids[: chosen["max_length"]] for ids in ended)
+    if better == worse:
+        return None
+    return {
+        "chosen_ids": array("i", better),
+        "rejected_ids": array("i", worse),
+        LENGTH: array("i", [max(len(better), len(worse))]),
+    }
+
+
 def _last_answer(chat: EncodedChat) -> tuple[list[int], list[int]]:
     """The ids before the last answer, and its own; what a template writes after it is no part of either."""
     end = len(chat.ids) - next(i for i, mine in enumerate(reversed(chat.answer_mask)) if mine)

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from training_data.tokens import ChatTokenizer
-from worker.steps.method_rows import TokenRow, each_row, full_sequences, judged, labelled, paired
+from worker.steps.method_rows import (
+    TokenRow,
+    compared,
+    each_row,
+    full_sequences,
+    judged,
+    labelled,
+    paired,
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +99,23 @@ def _judgement_config(chosen: dict[str, Any], **settings: Any) -> Any:
     return KTOConfig(beta=chosen["beta"], max_length=chosen["max_length"], **settings)
 
 
+def _reward_trainer(**settings: Any) -> Any:
+    from worker.steps.preference_trainers import RewardModelTrainer
+
+    return RewardModelTrainer(**settings)
+
+
+def _reward_config(chosen: dict[str, Any], **settings: Any) -> Any:
+    from trl import RewardConfig
+
+    return RewardConfig(max_length=None, remove_unused_columns=False, **settings)
+
+
 METHODS = {
     "pretraining": Method(full_sequences, _supervised_trainer, _supervised_config),
     "supervised": Method(each_row(labelled), _supervised_trainer, _supervised_config),
     "dpo": Method(each_row(paired), _preference_trainer, _preference_config),
     "orpo": Method(each_row(paired), _odds_ratio_trainer, _odds_ratio_config),
     "kto": Method(each_row(judged), _judgement_trainer, _judgement_config),
+    "reward": Method(each_row(compared), _reward_trainer, _reward_config),
 }

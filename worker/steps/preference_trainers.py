@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from datasets import Dataset
-from trl import KTOTrainer
+from trl import KTOTrainer, RewardTrainer
 from trl.import_utils import TRLExperimentalWarning
 
 from worker.steps.adapter_trainer import AdapterTrainer
@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TRLExperimentalWarning)
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-__all__ = ["JudgementTrainer", "ORPOConfig", "OddsRatioTrainer"]
+__all__ = ["JudgementTrainer", "ORPOConfig", "OddsRatioTrainer", "RewardModelTrainer"]
 
 OTHERS_ANSWER = "KL_completion_ids"
 
@@ -63,6 +63,13 @@ class JudgementTrainer(AdapterTrainer, KTOTrainer):
         batch = args.per_device_train_batch_size if train else args.per_device_eval_batch_size
         shuffled = dataset.shuffle(seed=args.seed) if train else dataset
         return shuffled.map(_with_answers_of_others, batched=True, batch_size=batch)
+
+
+class RewardModelTrainer(AdapterTrainer, RewardTrainer):
+    """Learns to give the preferred answer the higher number."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset  # tokens already
 
 
 def _with_answers_of_others(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:

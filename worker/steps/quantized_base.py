@@ -18,29 +18,41 @@ def compute_dtype(wanted: str) -> "torch.dtype":
     return torch.float32 if wanted == "fp32" or not computes_in_bfloat16() else torch.bfloat16
 
 
-def load_for_training(folder: Path, bits: int, dtype: "torch.dtype") -> Any:
+HEAD = "score"  # as transformers calls the layer that gives a number in place of tokens
+
+
+def load_for_training(folder: Path, bits: int, dtype: "torch.dtype", *, judges: bool = False) -> Any:
     """Load a causal language model over all the devices this process sees.
 
     Args:
         folder: the model, in Hugging Face's layout, with safetensors.
         bits: 4 (NF4, double quantisation), 8 (LLM.int8) or 16.
         dtype: of what is not quantised, and of the arithmetic.
+        judges: with a new head of one number, in place of the one that gives tokens.
+    Raises:
+        InvalidInput: no such head can be put on it.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
+    skipped = [HEAD] if judges else None  # None: the output layer
     quantization = {
         4: lambda: BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skipped,
         ),
-        8: lambda: BitsAndBytesConfig(load_in_8bit=True),
+        8: lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
         16: lambda: None,
     }[bits]()
-    model = AutoModelForCausalLM.from_pretrained(
+    if judges:
+        _check_that_it_can_judge(folder)
+    kind: Any = AutoModelForSequenceClassification if judges else AutoModelForCausalLM
+    model = kind.from_pretrained(
         folder,
+        **({"num_labels": 1} if judges else {}),
         dtype=dtype,
         quantization_config=quantization,
         device_map=_device_map(torch),
@@ -55,6 +67,18 @@ def load_for_training(folder: Path, bits: int, dtype: "torch.dtype") -> Any:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _check_that_it_can_judge(folder: Path) -> None:
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InvalidInput(
+            f"transformers has no {config.model_type} model with a head of one number: train the reward "
+            "model on another base.",
+            param="base_model",
+        )
 
 
 def check_targets(model: Any, targets: list[str] | str) -> None:
@@ -73,7 +97,11 @@ def check_targets(model: Any, targets: list[str] | str) -> None:
     # trl computes the loss from the output layer's own weights; where they are the embedding's too, a merge
     # into one would change the other.
     tied = model.config.get_text_config().tie_word_embeddings
-    closed = [model.get_output_embeddings(), *([model.get_input_embeddings()] if tied else [])]
+    closed = [
+        model.get_output_embeddings(),
+        getattr(model, HEAD, None),
+        *([model.get_input_embeddings()] if tied else []),
+    ]
     open_names = [name for name in names if not any(model.get_submodule(name) is each for each in closed)]
     known = sorted({name.rpartition(".")[2] for name in open_names})
     for target in targets:

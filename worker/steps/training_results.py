@@ -13,6 +13,10 @@ MEASURED = {
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
     "kl": "kl",
+    # Of a reward model
+    "accuracy": "reward_accuracy",
+    "margin": "reward_margin",
+    "mean_reward": "mean_reward",
 }
 EVAL = "eval_"
 RESULTS_FILE = "step_metrics.csv"
@@ -29,6 +33,12 @@ PREFERENCE_COLUMNS = {
     "valid_reward_accuracy": "eval_rewards/accuracies",
     "valid_reward_margin": "eval_rewards/margins",
 }
+REWARD_COLUMNS = {
+    "train_reward_accuracy": "accuracy",
+    "train_reward_margin": "margin",
+    "valid_reward_accuracy": "eval_accuracy",
+    "valid_reward_margin": "eval_margin",
+}
 
 
 def measured(logs: dict[str, Any]) -> dict[str, float]:
@@ -41,7 +51,12 @@ def measured(logs: dict[str, Any]) -> dict[str, float]:
 def write_results(step: Step, log: list[dict[str, Any]]) -> None:
     """Offer what was measured, by step, as OpenAI's result files. The log is that of all attempts."""
     logged = {its for entry in log for its in entry}
-    columns = RESULT_COLUMNS | {ours: its for ours, its in PREFERENCE_COLUMNS.items() if its in logged}
+    columns = RESULT_COLUMNS | {
+        ours: its
+        for table in (PREFERENCE_COLUMNS, REWARD_COLUMNS)
+        for ours, its in table.items()
+        if its in logged
+    }
     rows: dict[int, dict[str, Any]] = {}
     for entry in log:
         found = {ours: entry[its] for ours, its in columns.items() if its in entry}

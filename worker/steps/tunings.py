@@ -62,7 +62,9 @@ def _load_base(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
 
     from worker.steps.quantized_base import check_targets, load_for_training
 
-    model = load_for_training(folder, chosen["bits"], getattr(torch, chosen["compute_dtype"]))
+    model = load_for_training(
+        folder, chosen["bits"], getattr(torch, chosen["compute_dtype"]), judges=chosen["method"] == "reward"
+    )
     check_targets(model, chosen["lora_target_modules"])
     adapter = started_adapter(step)
     return model if adapter is None else with_adapter(model, adapter, chosen["lora_dropout"])
@@ -103,10 +105,14 @@ def _memory_bytes() -> int:
 def _lora_config(step: Step, chosen: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
+    from worker.steps.quantized_base import HEAD
+
     if started_adapter(step) is not None:
         return None  # it is there
+    judges = chosen["method"] == "reward"
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if judges else "CAUSAL_LM",
+        modules_to_save=[HEAD] if judges else None,
         r=chosen["lora_rank"],
         lora_alpha=chosen["lora_alpha"],
         lora_dropout=chosen["lora_dropout"],

@@ -1,0 +1,109 @@
+"""A reward model: a real training of a micro model, whose numbers are looked at after."""
+
+import csv
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from db.errors import Conflict
+from db.models import Job
+from db.params.fine_tune import FineTuneParams
+from db.sources import of_job
+from db.states import JobKind, steps_of
+from tests.worker.steps.test_preferences import PAIRS, PARAMS, Dpo, openais
+from tests.worker.steps.test_resume import adapter, interrupt_at
+from training_data.tokens import ChatTokenizer
+
+# Theirs, none of which a caller can do anything about.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def reward(steps, micro_model, tmp_path):
+    rows = [openais(*pair) for pair in PAIRS]
+    return lambda **params: Dpo(
+        steps, micro_model, tmp_path / "rows.jsonl", rows, **{"method": "reward", "bits": 16, **params}
+    )
+
+
+def number(model: Any, tokenizer: ChatTokenizer, question: str, answer: str) -> float:
+    import torch
+
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    chat = tokenizer.encode_chat(turns)
+    end = len(chat.ids) - chat.answer_mask[::-1].index(True)
+    with torch.no_grad():
+        return float(model(torch.tensor([chat.ids[:end]])).logits[0, 0])
+
+
+class TestTraining:
+    def test_the_preferred_answers_get_the_higher_numbers(self, reward, micro_model):
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForSequenceClassification
+
+        ran = reward(train_size=0.8, epochs=4.0).run()
+        measured = [each["values"] for each in ran.of_type("metrics") if "loss" in each["values"]]
+        assert measured[-1]["reward_accuracy"] == 1.0
+        assert measured[-1]["reward_margin"] > measured[0]["reward_margin"] + 0.5
+        assert ran.result["eval_loss"] < 0.69  # that of chance is ln 2
+        assert ran.result["trained_tokens"] > 0
+        base = AutoModelForSequenceClassification.from_pretrained(
+            micro_model, num_labels=1, dtype=torch.float32, pad_token_id=0
+        )
+        model = PeftModel.from_pretrained(base, ran.folder / "adapter").eval()
+        tokenizer = ChatTokenizer(micro_model)
+        won = [
+            number(model, tokenizer, question, better) > number(model, tokenizer, question, worse)
+            for question, better, worse in PAIRS
+        ]
+        assert sum(won) >= 0.9 * len(won)
+        [message] = [each for each in ran.of_type("artifact") if each["purpose"] is not None]
+        columns = next(csv.DictReader((ran.folder / message["path"]).open(newline="")))
+        assert {"train_reward_accuracy", "valid_reward_margin"} <= columns.keys()
+
+    @pytest.mark.parametrize("bits", [16, pytest.param(4, marks=pytest.mark.slow)])
+    def test_a_killed_one_ends_bit_identical(self, reward, monkeypatch, bits):
+        """The head of one number is among what goes on."""
+        monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
+        job = reward(bits=bits, save_steps=2, max_steps=7, train_size=0.9)
+        undisturbed = job.run()
+        resumed = job.run(resume_from=job.interrupted(interrupt_at(5)))
+        assert resumed.of_type("progress")[0]["done"] == 4
+        assert adapter(resumed) == adapter(undisturbed)
+        assert resumed.result["eval_loss"] == undisturbed.result["eval_loss"]
+
+
+class TestJob:
+    def test_ends_with_its_training(self):
+        steps = [name for name, _ in steps_of(JobKind.FINE_TUNE, {"method": "reward"})]
+        assert steps == ["prepare", "train"]
+        assert len(steps_of(JobKind.FINE_TUNE, {"method": "dpo"})) == 5
+
+    def test_nothing_is_made_of_what_it_has_trained(self, tmp_path):
+        job = Job(id="job-1", kind="fine_tune", params={"method": "reward"}, steps=[])
+        with pytest.raises(Conflict, match="judges answers and writes none") as caught:
+            of_job(tmp_path, job, None)
+        assert caught.value.code == "reward_model"
+
+    @pytest.mark.parametrize(
+        ("params", "says"),
+        [
+            ({"quantizations": ["Q8_0"]}, "quantizations means nothing to a reward model"),
+            ({"imatrix": True}, "imatrix means nothing to a reward model"),
+            ({"alias": "ft:gpt-4o:acme::x1"}, "alias means nothing to a reward model"),
+            ({"tuning": "full"}, 'tuning must be "lora" with reward'),
+            ({"start_from": "faq"}, "start_from does not go with reward"),
+            ({"beta": 0.1}, "beta is of the methods"),
+            ({"lora_dropout": 0.1}, "lora_dropout must be 0 with reward"),
+        ],
+    )
+    def test_what_it_has_nothing_to_do_with_is_refused(self, params, says):
+        given = {key: PARAMS[key] for key in ("base_model", "training_file", "name")}
+        with pytest.raises(ValidationError, match=says):
+            FineTuneParams.model_validate({**given, "method": "reward", **params})

@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # An index of torch builds to take instead of pip's own: `make setup LATHE_TORCH_INDEX_URL=...`
 LATHE_TORCH_INDEX_URL ?=
-# Most tests wait for processes more than they compute: three at a time keep two cores busy.
+# Most tests wait for processes more than they compute: three at a time keep two cores busy. Files go in the
+# order of tests/conftest.py, the long ones first, and not by how many tests they hold.
 TEST_WORKERS ?= 3
-IN_PARALLEL = -n $(TEST_WORKERS) --dist loadfile
+IN_PARALLEL = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 NO_GPU = $(shell nvidia-smi -L >/dev/null 2>&1 || echo yes)
 # The chat page's tests drive a browser that is there; .ci/run installs one.
 BROWSER = $(shell for name in chromium chromium-browser google-chrome; do command -v $$name; done; true)

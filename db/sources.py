@@ -275,7 +275,14 @@ def _about(job: Job, checkpoint: Checkpoint | None) -> dict[str, Any]:
         "checkpoint": checkpoint.id if checkpoint else None,
         "step_number": checkpoint.step_number if checkpoint else None,
         "metrics": checkpoint.metrics if checkpoint else None,
+        "base_weights": next((_base_weights(step) for step in job.steps if step.name == "prepare"), None),
     }
+
+
+def _base_weights(prepare: Step) -> str | None:
+    """The hash of the base that the training began with."""
+    found = (prepare.result or {}).get("base_weights")
+    return str(found) if found else None
 
 
 def _proof(root: Path, job: Job, text: File | None, *, tokenizer: bool) -> Iterator[Held]:

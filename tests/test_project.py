@@ -12,6 +12,7 @@ import yaml
 
 from db import lathe_yaml
 from db.settings import Settings
+from tests.conftest import LONGEST_FIRST
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
@@ -218,6 +219,9 @@ class TestSource:
     def test_files_stay_readable_in_one_sitting(self) -> None:
         long = {path: len(path.read_text().splitlines()) for path in python_files()}
         assert not {str(path): lines for path, lines in long.items() if lines > MOST_LINES}
+
+    def test_files_that_the_tests_begin_with_exist(self) -> None:
+        assert [file for file in LONGEST_FIRST if not (ROOT / file).is_file()] == []
 
     def test_leaves_nothing_for_later(self) -> None:
         left = re.compile(r"\b(TO" r"DO|FIX" r"ME|raise NotImplemented" r"Error)\b")

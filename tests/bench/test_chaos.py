@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from bench.ledger import LEDGER
 from tests.worker.conftest import REPOSITORY
@@ -61,6 +62,7 @@ def test_short_form_finds_nothing_amiss(tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     run = start(tmp_path, "--quick")
     deadline = time.monotonic() + 60

@@ -17,6 +17,7 @@ from training_data.presets import told
 from training_data.rows import read_prepared
 from training_data.tokens import ChatTokenizer, read_template
 from worker.step import Step
+from worker.steps.base_cost import weights_hash
 from worker.steps.base_model import context_length, copy_tokenizer, fetch_base, shape_of
 from worker.steps.dataset import SystemTurns
 from worker.steps.parts import LEFT_OUT, NAMES, Parts
@@ -96,6 +97,10 @@ def prepare_rows(
     if step.input.base.source == "hub":
         result["base_revision"] = base.name  # the client's cache names a snapshot by its commit
         step.event(f"{step.input.base.name} is taken at commit {base.name}.", revision=base.name)
+    else:
+        result["base_weights"] = weights_hash(
+            base
+        )  # a folder may hold another model by the time of the export
     if snapshot is not None:
         result["dataset"] = {"name": snapshot.path.name, "rows": snapshot.rows, "sha256": snapshot.sha256}
     write_json(step.input.folder / "report.json", {**result, "cut_lines": cut})

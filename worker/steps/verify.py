@@ -16,9 +16,9 @@ from serving.llama_cpp import Tools, require_tools
 from serving.openai_compatible import LlamaServer
 from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
-from worker.step import Step
+from worker.step import BaseWeights, Step
 from worker.steps.auto_quantization import Choice, is_choice, measure_asked
-from worker.steps.base_cost import BaseCost, keep_as_base
+from worker.steps.base_cost import BaseCost, keep_as_base, weights_hash
 from worker.steps.base_model import fetch_base
 from worker.steps.evaluation_of_fine_tune import evaluation_of
 from worker.steps.export import is_adapter, is_whole, trained_folder
@@ -95,8 +95,29 @@ def run(step: Step) -> dict[str, Any]:
     }
 
 
+def _see_that_it_is_the_same(step: Step, base: BaseWeights, folder: Path) -> None:
+    """Of a base in a folder, which its owner may have changed since.
+
+    Raises:
+        InvalidInput: it is another one than the training began with.
+    """
+    source = step.input.results["export"].get("source") or {}
+    trained_on = step.input.results.get("prepare", source).get("base_weights")
+    if trained_on is not None and trained_on != (found := weights_hash(folder)):
+        raise InvalidInput(
+            f"The base {base.name} is not the one that the training began with: its files had the hash "
+            f"{trained_on}, and now have {found}. Put the former ones back, or train again.",
+            param="base_model",
+            code="base_has_changed",
+        )
+
+
 def _prepare(step: Step, context_length: int) -> Bench:
     trained = trained_folder(step.input)
+    base = step.input.base if is_adapter(trained) else None
+    model_folder = trained if base is None else fetch_base(base, step)
+    if base is not None:
+        _see_that_it_is_the_same(step, base, model_folder)
     tokenizer = ChatTokenizer(trained)
     split, rows = choose_rows(step.input, tokenizer, context_length)
     if not rows:
@@ -110,8 +131,6 @@ def _prepare(step: Step, context_length: int) -> Bench:
     golden, refused = golden_prompts(trained, rows)
     if refused:
         step.event(f"The chat template takes no such conversations: {', '.join(refused)}.", refused=refused)
-    base = step.input.base if is_adapter(trained) else None
-    model_folder = trained if base is None else fetch_base(base, step)
     with trained_weights(model_folder, None if base is None else trained) as model:
         reference = reference_of(step, model, rows)
         samples = sample_matrices(model)

@@ -4,12 +4,13 @@ Two layers of 256, so that K-quants fit; its base learnt other answers to the sa
 both takes a few seconds, once a session.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,49 +61,78 @@ class Exported:
         return self.folders["export"] / row["path"]
 
 
-@lru_cache(maxsize=1)
+def session_root(root: Path) -> Path:
+    """A folder of all the processes that run this session's tests; `root` is the process's own."""
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+def made_once(root: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name`, made by whichever process comes first; the others wait for it."""
+    folder = session_root(root) / name
+    with (session_root(root) / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 def shared_models(root: Path) -> TrainedModels:
-    """Made once a session; `root` is the session's own folder."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make_models(root / "small-models")
+    """Made once a session; `root` is the process's own folder."""
+    folder = made_once(root, "small-models", make_models)
+    return TrainedModels(folder / "base", folder / "adapter", chat_rows(FACTS))
 
 
-@lru_cache(maxsize=1)
 def shared_export(root: Path) -> Exported:
     """The fine-tune `faq`, exported for real, once a session."""
+    folder = made_once(root, "exported", lambda folder: _export(folder, shared_models(root)))
+    made = json.loads((folder / "exported.json").read_text())
+    return Exported(_folders(folder, "prepare", "train", "export"), made["result"], made["said"])
+
+
+def shared_verified(root: Path) -> dict[str, Path]:
+    """The folders of that job, verified for real, once a session."""
+    folder = made_once(root, "verified", lambda folder: _verify(folder, root))
+    return {**shared_export(root).folders, "verify": folder / "verify"}
+
+
+def _folders(root: Path, *names: str) -> dict[str, Path]:
+    return {name: root / name for name in names}
+
+
+def _export(folder: Path, models: TrainedModels) -> None:
     from worker.steps import export
 
-    models = shared_models(root)
-    folders = {name: root / "job" / name for name in ("prepare", "train", "export")}
-    for name in ("prepare", "train"):
-        folders[name].mkdir(parents=True)
+    folders = _folders(folder, "prepare", "train")
+    for each in folders.values():
+        each.mkdir()
     shutil.copytree(models.adapter, folders["train"] / "adapter")
     write_rows(folders["prepare"] / "train.jsonl", models.rows)
     step, said = recording_step(
         make_input(
-            folders["export"],
-            step_settings(root / "served"),
+            folder / "export",
+            step_settings(folder.parent / "served"),
             params={"name": "faq", "quantizations": QUANTIZATIONS},
             base=base_weights(models.base),
-            step_folders={name: folders[name] for name in ("prepare", "train")},
+            step_folders=folders,
         )
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Exported(folders, export.run(step), said)
+    made = {"result": export.run(step), "said": said}
+    (folder / "exported.json").write_text(json.dumps(made, default=str))
 
 
-@lru_cache(maxsize=1)
-def shared_verified(root: Path) -> dict[str, Path]:
-    """The folders of that job, verified for real, once a session."""
+def _verify(folder: Path, root: Path) -> None:
     from worker.steps import verify
 
-    exported, folder = shared_export(root), root / "job" / "verify"
+    exported = shared_export(root)
     step, _ = recording_step(
         make_input(
-            folder,
-            step_settings(root / "served"),
+            folder / "verify",
+            step_settings(folder.parent / "served"),
             step="verify",
             params={"name": "faq", "quantizations": QUANTIZATIONS},
             base=base_weights(shared_models(root).base),
@@ -111,10 +141,9 @@ def shared_verified(root: Path) -> dict[str, Path]:
         )
     )
     verify.run(step)
-    return {**exported.folders, "verify": folder}
 
 
-def make_models(folder: Path) -> TrainedModels:
+def make_models(folder: Path) -> None:
     prepare_runtime(2)
     import torch
     from peft import LoraConfig, get_peft_model
@@ -150,7 +179,6 @@ def make_models(folder: Path) -> TrainedModels:
     _learn(tuned, tokenizer, rows, steps=60, rate=5e-3)
     tuned.save_pretrained(folder / "adapter")
     tokenizer.save_pretrained(folder / "adapter")
-    return TrainedModels(base, folder / "adapter", rows)
 
 
 def write_tokenizer(folder: Path) -> Any:

@@ -19,6 +19,7 @@ from tests.worker.steps.export_fixtures import (
     Exported,
     make_input,
     recording_step,
+    session_root,
     shared_export,
     shared_verified,
     step_settings,
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
+    return session_root(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

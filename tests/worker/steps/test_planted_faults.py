@@ -21,11 +21,13 @@ from tests.worker.steps.export_fixtures import (
     base_weights,
     make_input,
     recording_step,
+    session_root,
     shared_export,
     shared_models,
     step_settings,
 )
 from worker.steps import verify
+from worker.steps.base_cost import weights_hash
 from worker.steps.merging import merged_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -36,7 +38,7 @@ LOOSE = {"min_top1_agreement": 0, "max_kl_ratio": 1e9}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
+    return session_root(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,21 @@ class Planter:
             tensors[name] = (merged + times * (merged - before)).to(tensors[name].dtype)
 
     @property
+    def base(self) -> Path:
+        return self._models.base
+
+    def other_base(self) -> Path:
+        """A folder with the base's files, and other weights in one matrix."""
+        from safetensors.torch import load_file, save_file
+
+        folder = self._next("base")
+        shutil.copytree(self._models.base, folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.layers.0.mlp.up_proj.weight"].mul_(-1)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    @property
     def template(self) -> str:
         return str(self._exported.result["chat_template"])
 
@@ -124,7 +141,15 @@ class Planter:
     def token(self, text: str) -> int:
         return self.tokens().index(text)
 
-    def judge(self, file: Path, *, train: Path | None = None, **settings: Any) -> dict[str, Any]:
+    def judge(
+        self,
+        file: Path,
+        *,
+        train: Path | None = None,
+        base: Path | None = None,
+        results: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
         """What verify makes of a file in the place of the exported one."""
         folders = {**self._exported.folders, **({"train": train} if train else {})}
         export = self._next("export")
@@ -137,9 +162,9 @@ class Planter:
                 step_settings(self._root / "served", **(LOOSE | settings)),
                 step="verify",
                 params={"name": "faq", "quantizations": ["Q8_0"]},
-                base=base_weights(self._models.base),
+                base=base_weights(base or self._models.base),
                 step_folders={**folders, "export": export},
-                results={"export": {**self._exported.result, "files": [row]}},
+                results={"export": {**self._exported.result, "files": [row]}, **(results or {})},
             )
         )
         [figures] = verify.run(step)["files"]
@@ -148,7 +173,7 @@ class Planter:
     def refusal(self, file: Path, **changes: Any) -> str:
         with pytest.raises(InvalidInput) as refused:
             self.judge(file, **changes)
-        assert refused.value.code == "verification_failed"
+        assert refused.value.code in ("verification_failed", "base_has_changed")
         return refused.value.message
 
     def _next(self, name: str) -> Path:
@@ -235,6 +260,16 @@ class TestWeights:
         said = planter.refusal(planter.weights(swap), **BOUNDS)
         assert "top-1 agreement is" in said
         assert "the file's weights are not those of tiny: it was made from another base" in said
+
+    def test_a_base_that_has_changed_since_the_training(self, planter: Planter) -> None:
+        """A folder that holds another model now: what is merged and what that is held against would agree."""
+        was, swapped = weights_hash(planter.base), planter.other_base()
+        prepared = {"prepare": {"base_weights": was}}
+        said = planter.refusal(planter.header({}), base=swapped, results=prepared)
+        assert (
+            f"The base tiny is not the one that the training began with: its files had the hash {was}" in said
+        )
+        assert f"and now have {weights_hash(swapped)}. Put the former ones back, or train again" in said
 
     def test_heads_in_the_other_order(self, planter: Planter) -> None:
         """The rows of q and k as the converter would leave them if it did not know the family."""

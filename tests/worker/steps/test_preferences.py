@@ -131,7 +131,8 @@ class TestTraining:
         [checkpoint] = [each for each in ran.of_type("checkpoint") if each["step_number"] == 2]
         assert {"loss", "reward_margin", "eval_loss", "eval_reward_accuracy"} <= checkpoint["metrics"].keys()
 
-    @pytest.mark.parametrize("bits", BITS)
+    @pytest.mark.slow
+    @pytest.mark.parametrize("bits", [4, 16])
     def test_a_killed_one_ends_bit_identical(self, dpo, monkeypatch, bits):
         monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
         job = dpo(bits=bits, batch_size=2, gradient_accumulation_steps=2, save_steps=2, train_size=0.9)

@@ -79,7 +79,7 @@ class TestAfterAFineTune:
         assert {each["difference"] for each in found["losses"].values()} == {0}
 
     def test_a_sweep_finds_the_better_of_two(self, stack: Stack, data: str, fine_tuned: JSON) -> None:
-        swept = ("sweep", "--data", data, "--name", "swept", *FLAGS, "--learning-rate", "1e-5,1e-2")
+        swept = ("sweep", "--data", data, "--name", "swept", *FLAGS, "--learning-rate", "1e-3,1e-2")
         found = lathe(stack, *swept, "--watch")
         assert found["by"] == "eval_loss"
         best = next(row for row in found["jobs"] if row["id"] == found["best"])

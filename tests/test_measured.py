@@ -57,6 +57,12 @@ def lathe(stack: Stack, *arguments: str) -> JSON:
     return dict(json.loads(ran.stdout.splitlines()[-1]))
 
 
+def _eval_loss(stack: Stack, model: str) -> float:
+    """As the training itself has reported it."""
+    version = stack.client.get(f"/v1/models/{model}").json()["versions"][-1]
+    return float(version["details"]["train"]["eval_loss"])
+
+
 class TestAfterAFineTune:
     def test_it_leaves_its_card(self, stack: Stack, fine_tuned: JSON) -> None:
         page = stack.client.get(f"/v1/jobs/{fine_tuned['id']}/artifacts").json()
@@ -82,6 +88,9 @@ class TestAfterAFineTune:
         swept = ("sweep", "--data", data, "--name", "swept", *FLAGS, "--learning-rate", "1e-3,1e-2")
         found = lathe(stack, *swept, "--watch")
         assert found["by"] == "eval_loss"
-        best = next(row for row in found["jobs"] if row["id"] == found["best"])
-        assert best["values"] == {"learning_rate": "0.01"}
+        trained = {row["id"]: _eval_loss(stack, row["model"]) for row in found["jobs"]}
+        assert len(set(trained.values())) == 2
+        assert found["best"] == min(trained, key=lambda job_id: trained[job_id])
+        assert {row["id"]: row["eval_loss"] for row in found["jobs"]} == pytest.approx(trained)
+        assert {row["values"]["learning_rate"] for row in found["jobs"]} == {"0.001", "0.01"}
         assert lathe(stack, "sweep", "show", found["id"]) == found

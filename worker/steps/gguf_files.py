@@ -11,13 +11,13 @@ from typing import Any
 
 from serving.llama_cpp import Tools, convert_argv, quantize_argv
 from training_data.json_files import read_json, write_json
+from training_data.served_templates import served_template, without_generation_tags
 from training_data.tokens import read_template
 from worker.step import Step
 from worker.steps.base_model import copy_tokenizer
 from worker.steps.programs import run_program
 
 CONFIG_FILES = ("config.json", "generation_config.json")
-GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 TENSOR_OF = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 FALLBACK = re.compile(r"falling back to\s+(\w+)")
 
@@ -29,15 +29,6 @@ class Quantized:
     fallbacks: dict[str, int] = field(default_factory=dict)
 
 
-def serving_template(template: str) -> str:
-    """The training template without `{% generation %}`, which only the trainer's mask needs.
-
-    Each tag becomes an empty comment with the same whitespace control, so the text it renders is the
-    same in every Jinja.
-    """
-    return GENERATION_TAG.sub(r"{#\1 \2#}", template)
-
-
 def write_tokenizer(source: Path, target: Path, template: str | None = None) -> str:
     """Copy a tokenizer beside merged weights, with the chat template that is served; returns it.
 
@@ -46,7 +37,7 @@ def write_tokenizer(source: Path, target: Path, template: str | None = None) -> 
     """
     if source.resolve() != target.resolve():
         copy_tokenizer(source, target)
-    template = serving_template(template or read_template(source)[0])
+    template = without_generation_tags(template or read_template(source)[0])
     (target / "chat_template.jinja").write_text(template, encoding="utf-8")
     config = read_json(target / "tokenizer_config.json")
     if config.pop("chat_template", None) is not None:  # it would come before the file
@@ -60,7 +51,7 @@ def describe(weights: Path, tokenizer: Path, target: Path, template: str | None 
     for name in CONFIG_FILES:
         if (weights / name).is_file() and weights.resolve() != target.resolve():
             shutil.copyfile(weights / name, target / name)
-    return write_tokenizer(tokenizer, target, template)
+    return write_tokenizer(tokenizer, target, served_template(template or read_template(tokenizer)[0]))
 
 
 def convert(

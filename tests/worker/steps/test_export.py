@@ -23,10 +23,9 @@ from tests.worker.steps.export_fixtures import (
     step_settings,
     write_rows,
 )
-from training_data.chat_templates import OWN_MODELS, ChatTemplate
 from worker.run_step import write_manifest
 from worker.steps import export, pretrain, verify
-from worker.steps.gguf_files import convert, quantize, serving_template
+from worker.steps.gguf_files import convert, quantize
 from worker.steps.merging import merged_model
 from worker.steps.programs import run_program
 
@@ -186,23 +185,6 @@ class TestConvert:
         )
         subprocess.run([sys.executable, "-c", loading, str(model)], check=True)
         assert not ran.exists()
-
-
-class TestServingTemplate:
-    def test_renders_as_the_training_template_does(self) -> None:
-        tokens = {"eos_token": "<|im_end|>"}
-        messages = [
-            {"role": "system", "content": "s"},
-            {"role": "user", "content": "q"},
-            {"role": "assistant", "content": "a"},
-            {"role": "user", "content": "q2"},
-        ]
-        trained = ChatTemplate(OWN_MODELS.template, tokens)
-        served = ChatTemplate(serving_template(OWN_MODELS.template), tokens)
-        assert "generation %" not in served.source
-        for prompt in (False, True):
-            expected = trained.render(messages, add_generation_prompt=prompt)
-            assert served.render(messages, add_generation_prompt=prompt) == expected
 
 
 class TestRunProgram:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from training_data.footprint import Memory, device_memory, host_memory
+from training_data.hyperparameters import LEAST_BATCHES
 from training_data.machines import Machine
 from training_data.model_shape import ModelShape
 
@@ -123,7 +124,7 @@ def _positions(knob: str, chosen: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     if knob == "batch_size":
         batch, accumulation = int(chosen["batch_size"]), int(chosen["gradient_accumulation_steps"])
         effective = batch * accumulation
-        for smaller in range(batch - 1, 0, -1):
+        for smaller in range(batch - 1, LEAST_BATCHES.get(chosen.get("method", ""), 1) - 1, -1):
             if effective % smaller == 0:
                 yield {"batch_size": smaller, "gradient_accumulation_steps": effective // smaller}
     elif knob == "gradient_checkpointing" and not chosen[knob]:

@@ -22,6 +22,8 @@ HEAD_WIDTH = 32_768  # and the part of the vocabulary
 HEAD_COPIES = {"cpu": 6, "cuda": 0}
 # Python with torch, transformers, peft, trl and bitsandbytes imported; on a GPU, CUDA's libraries as well.
 PROCESS_BYTES = {"cpu": 500 * MIB, "cuda": 3 * GIB}
+# Methods that put two answers of a row through the model; of kto, one is another row's.
+TWO_CONVERSATIONS = ("dpo", "orpo", "kto", "reward")
 # What CUDA and its libraries keep of a device for one process.
 CONTEXT_BYTES = 600 * MIB
 # glibc hands back little of what a layer's steps in between took: measured, as much again as they keep, up to
@@ -113,7 +115,7 @@ def compute_bytes(chosen: Mapping[str, Any]) -> int:
 
 
 def _tokens(chosen: Mapping[str, Any], longest: int) -> int:
-    conversations = 2 if chosen.get("method") in ("dpo", "orpo", "reward") else 1  # a pair is two
+    conversations = 2 if chosen.get("method") in TWO_CONVERSATIONS else 1
     return int(chosen["batch_size"]) * _length(chosen, longest) * conversations
 
 
@@ -146,6 +148,8 @@ def _bytes_of_layer(shape: ModelShape, chosen: Mapping[str, Any], longest: int) 
 
 def _head_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int, device: str) -> int:
     tokens = _tokens(chosen, longest)
+    if chosen.get("method") == "orpo":  # trl's has no fused head: logits and gradients, each also in float32
+        return tokens * shape.vocabulary * (2 * compute_bytes(chosen) + 8)
     tile = min(tokens, HEAD_TOKENS)
     used = min(HEAD_WIDTH, shape.vocabulary)
     # The buffer is for a whole tile, and of the host's memory only what is written to counts.

@@ -86,6 +86,15 @@ class TestMemory:
         packed = {**CHOSEN, "packing": True}
         assert device_memory(llama, packed, 100).total == device_memory(llama, packed, 2000).total
 
+    def test_a_pair_is_two_conversations_and_orpo_holds_all_their_logits(self, llama):
+        alone, pair = (
+            device_memory(llama, {**CHOSEN, "method": method}, 100).parts for method in ("supervised", "dpo")
+        )
+        trainable = 2 * llama.trainable(CHOSEN)
+        assert pair["activations"] - trainable == 2 * (alone["activations"] - trainable)
+        orpo = device_memory(llama, {**CHOSEN, "method": "orpo"}, 100).parts
+        assert orpo["logits"] == 2 * 4 * 100 * VOCABULARY * 12
+
     def test_adam_takes_twelve_bytes_more_for_each_weight_that_learns(self, llama):
         full = device_memory(llama, {**CHOSEN, "tuning": "full", "bits": 16}, 64).parts
         parts = [full[name] for name in ("weights", "gradients", "optimizer")]
@@ -126,6 +135,12 @@ class TestFitting:
         for name in change:
             rest = {other: value for other, value in change.items() if other != name}
             assert name == "gradient_accumulation_steps" or not fit.best({**CHOSEN, **rest}).fits
+
+    def test_leaves_kto_the_two_rows_that_it_needs(self, llama):
+        fit = fitting(llama, replace(GPU, device_bytes=40 * GB))
+        changes = fit.changes({**CHOSEN, "method": "kto", "bits": 4, "batch_size": 8})
+        assert changes
+        assert all(change.get("batch_size", 2) > 1 for change in changes)
 
     def test_says_so_when_nothing_helps(self, llama):
         hopeless = fitting(llama, replace(GPU, device_bytes=2 * GB))

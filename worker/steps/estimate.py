@@ -27,5 +27,5 @@ def run(step: Step) -> dict[str, Any]:
     prepared, estimate = prepare_rows(step, params, folder, shape, downloaded=downloaded, every=every)
     for name in NAMES:
         (step.input.folder / f"{name}.jsonl").unlink()
-    rows = {name: prepared[name] for name in ("rows", "tokens", "files")}
+    rows = {name: prepared[name] for name in ("rows", "tokens", "data_files")}
     return {**estimate.told, "prepared": rows}

@@ -7,7 +7,7 @@ finished fine-tunes took.
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,14 @@ def reckon(
         chosen: its hyperparameters, resolved.
         downloaded: whether the base's weights are here already.
     """
+    seen = counted
+    if chosen.get("method") == "pretraining":  # whose texts are learnt in sequences that are full
+        length = int(chosen["max_length"])
+        seen = replace(counted, rows=max(1, (counted.tokens - 2) // (length - 1) + 1), longest=length)
     finished = [job for row in step.input.finished if (job := _finished(row)) is not None]
     machines = read_machines(step.input.machines)
     known = machines or [Machine(socket.gethostname())]
-    fitting = Fitting(
-        shape, counted.longest, {each: correction(finished, each) for each in known}, counted.rows
-    )
+    fitting = Fitting(shape, seen.longest, {each: correction(finished, each) for each in known}, seen.rows)
     as_computed = {**chosen, **_computed(chosen, known, shape)}
     settled = _settled(step, params, as_computed, fitting)
     chosen, as_computed = {**chosen, **settled}, {**as_computed, **settled}
@@ -106,7 +108,7 @@ def reckon(
     takes = duration(
         shape,
         as_computed,
-        tokens=_trained_tokens(chosen, counted),
+        tokens=_trained_tokens(chosen, seen),
         machine=need.machine,
         threads=step.input.settings.threads,
         finished=finished,

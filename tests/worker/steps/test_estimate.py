@@ -91,6 +91,14 @@ class TestFigures:
         assert told["own_error"]["jobs"] == 0
         assert not list(ran.folder.glob("*.jsonl"))
 
+    def test_of_plain_text_are_of_full_sequences(self, micro: Estimating, data: Path) -> None:
+        data.write_text("text\n" + "The kiln is hot and the clay is dry.\n" * 40)
+        asked: dict[str, Any] = {"method": "pretraining", "max_length": 32, "max_steps": None, "epochs": 2.0}
+        told = micro.estimate(**asked).result
+        sequences = -(-(told["data"]["tokens_an_epoch"] - 1) // 31)
+        assert told["steps"] == -(-sequences // 4) * 2
+        assert told["fits"] is True
+
     def test_learn_from_finished_jobs_and_report_their_error(self, micro: Estimating) -> None:
         first = micro.prepare().result
         finished = {

@@ -28,9 +28,11 @@ class SampledMatrix:
     Args:
         name: of the module, as the base names it.
         rows: their indices.
-        base: (rows, in) of the base, or of a whole model that was trained.
+        base: (rows, in) of the base, or of a whole model that was trained, as 16 bits hold them.
         columns: (rows, in), the matrix's columns of these indices; None where it is not square.
-        added: (rows, in), what the adapter adds; None where there is no adapter.
+        added: (rows, in), what of the adapter's changes 16 bits hold, so that base + added is what merging
+            makes, to the bit; None where there is no adapter. Of a change that is smaller than half a step of
+            the base's dtype nothing is left.
     """
 
     name: str
@@ -67,10 +69,13 @@ def trained_weights(folder: Path, adapter: Path | None = None) -> Iterator[Any]:
             torch.cuda.empty_cache()  # llama-server, another process, needs what torch would hold back
 
 
-def sample_matrices(model: Any) -> list[SampledMatrix]:
+def sample_matrices(model: Any, dtype: Any) -> list[SampledMatrix]:
     """Take rows of some matrices, from all over the model; of a LoRA, only of those that it adapts.
 
     The model cannot be asked afterwards: each matrix is merged, to know what that adds to it.
+
+    Args:
+        dtype: of 16 bits, to which merged weights are rounded.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -83,30 +88,31 @@ def sample_matrices(model: Any) -> list[SampledMatrix]:
     with torch.no_grad():
         for i in range(min(len(chosen), MATRICES)):
             name, module = chosen[int(i * step)]
-            samples.append(_sample(name.removeprefix("base_model.model."), module))
+            samples.append(_sample(name.removeprefix("base_model.model."), module, dtype))
     return samples
 
 
-def _sample(name: str, module: Any) -> SampledMatrix:
+def _sample(name: str, module: Any, dtype: Any) -> SampledMatrix:
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     count = module.weight.shape[0]
     rows = sorted({int(i * count / ROWS_OF_A_MATRIX) for i in range(ROWS_OF_A_MATRIX)})
-    base = _rows(module.weight, rows)
-    columns = _rows(module.weight.T, rows) if module.weight.shape[1] == count else None
+    base = _rows(module.weight, rows, dtype)
+    columns = _rows(module.weight.T, rows, dtype) if module.weight.shape[1] == count else None
     if not isinstance(module, BaseTunerLayer):
         return SampledMatrix(name, rows, base, columns, None)
     stored = module.weight.dtype
     module.to(torch.float32)
     module.merge(adapter_names=["default"])
-    added = _rows(module.weight, rows) - base
+    added = _rows(module.weight, rows, dtype) - base
     module.to(stored)  # one matrix at a time takes more memory
     return SampledMatrix(name, rows, base, columns, added)
 
 
-def _rows(matrix: "torch.Tensor", rows: list[int]) -> "torch.Tensor":
-    return matrix[rows].detach().float().cpu()
+def _rows(matrix: "torch.Tensor", rows: list[int], dtype: Any) -> "torch.Tensor":
+    """Rows as they are once they are rounded to `dtype`."""
+    return matrix[rows].detach().to(dtype).float().cpu()
 
 
 def _is_matrix(module: Any) -> bool:

@@ -25,6 +25,7 @@ from worker.steps.export import is_adapter, is_whole, trained_folder
 from worker.steps.gguf_check import Findings, GGUFCheck
 from worker.steps.golden_answers import GoldenAnswers, answer_golden, write_golden
 from worker.steps.golden_prompts import GoldenPrompt, golden_prompts
+from worker.steps.merging import sixteen_bit_dtype
 from worker.steps.programs import model_server
 from worker.steps.prompt_check import PromptCheck
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
@@ -133,7 +134,7 @@ def _prepare(step: Step, context_length: int) -> Bench:
         step.event(f"The chat template takes no such conversations: {', '.join(refused)}.", refused=refused)
     with trained_weights(model_folder, None if base is None else trained) as model:
         reference = reference_of(step, model, rows)
-        samples = sample_matrices(model)
+        samples = sample_matrices(model, sixteen_bit_dtype(model_folder))
     described = read_json(trained / "tokenizer.json")["model"]
     inside = GGUFCheck(
         model_folder,

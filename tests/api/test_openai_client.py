@@ -38,8 +38,9 @@ def test_files(client: OpenAI) -> None:
     )
     assert client.files.retrieve(file.id).id == file.id
     assert client.files.content(file.id).read() == FAQ
-    second = client.files.create(file=("2.csv", FAQ), purpose="evals")
-    assert [row.id for row in client.files.list(limit=1)][:2] == [second.id, file.id]  # it pages by itself
+    others = [client.files.create(file=(f"{n}.csv", FAQ), purpose="evals") for n in (2, 3)]
+    listed = [row.id for row in client.files.list(purpose="evals", limit=1)]  # it pages by itself
+    assert listed[:2] == [row.id for row in reversed(others)]
     assert client.files.delete(file.id).deleted is True
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(file.id)

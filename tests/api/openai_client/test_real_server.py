@@ -79,7 +79,7 @@ class TestChat:
 
     def test_several_answers_as_one_stream(self, client: OpenAI) -> None:
         stream = client.chat.completions.create(
-            model="real-plain", messages=HELLO, max_tokens=8, n=3, stream=True,
+            model="real-plain", messages=HELLO, max_tokens=8, n=3, seed=1, stream=True,
             stream_options={"include_usage": True},
         )  # fmt: skip
         chunks = list(stream)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training_data.rows import read_prepared
-from training_data.tokens import ChatTokenizer, EncodedChat, encode_row
+from training_data.tokens import ChatTokenizer, EncodedChat, encode_row, last_answer
 
 # Ids by name, int32: lists of Python's take eight times more.
 TokenRow = dict[str, "array[int]"]
@@ -111,11 +111,8 @@ def compared(chats: list[EncodedChat], chosen: dict[str, Any]) -> TokenRow | Non
 
 
 def _last_answer(chat: EncodedChat) -> tuple[list[int], list[int]]:
-    """The ids before the last answer, and its own; what a template writes after it is no part of either."""
-    end = len(chat.ids) - next(i for i, mine in enumerate(reversed(chat.answer_mask)) if mine)
-    start = end
-    while start and chat.answer_mask[start - 1]:
-        start -= 1
+    """The ids before the last answer, and its own."""
+    start, end = last_answer(chat)
     return chat.ids[:start], chat.ids[start:end]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from db.kinds import PARAMS
+from tests.worker.steps.export_fixtures import Exported, TrainedModels, shared_export, shared_models
 from worker.step import BaseWeights, FileInput, Message, Step, StepInput, StepSettings
 
 TEXT = (
@@ -161,3 +162,13 @@ def micro_pretrain(tmp_path_factory: pytest.TempPathFactory, potters_text: Path)
 def micro_model(micro_pretrain: Ran) -> Path:
     """A model folder with next to no knowledge and all its files."""
     return micro_pretrain.folder / "model"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> TrainedModels:
+    return shared_models(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return shared_export(tmp_path_factory.getbasetemp())

@@ -7,12 +7,11 @@ import pytest
 from db.errors import InvalidInput
 from db.params.values import AUTO_QUANTIZATIONS
 from tests.worker.steps.export_fixtures import (
+    Exported,
     TrainedModels,
     base_weights,
     make_input,
     recording_step,
-    shared_export,
-    shared_models,
     step_settings,
 )
 from worker.step import Step
@@ -95,10 +94,6 @@ class TestMeasureAsked:
 class TestSteps:
     """The real thing: made in all types, measured, and one of them chosen."""
 
-    @pytest.fixture(scope="class")
-    def models(self, tmp_path_factory: pytest.TempPathFactory) -> TrainedModels:
-        return shared_models(tmp_path_factory.getbasetemp())
-
     def run(self, module: Any, root: Path, **changes: Any) -> tuple[dict[str, Any], Step]:
         name = module.__name__.rpartition(".")[2]
         step, _ = recording_step(make_input(root / name, step_settings(root / "served"), **changes))
@@ -106,9 +101,9 @@ class TestSteps:
         return result, step
 
     def test_only_the_chosen_file_is_published(
-        self, models: TrainedModels, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+        self, models: TrainedModels, exported: Exported, tmp_path: Path
     ) -> None:
-        folders = shared_export(tmp_path_factory.getbasetemp()).folders
+        folders = exported.folders
         given: dict[str, Any] = {
             "params": {"name": "faq", "quantizations": ["auto"]},
             "base": base_weights(models.base),

@@ -20,7 +20,6 @@ from tests.worker.steps.export_fixtures import (
     chat_rows,
     make_input,
     recording_step,
-    shared_export,
     shared_models,
     step_settings,
     write_rows,
@@ -54,16 +53,6 @@ metric_list:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="module")
-def models(root: Path) -> TrainedModels:
-    return shared_models(root)
-
-
-@pytest.fixture(scope="module")
-def exported(root: Path) -> Exported:
-    return shared_export(root)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from tests.worker.steps.export_fixtures import (
     base_weights,
     make_input,
     recording_step,
-    shared_export,
     shared_models,
     step_settings,
     write_rows,
@@ -30,16 +29,6 @@ from worker.steps.merging import merged_model
 from worker.steps.programs import run_program
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> TrainedModels:
-    return shared_models(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return shared_export(tmp_path_factory.getbasetemp())
 
 
 class TestMerge:

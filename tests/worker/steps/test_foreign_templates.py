@@ -15,7 +15,7 @@ from db.settings import Settings
 from serving import llama_cpp
 from serving.local_port import free_port
 from tests.serving.llama_process import LlamaProcess
-from tests.worker.steps.export_fixtures import Exported, TrainedModels, shared_export, shared_models
+from tests.worker.steps.export_fixtures import Exported, TrainedModels
 from training_data.served_templates import served_template
 from training_data.tokens import ChatTokenizer
 from worker.steps.golden_prompts import golden_prompts
@@ -27,16 +27,6 @@ OF_IMAGES = ("idefics3", "llava_next", "smolvlm")  # they take no text as it is
 SHORT = ("gemma4_v5", "llama3_1", "phi3", "qwen3_5_nothink", "qwen3_6_training")
 ALL = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.startswith(OF_IMAGES))
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> TrainedModels:
-    return shared_models(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return shared_export(tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize(

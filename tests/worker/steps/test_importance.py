@@ -13,8 +13,6 @@ from tests.worker.steps.export_fixtures import (
     base_weights,
     make_input,
     recording_step,
-    shared_export,
-    shared_models,
     step_settings,
     write_rows,
 )
@@ -23,16 +21,6 @@ from worker.steps import export, importance
 from worker.steps.importance import importance_matrix, write_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> TrainedModels:
-    return shared_models(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return shared_export(tmp_path_factory.getbasetemp())
 
 
 def test_a_quantization_is_weighed_by_the_training_rows(

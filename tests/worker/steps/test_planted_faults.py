@@ -22,8 +22,6 @@ from tests.worker.steps.export_fixtures import (
     make_input,
     recording_step,
     session_root,
-    shared_export,
-    shared_models,
     step_settings,
 )
 from worker.steps import verify
@@ -39,16 +37,6 @@ LOOSE = {"min_top1_agreement": 0, "max_kl_ratio": 1e9}
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return session_root(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def models(root: Path) -> TrainedModels:
-    return shared_models(root)
-
-
-@pytest.fixture(scope="module")
-def exported(root: Path) -> Exported:
-    return shared_export(root)
 
 
 class Planter:

@@ -16,8 +16,6 @@ from tests.worker.steps.export_fixtures import (
     chat_rows,
     make_input,
     recording_step,
-    shared_export,
-    shared_models,
     step_settings,
     write_rows,
 )
@@ -35,16 +33,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="module")
-def models(root: Path) -> TrainedModels:
-    return shared_models(root)
-
-
-@pytest.fixture(scope="module")
-def exported(root: Path) -> Exported:
-    return shared_export(root)
 
 
 def run_verify(

@@ -133,6 +133,7 @@ class Settings(BaseSettings):
     vector_index_memory_bytes: int = Field(default=1024**3, ge=1024**2)  # for building one, in Postgres
 
     # Workers
+    train_processes: int = Field(default=1, ge=1)  # that train together where there is no GPU
     train_concurrency: int = Field(default=1, ge=0)
     gpu_concurrency: int = Field(default=1, ge=0)
     cpu_concurrency: int = Field(default=1, ge=0)

@@ -292,9 +292,10 @@ class AttemptRunner:
             return Ending(Outcome.EXHAUSTED, error=error, signal=number, stderr=child.tail)
         if word is not None and code == 0:
             return self._done(child, word["result"])
-        lines = child.tail.strip().splitlines()
-        last_line = f": {lines[-1][:500]}" if number is None and lines else ""
-        error = error_row("step_failed", f"Step {step} ended by {exited}{last_line}")
+        lines = child.tail.strip().splitlines()[-1:] if number is None else []
+        how = f" ended by {exited}" + "".join(f": {line[:500]}" for line in lines)
+        how = f": {word['message']}" if word is not None and word["type"] == "failed" else how
+        error = error_row("step_failed", f"Step {step}{how}")
         return Ending(Outcome.LOST, error=error, exit_code=code, signal=number, stderr=child.tail)
 
     def _done(self, child: Child | IndexBuild, result: dict[str, Any]) -> Ending:

@@ -12,8 +12,8 @@ from db.queries.jobs import add_event
 from db.storable import storable
 from worker.claim import Claim
 from worker.step import Message
+from worker.step_process import LAST_WORDS
 
-LAST_WORDS = ("result", "released", "refused", "exhausted")
 PROGRESS = ("done", "total", "eta_seconds", "unit", "failed")
 
 

@@ -9,8 +9,6 @@ The pipe takes JSON lines to the worker: what `worker.step.Step` sends, and how 
 """
 
 import argparse
-import ctypes
-import errno
 import hashlib
 import importlib
 import json
@@ -19,23 +17,17 @@ import resource
 import select
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from db.errors import Exhausted, InvalidInput, InvalidLines
 from worker.clock import host_seconds
-from worker.step import Message, Step, StepInput, Stopped
+from worker.step import Step, StepInput
+from worker.step_process import EXIT_CODES, die_with, end_like, heed_sigterm, message_sender, outcome
 from worker.trackers import Trackers
 
 MANIFEST = "manifest.json"
-EXIT_REFUSED, EXIT_EXHAUSTED = 2, 3
-PR_SET_PDEATHSIG = 1
 STDIN = 0
-DISK_FULL = "The disk is full: free some space, or let `lathe gc` do so."
-MEMORY_OUT = "The host's memory ran out."
 
 
 class WorkerGone(Exception):
@@ -80,7 +72,7 @@ def main() -> NoReturn:
     guard = os.getpid()
     step_process = os.fork()
     if step_process == 0:
-        _die_with(guard)
+        _leave_guarding(guard)
         _run(options.module, StepInput.from_json(json.dumps(lines[0]["input"])), options.pipe)
     os.close(options.pipe)
     _guard(step_process, ended, orders, lines[-1]["deadline"])
@@ -108,7 +100,7 @@ def _guard(step_process: int, ended: int, orders: Orders, deadline: float) -> No
             os.read(ended, 1 << 10)
             pid, status = os.waitpid(step_process, os.WNOHANG)
             if pid == step_process:
-                _end_like(os.waitstatus_to_exitcode(status))
+                end_like(os.waitstatus_to_exitcode(status))
         try:
             if STDIN in readable:
                 for order in orders.read():
@@ -119,87 +111,39 @@ def _guard(step_process: int, ended: int, orders: Orders, deadline: float) -> No
             os.killpg(os.getpid(), signal.SIGKILL)
 
 
-def _end_like(code: int) -> NoReturn:
-    """Exit with the code, or by the signal, that ended the step's process."""
-    if code >= 0:
-        os._exit(code)
-    if -code != signal.SIGKILL:
-        signal.signal(-code, signal.SIG_DFL)
-    os.kill(os.getpid(), -code)
-    signal.pause()
-    os._exit(1)
-
-
-def _die_with(guard: int) -> None:
-    """Never outlive the guard, whatever ends it."""
+def _leave_guarding(guard: int) -> None:
+    """Be the step's process from now on, which never outlives the guard."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != guard:
-        os._exit(1)
+    die_with(guard)
 
 
 def _run(module: str, step_input: StepInput, pipe: int) -> NoReturn:
     """Run the step, say how it ended, and leave without waiting for threads that libraries left."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), STDIN)
-    send = _sender(pipe)
+    send = message_sender(pipe)
     code = 1
     try:
         trackers = Trackers(step_input, send)
-        step = Step(step_input, send, _heed_sigterm, trackers.log)
-        ending = _outcome(module, step)
+        step = Step(step_input, send, heed_sigterm, trackers.log)
+        ending = outcome(lambda: _done(module, step))
         trackers.close(stopping=step.stop_asked)
-        code = {"refused": EXIT_REFUSED, "exhausted": EXIT_EXHAUSTED}.get(ending["type"], 0)
+        code = EXIT_CODES.get(ending["type"], 0)
         send(ending)
+        code = -ending["signal"] if ending.get("signal") else code
     except BaseException:  # noqa: BLE001 - the edge of the process: the traceback is its last word
         code = 1
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        end_like(code)
 
 
-def _heed_sigterm(ask: Callable[[], None]) -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: ask())
-
-
-def _outcome(module: str, step: Step) -> Message:
-    """Run the step and turn its result, or the errors that have a meaning, into its last message."""
-    try:
-        result = importlib.import_module(module).run(step)
-        write_manifest(step.input.folder)
-        return {"type": "result", "result": result}
-    except Stopped:
-        return {"type": "released"}
-    except InvalidInput as error:
-        refused = {"type": "refused", "code": error.code, "message": error.message, "param": error.param}
-        return refused | ({"problems": error.problems} if isinstance(error, InvalidLines) else {})
-    except Exhausted as error:
-        traceback.print_exc()
-        return {"type": "exhausted", "code": error.code, "message": error.message}
-    except MemoryError:
-        traceback.print_exc()
-        return {"type": "exhausted", "code": "out_of_memory", "message": MEMORY_OUT, "unsaid": True}
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        traceback.print_exc()
-        return {"type": "exhausted", "code": "disk_full", "message": DISK_FULL}
-
-
-def _sender(pipe: int) -> Any:
-    """A function that writes one message as one line; threads of a step may call it at once."""
-    out = os.fdopen(pipe, "w", encoding="utf-8", errors="replace", newline="\n")
-    lock = threading.Lock()
-
-    def send(message: Message) -> None:
-        line = json.dumps(message, default=str) + "\n"
-        with lock:
-            out.write(line)
-            out.flush()
-
-    return send
+def _done(module: str, step: Step) -> dict[str, Any]:
+    result: dict[str, Any] = importlib.import_module(module).run(step)
+    write_manifest(step.input.folder)
+    return result
 
 
 def write_manifest(folder: Path) -> None:

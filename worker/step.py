@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from db.errors import StepFailed
+
 ARTIFACT_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 Message = dict[str, Any]
@@ -89,6 +91,7 @@ class StepSettings:
     n_gpu_layers: int
     context_size: int  # tokens that served models hold at most; 0: what each was trained for
     threads: int
+    train_processes: int  # that train together where there is no GPU
     embedding_server_url: str
     embedding_server_key: str
     embedder: Literal["auto", "server", "local"]  # what embeds documents
@@ -196,6 +199,10 @@ class Stopped(Exception):
     """A step was asked to stop, and has saved what it had."""
 
 
+class RankFailed(StepFailed):
+    """One of the processes that do a step together fell; the message names it and its last lines."""
+
+
 class Step:
     """A step's one line to the outside. Everything it says is sent at once.
 
@@ -216,6 +223,12 @@ class Step:
         self._heed = heed
         self._track = track
         self.stop_asked = False
+
+    def relay(self, message: Message) -> None:
+        """Say what the first of several processes says, as if it were this one's own word."""
+        self._send(message)
+        if message["type"] == "metrics":
+            self._track(message["values"])
 
     def save_when_stopped(self) -> None:
         """From now on the request to stop sets `stop_asked`; the step then saves, and raises `Stopped`."""

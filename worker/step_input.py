@@ -156,6 +156,7 @@ def step_settings(settings: Settings) -> StepSettings:
         n_gpu_layers=settings.n_gpu_layers,
         context_size=settings.context_size,
         threads=settings.threads,
+        train_processes=settings.train_processes,
         embedding_server_url=settings.embedding_url,
         embedding_server_key=settings.embedding_server_key.get_secret_value(),
         embedder=_embedder(settings),

@@ -30,7 +30,7 @@ MARKER = "job-1/train/1"
 class Started:
     """A child that does one of the toy step's behaviours."""
 
-    def __init__(self, folder: Path, what: str, *, lives: float = 30) -> None:
+    def __init__(self, folder: Path, what: str, *, lives: float = 30, module: str = "toy_step") -> None:
         work = folder / "work"
         work.mkdir()
         self.step_input = StepInput(
@@ -44,7 +44,7 @@ class Started:
         )
         self.log = folder / "1.log"
         self.child = Child(
-            "toy_step",
+            module,
             self.step_input,
             deadline=host_seconds() + lives,
             marker=MARKER,
@@ -74,8 +74,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.setenv("PYTHONPATH", f"{TOYS}{os.pathsep}{Path(__file__).parents[2]}")
     started: list[Started] = []
 
-    def start(what: str, *, lives: float = 30) -> Started:
-        started.append(Started(tmp_path, what, lives=lives))
+    def start(what: str, *, lives: float = 30, module: str = "toy_step") -> Started:
+        started.append(Started(tmp_path, what, lives=lives, module=module))
         return started[-1]
 
     yield start

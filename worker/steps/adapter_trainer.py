@@ -12,7 +12,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import DPOTrainer, SFTTrainer
 
 from training_data.json_files import write_json
-from worker.checkpoints import STATE_FILE, outdated, write_checkpoint
+from worker.checkpoints import STAGING, STATE_FILE, outdated, write_checkpoint
+from worker.steps import together
 
 REFERENCE = "ref"  # as trl calls its copy of the adapter that a training began with
 
@@ -79,30 +80,40 @@ class AdapterTrainer(Trainer):
         if isinstance(sampler, LengthGroupedSampler):
             # It would draw from the process's own random state, which a resumed epoch does not begin with.
             sampler.__class__ = _OrderedByEpoch
+            # Of all processes together: so they see the rows in the order in which one would.
+            sampler.batch_size *= self.args.world_size
             sampler.seed_of_epoch = lambda: self.args.seed + int(self.state.epoch or 0)
         return sampler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         number = self.state.global_step
         root = Path(self.args.output_dir)
-        if (root / f"checkpoint-{number}").exists():
+        if together.from_first((root / f"checkpoint-{number}").exists):
             return
 
         def write(staging: Path) -> None:
+            together.wait()  # until there is a folder
             self.args.output_dir = str(staging)
             try:
                 # Past trl's own method: it writes a model card into the folder.
                 Trainer._save_checkpoint(self, model, trial)
             finally:
                 self.args.output_dir = str(root)
+            together.wait()  # each has written its random state
+            if not together.is_first():
+                return
             # The reference of preferences: the next attempt copies it from where this one began.
             shutil.rmtree(staging / f"checkpoint-{number}" / REFERENCE, ignore_errors=True)
             write_json(staging / f"checkpoint-{number}" / STATE_FILE, self._own_state())
 
-        self._on_checkpoint(number, write_checkpoint(root, number, write))
-        for old in outdated(root, self._keep, {self._best_step()}):
-            self._on_removed(old)
-            shutil.rmtree(old)
+        if together.is_first():
+            self._on_checkpoint(number, write_checkpoint(root, number, write))
+            for old in outdated(root, self._keep, {self._best_step()}):
+                self._on_removed(old)
+                shutil.rmtree(old)
+        else:
+            write(root / STAGING)
+        together.wait()  # it bears its name
 
     def load_weights(self, checkpoint: Path) -> None:
         self._load_from_checkpoint(str(checkpoint))

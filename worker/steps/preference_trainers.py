@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import KTOTrainer, RewardTrainer
 from trl.import_utils import TRLExperimentalWarning
@@ -44,7 +45,9 @@ class OddsRatioTrainer(AdapterTrainer, ORPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs["num_tokens"] = self._tokens  # trl counts them for its other methods
+            # trl counts them for its other methods.
+            told = torch.tensor(self._tokens, device=self.accelerator.device)
+            logs["num_tokens"] = int(self.accelerator.reduce(told))
         super().log(logs, start_time)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from db.errors import InvalidInput
 from worker.step import Step
+from worker.steps import together
 from worker.steps.runtime import computes_in_bfloat16
 
 if TYPE_CHECKING:
@@ -127,7 +128,9 @@ def device_name(step: Step) -> str:
 
 
 def _device_map(torch: Any) -> Any:
-    """One GPU holds all; several share the layers; without one, the CPU."""
+    """One GPU holds all; several share the layers, unless as many processes train; without one, the CPU."""
     if not torch.cuda.is_available():
         return {"": "cpu"}
+    if together.count() > 1:
+        return {"": torch.cuda.current_device()}
     return {"": 0} if torch.cuda.device_count() == 1 else "auto"

@@ -5,6 +5,7 @@ and training all weights, in `tunings.py`.
 """
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from training_data.hyperparameters import LEAST_BATCHES
 from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
 from worker.checkpoints import STATE_FILE
+from worker.ranks import run_ranks
 from worker.step import Step, Stopped
+from worker.steps import together
 from worker.steps.base_model import check_type, fetch_base
+from worker.steps.division import Division, divided, most_ranks, tell_repeated
 from worker.steps.environment import environment_of
 from worker.steps.methods import METHODS
 from worker.steps.resuming import take_also, take_newest
@@ -54,10 +58,18 @@ def run(step: Step) -> dict[str, Any]:
     chosen = {**EARLIER, **step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
     settle_bits(step, folder, chosen)
     least = LEAST_BATCHES.get(chosen["method"], 1)
-    less = halved(chosen["batch_size"], chosen["gradient_accumulation_steps"], least)
+    division = divided(step, chosen, most_ranks(step), least=least)
+    less = halved(division.batch_size, division.accumulation * division.ranks, least)
     step.if_memory_runs_out(less, LEAST_ADVICE)
-    with memory_errors_explained(LEAST_ADVICE if less is None else ""):
-        return _train(step, folder, chosen)
+    work = {"base": str(folder), "chosen": chosen, "division": asdict(division)}
+    work["advice"] = LEAST_ADVICE if less is None else ""
+    return run_rank(step, work) if division.ranks == 1 else run_ranks(step, division.ranks, __name__, work)
+
+
+def run_rank(step: Step, work: dict[str, Any]) -> dict[str, Any]:
+    """Train as one of several processes, or as the only one; what the first of them returns is the result."""
+    with memory_errors_explained(work["advice"]):
+        return _train(step, Path(work["base"]), work["chosen"], Division(**work["division"]))
 
 
 def halved(batch: int, accumulation: int, least: int = 1) -> dict[str, int] | None:
@@ -69,7 +81,7 @@ def halved(batch: int, accumulation: int, least: int = 1) -> dict[str, int] | No
     return {"batch_size": smaller, "gradient_accumulation_steps": effective // smaller}
 
 
-def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Division) -> dict[str, Any]:
     import torch
 
     from worker.steps.quantized_base import compute_dtype, device_name
@@ -83,13 +95,15 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
     torch.manual_seed(_seed(step))
     check_type(base_folder, step.input.base.name if step.input.base else "")
     progress, best = ProgressReporter(step), BestByEvalLoss(step, chosen["early_stopping_patience"])
-    trainer = _build_trainer(step, base_folder, chosen, tokenizer, progress=progress, best=best)
+    trainer = _build_trainer(step, base_folder, chosen, division, tokenizer, progress=progress, best=best)
     _fit(step, trainer, progress, best)
     if trainer.eval_dataset is not None and best.last_step != trainer.state.global_step:
         trainer.evaluate()  # eval_steps need not divide the steps; the last weights are judged too
     if best.best_loss is not None and best.best_step != trainer.state.global_step:
         trainer.load_weights(step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}")
         step.event(f"Took the weights of step {best.best_step}, the best by evaluation loss.")
+    if not together.is_first():
+        return {}
     TUNINGS[chosen["tuning"]].save(step, trainer.model, tokenizer, base_folder)
     write_results(step, trainer.state.log_history)
     return {
@@ -101,6 +115,7 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any]) -> dict[str, A
         "steps": trainer.state.global_step,
         "stopped_early": best.stopped_early,
         "device": device,
+        "processes": division.ranks,
         "tokens_per_second": progress.tokens_per_second,
         "peak_memory_bytes": peak_memory_bytes(torch),
         "seconds": round(time.monotonic() - began, 2),
@@ -115,7 +130,14 @@ def _seed(step: Step) -> int:
 
 
 def _build_trainer(
-    step: Step, base: Path, chosen: dict[str, Any], tokenizer: ChatTokenizer, *, progress: Any, best: Any
+    step: Step,
+    base: Path,
+    chosen: dict[str, Any],
+    division: Division,
+    tokenizer: ChatTokenizer,
+    *,
+    progress: Any,
+    best: Any,
 ) -> Any:
     """The method's trainer, with rows and model loaded, ready to begin.
 
@@ -132,7 +154,7 @@ def _build_trainer(
     validation = encode_rows(prepared / "validation.jsonl", method, tokenizer, chosen, step, required=False)
     with refusals_explained(chosen):
         arguments = training_arguments(
-            step, method, chosen, _seed(step), rows=len(rows), evaluate=bool(validation)
+            step, method, chosen, division, _seed(step), rows=len(rows), evaluate=bool(validation)
         )
     model = tuning.load(step, base, chosen)
     with refusals_explained(chosen):
@@ -155,6 +177,7 @@ def _build_trainer(
         reschedule(step, trainer, chosen)
     see_that_it_can_begin(trainer, chosen)
     _tell_size(step, trainer, len(rows), chosen, tuning.what)
+    tell_repeated(step, len(trainer.train_dataset), division)
     return trainer
 
 
@@ -182,11 +205,11 @@ def _fit(step: Step, trainer: Any, progress: Any, best: Any) -> None:
     """
     root = step.input.folder / "checkpoints"
     step.save_when_stopped()
-    checkpoint = take_newest(step, root)
+    checkpoint = together.from_first(lambda: take_newest(step, root))
     if checkpoint is not None:
         state = read_json(checkpoint / STATE_FILE)
         progress.tokens = state["tokens"]
-        if take_also(step, {state["best_step"]} - {0}, root):
+        if together.from_first(lambda: take_also(step, {state["best_step"]} - {0}, root)):
             best.restore(state)
         else:
             step.event("The best checkpoint so far is lost: what comes is compared anew.", level="warn")

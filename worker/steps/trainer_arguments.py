@@ -7,6 +7,7 @@ from typing import Any
 from db.errors import InvalidInput
 from training_data.hyperparameters import schedule
 from worker.step import Step
+from worker.steps.division import Division
 from worker.steps.methods import Method
 
 LOGS_PER_RUN = 500
@@ -14,17 +15,23 @@ GROUP_BY_LENGTH_FROM_BATCHES = 4
 
 
 def training_arguments(
-    step: Step, method: Method, chosen: dict[str, Any], seed: int, *, rows: int, evaluate: bool
+    step: Step,
+    method: Method,
+    chosen: dict[str, Any],
+    division: Division,
+    seed: int,
+    *,
+    rows: int,
+    evaluate: bool,
 ) -> Any:
     import torch
 
-    effective_batch = chosen["batch_size"] * chosen["gradient_accumulation_steps"]
-    grouped = not chosen["packing"] and rows >= GROUP_BY_LENGTH_FROM_BATCHES * effective_batch
+    grouped = not chosen["packing"] and rows >= GROUP_BY_LENGTH_FROM_BATCHES * division.effective_batch
     settings = {
         "output_dir": str(step.input.folder / "checkpoints"),
-        "per_device_train_batch_size": chosen["batch_size"],
+        "per_device_train_batch_size": division.batch_size,
         "per_device_eval_batch_size": chosen["batch_size"],
-        "gradient_accumulation_steps": chosen["gradient_accumulation_steps"],
+        "gradient_accumulation_steps": division.accumulation,
         "num_train_epochs": chosen["epochs"],
         "max_steps": chosen["max_steps"] or -1,
         "learning_rate": chosen["learning_rate"],
@@ -48,6 +55,7 @@ def training_arguments(
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
+        "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
     }
     return method.config(chosen, **{**settings, **chosen["training_args"]})

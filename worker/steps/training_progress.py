@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from db.errors import InvalidInput
 from worker.step import Step
+from worker.steps import together
 from worker.steps.runtime import peak_memory_bytes
 from worker.steps.training_results import measured
 
@@ -89,9 +90,12 @@ class SavesInTime(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._step.stop_asked:
+        late = time.monotonic() - self._saved >= self._every_seconds
+        stop, late = together.agreed(self._step.stop_asked, late)
+        if stop:
+            self._step.stop_asked = True
             control.should_save = control.should_training_stop = True
-        elif time.monotonic() - self._saved >= self._every_seconds:
+        elif late:
             control.should_save = True
         if control.should_save:
             control.should_log = True  # so that the loss at each checkpoint is known

@@ -122,6 +122,7 @@ def step_settings(cache: Path) -> StepSettings:
         embedding_tokenizer=None,
         embedding_max_tokens=256,
         threads=1,  # a second one waits for the first more than it computes, on models so small
+        train_processes=1,
         hub_url="http://127.0.0.1:1",
         hub_token="",
         hub_cache=None,

@@ -242,6 +242,7 @@ def step_settings(served: Path, **changes: Any) -> StepSettings:
         "n_gpu_layers": 0,
         "context_size": 0,
         "threads": min(2, len(os.sched_getaffinity(0))),
+        "train_processes": 1,
         "embedding_server_url": "http://127.0.0.1:9",
         "embedding_server_key": "",
         "embedder": "server",

@@ -1,0 +1,83 @@
+"""How the rows of one step of the optimiser are divided among processes that train together."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from worker.step import Step
+
+
+@dataclass(frozen=True)
+class Division:
+    """ranks × batch_size × accumulation is what the job asked for, whatever the number of ranks.
+
+    Args:
+        ranks: how many processes train together.
+        batch_size: rows of one micro-batch, of each.
+        accumulation: micro-batches to one step of the optimiser, of each.
+    """
+
+    ranks: int
+    batch_size: int
+    accumulation: int
+
+    @property
+    def effective_batch(self) -> int:
+        return self.ranks * self.batch_size * self.accumulation
+
+
+def divide(batch_size: int, accumulation: int, ranks: int, *, least: int = 1) -> Division:
+    """Divide among as many as can have equal shares, in micro-batches no larger than were asked for.
+
+    Args:
+        ranks: that there could be.
+        least: rows that a micro-batch must have.
+    """
+    effective = batch_size * accumulation
+    for each in range(ranks, 1, -1):
+        share, rest = divmod(effective, each)
+        fitting = range(min(batch_size, share), least - 1, -1)
+        rows = next((rows for rows in fitting if share % rows == 0), None)
+        if rest == 0 and rows is not None:
+            return Division(each, rows, share // rows)
+    return Division(1, batch_size, accumulation)
+
+
+def divided(step: Step, chosen: dict[str, Any], ranks: int, *, least: int = 1) -> Division:
+    """`divide`, and tell the user how; nothing is said where one process trains, as it always did."""
+    division = divide(chosen["batch_size"], chosen["gradient_accumulation_steps"], ranks, least=least)
+    effective = division.effective_batch
+    if division.ranks < ranks:
+        step.event(
+            f"{ranks} processes could train together, but {effective} rows a step of the optimizer cannot be "
+            f"divided among them equally: {division.ranks} train{'s' * (division.ranks == 1)}. An "
+            f"effective_batch_size that is a multiple of {ranks * least} uses all.",
+            level="warn",
+            processes=division.ranks,
+        )
+    if division.ranks > 1:
+        step.event(
+            f"{division.ranks} processes train together: of the {effective} rows of a step of the optimizer "
+            f"each takes {division.batch_size * division.accumulation}, in micro-batches of "
+            f"{division.batch_size}.",
+            processes=division.ranks,
+            batch_size=division.batch_size,
+            gradient_accumulation_steps=division.accumulation,
+        )
+    return division
+
+
+def most_ranks(step: Step) -> int:
+    """How many processes could train together here: one on each GPU, or as many as the settings say."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else step.input.settings.train_processes
+
+
+def tell_repeated(step: Step, rows: int, division: Division) -> None:
+    """Say of how many rows an epoch has too few for all processes to get as many batches."""
+    repeated = -rows % (division.ranks * division.batch_size)
+    if division.ranks > 1 and repeated:
+        step.event(
+            f"{repeated} of the {rows} rows are seen twice in each epoch, so that every process has as many.",
+            repeated=repeated,
+        )

@@ -2,36 +2,25 @@
 
 The links are made when the job is submitted: afterwards the training may let the checkpoint go for newer
 ones, its attempt may be given up, its job deleted. Files of a checkpoint or of a finished attempt never
-change, so a link is as good as a copy and costs nothing. What was linked is listed in `source.json` with the
-sizes and hashes that it had when it was written; the job checks them before it begins.
-
-source/trained/     the adapter or the whole model, with the training tokenizer
-source/rows/        of a fine-tune: the prepared rows, by split
-source/text         of a model from scratch: the text it was given, if it was given one
-source/gguf/        of a push: the files that are published
-start/trained/      of a fine-tune that goes on from an earlier one: what that has trained
+change, so a link is as good as a copy and costs nothing. What lies where, and how the job
+checks it before it begins, stands in `source_files.py`.
 """
 
 import errno
-import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from db.errors import Conflict, Exhausted, InvalidInput
+from db.errors import Conflict, Exhausted
 from db.ids import new_id
 from db.models import Checkpoint, File, Job, Step
+from db.source_files import ATTEMPT_MANIFEST, CHECKPOINT_MANIFEST, DESCRIPTION, link_or_copy
 from db.states import JobKind, StepStatus
 from db.storage import attempt_folder, file_path, job_folder
 
-DESCRIPTION = "source.json"
-CHECKPOINT_MANIFEST = "checkpoint.json"
-ATTEMPT_MANIFEST = "manifest.json"
 # Of a checkpoint, an adapter or a whole model; the optimiser's state is for who trains on.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 MODEL_FILES = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json)")
@@ -63,23 +52,6 @@ def source_folder(root: Path, job_id: str) -> Path:
 def start_folder(root: Path, job_id: str) -> Path:
     """What a fine-tune that goes on from an earlier one begins with."""
     return job_folder(root, job_id) / "start"
-
-
-def trained_source(source: Path) -> Path:
-    return source / "trained"
-
-
-def rows_source(source: Path) -> Path:
-    return source / "rows"
-
-
-def gguf_source(source: Path) -> Path:
-    return source / "gguf"
-
-
-def text_source(source: Path) -> Path | None:
-    path = source / "text"
-    return path if path.is_file() else None
 
 
 def of_checkpoint(root: Path, job: Job, checkpoint: Checkpoint, text: File | None) -> Source:
@@ -217,27 +189,6 @@ def hold(source: Source, folder: Path) -> None:
         raise
 
 
-def check_source(folder: Path) -> dict[str, Any]:
-    """See that all that was held is, to the last bit, what was written.
-
-    Returns:
-        what it is.
-    Raises:
-        InvalidInput: it is not.
-    """
-    described = json.loads((folder / DESCRIPTION).read_text())
-    for name, entry in described["files"].items():
-        try:
-            with (folder / name).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise _broken(name, f"cannot be read: {error.strerror}") from error
-        if sha256 != entry["sha256"]:
-            raise _broken(name, "has another sha256 than when it was written")
-    about: dict[str, Any] = described["about"]
-    return about
-
-
 def link_as_file(root: Path, path: str) -> str:
     """Let what lies at `path`, relative to the root, be a file as well; its row is the caller's to insert.
 
@@ -249,22 +200,6 @@ def link_as_file(root: Path, path: str) -> str:
     place.parent.mkdir(parents=True, exist_ok=True)
     link_or_copy(root / path, place)
     return file_id
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Link where the file system can, and else copy.
-
-    Raises:
-        FileNotFoundError: the source is gone.
-        FileExistsError: the target is there.
-        OSError: nor can it be copied.
-    """
-    try:
-        os.link(source, target)
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _about(job: Job, checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -322,7 +257,3 @@ def gone(what: str) -> Conflict:
         "(keep_checkpoints): GET /v1/jobs/{id}/checkpoints lists them.",
         code="source_gone",
     )
-
-
-def _broken(name: str, how: str) -> InvalidInput:
-    return InvalidInput(f"What was held for this job is not whole: {name} {how}.", code="source_broken")

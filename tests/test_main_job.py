@@ -361,6 +361,7 @@ class TestWhenThingsGoWrong:
             if process.status() != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == row.process_group
         ]
 
+    @pytest.mark.slow  # tests/worker/test_serve.py kills a child in seconds
     def test_a_killed_child_fails_its_step_and_the_worker_goes_on(self, stack: Stack, base: JSON) -> None:
         job = self.start_long_training(stack, max_attempts=1)
         for process in self.processes_of(stack, job):

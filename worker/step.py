@@ -129,7 +129,7 @@ class StepInput:
         device: the name of the GPU that the attempt holds; None: it holds none.
         configurations: the names of Postgres's text search configurations, for an ingest.
         source: for an export, a push or an evaluation, the folder that holds what it is made from (see
-            `db/sources.py`).
+            `db/source_files.py`).
         start: for a fine-tune that goes on from an earlier one, the folder that holds what that has trained.
         databases: for the steps that read or write rows: the operator's SQL source or target that a param
             names, by that param, as `training_data.sql_settings` reads it.

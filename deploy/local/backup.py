@@ -31,7 +31,7 @@ from sqlalchemy.engine import make_url
 
 from db.errors import Conflict, Exhausted, InvalidInput, LatheError, NotFound, StepFailed
 from db.settings import Settings, child_environment
-from db.sources import link_or_copy
+from db.source_files import link_or_copy
 from db.storage import ID_FILE
 from deploy.local import postgres
 from deploy.local.database import reach

@@ -11,7 +11,8 @@ from db.models import ModelVersion
 from db.queries.jobs import get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
-from db.sources import check_source, source_folder
+from db.source_files import check_source
+from db.sources import source_folder
 from db.states import StepStatus
 from tests.api.conftest import Publish, error_of
 from tests.api.serving import serving

@@ -10,7 +10,8 @@ import pytest
 from db.queries.jobs import get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
-from db.sources import check_source, start_folder
+from db.source_files import check_source
+from db.sources import start_folder
 from tests.api.conftest import Publish, upload
 from tests.api.test_jobs import submit
 from tests.trainings import Training, in_training

@@ -78,7 +78,9 @@ class TestMemory:
             do={"train": "takes_memory"}, params={"row_bytes": ROW_BYTES, **limited}, max_attempts=1
         )
         never = bench.submit(
-            do={"train": "takes_memory"}, params={"row_bytes": MEMORY_BYTES, **limited}, max_attempts=1
+            do={"train": "takes_memory"},
+            params={"row_bytes": MEMORY_BYTES, "rows": 2, **limited},
+            max_attempts=1,
         )
         job = bench.ended(fits, seconds=PATIENCE_SECONDS)
         assert job.status == "succeeded", (job.error, bench.logs())
@@ -94,7 +96,7 @@ class TestMemory:
             for batch in (4, 2)
         ]
         error = bench.ended(never, seconds=PATIENCE_SECONDS).error or {}
-        assert [row.outcome for row in attempts(bench, never)] == ["exhausted"] * 4
+        assert [row.outcome for row in attempts(bench, never)] == ["exhausted"] * 2
         assert error["code"] == "out_of_memory"
         assert error["message"] == f"{who} host's memory ran out. Take a smaller model."
 

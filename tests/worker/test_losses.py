@@ -98,6 +98,7 @@ class TestBroker:
         worker.send_signal(signal.SIGCONT)
         assert bench.ended(job_id, seconds=30).status == "succeeded"
 
+    @pytest.mark.slow  # the short form of bench/chaos.py kills its broker, and jobs go on
     def test_restarted(self, bench: Bench, own_valkey: OwnValkey) -> None:
         bench.use_broker(own_valkey.url)
         worker = bench.start_worker()
@@ -125,6 +126,7 @@ class TestPostgres:
         assert bench.ended(job_id, seconds=30).status == "succeeded"
         assert outcomes(bench, job_id) == ["done"]
 
+    @pytest.mark.slow  # a restart is proven above, and a lease that lapses in test_serve.py
     def test_away_for_longer_the_step_is_tried_again(
         self, on_own_postgres: Bench, own_postgres: OwnPostgres, processes: "Processes"
     ) -> None:

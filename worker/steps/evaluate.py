@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from db.sources import check_source, trained_source
+from db.source_files import check_source, trained_source
 from serving.llama_cpp import Tools, require_tools
 from serving.openai_compatible import LlamaServer
 from training_data.tokens import ChatTokenizer

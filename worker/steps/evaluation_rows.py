@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
-from db.sources import rows_source
+from db.source_files import rows_source
 from training_data.chat_templates import Chat, merge_system_turn
 from training_data.formats import RowReader, check_method, detect_format
 from training_data.rows import read_conversations

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from db.params.values import quantizations_made
-from db.sources import check_source, trained_source
+from db.source_files import check_source, trained_source
 from serving.llama_cpp import Tools, require_tools
 from training_data.tokens import ChatTokenizer
 from worker.step import Step, StepInput

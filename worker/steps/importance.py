@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from db.errors import Unavailable
-from db.sources import rows_source
+from db.source_files import rows_source
 from serving.llama_cpp import Tools, imatrix_argv
 from training_data.chat_templates import ChatTemplateError, unweighted
 from training_data.tokens import ChatTokenizer

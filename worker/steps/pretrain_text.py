@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db.errors import InvalidInput
-from db.sources import text_source
+from db.source_files import text_source
 from training_data.chat_templates import END_OF_TEXT, OWN_MODELS, Chat
 from training_data.tokens import ChatTokenizer
 from worker.step import StepInput

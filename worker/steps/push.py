@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from db.sources import check_source, gguf_source, trained_source
+from db.source_files import check_source, gguf_source, trained_source
 from training_data.json_files import read_json, write_json
 from worker.step import Step
 from worker.steps.export import MEMORY_ADVICE, weights_of

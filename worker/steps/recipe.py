@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from db.sources import ATTEMPT_MANIFEST
+from db.source_files import ATTEMPT_MANIFEST
 from training_data.json_files import read_json
 from training_data.tokens import read_template
 from worker.step import Step

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from db.params.fine_tune import FineTuneParams
-from db.sources import check_source, trained_source
+from db.source_files import check_source, trained_source
 from training_data.adapter_configs import CONFIG_FILE, adapter_params
 from worker.step import Step
 

@@ -78,10 +78,9 @@ def sample_matrices(model: Any, dtype: Any) -> list[SampledMatrix]:
         dtype: of 16 bits, to which merged weights are rounded.
     """
     import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     modules = {name: module for name, module in model.named_modules() if _is_matrix(module)}
-    adapted = {name: each for name, each in modules.items() if isinstance(each, BaseTunerLayer)}
+    adapted = {name: each for name, each in modules.items() if _is_adapted(each)}
     chosen = list((adapted or _inner(modules)).items())
     step = max(1, len(chosen) / MATRICES)
     samples = []
@@ -94,13 +93,12 @@ def sample_matrices(model: Any, dtype: Any) -> list[SampledMatrix]:
 
 def _sample(name: str, module: Any, dtype: Any) -> SampledMatrix:
     import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     count = module.weight.shape[0]
     rows = sorted({int(i * count / ROWS_OF_A_MATRIX) for i in range(ROWS_OF_A_MATRIX)})
     base = _rows(module.weight, rows, dtype)
     columns = _rows(module.weight.T, rows, dtype) if module.weight.shape[1] == count else None
-    if not isinstance(module, BaseTunerLayer):
+    if not _is_adapted(module):
         return SampledMatrix(name, rows, base, columns, None)
     stored = module.weight.dtype
     module.to(torch.float32)
@@ -119,6 +117,11 @@ def _is_matrix(module: Any) -> bool:
     import torch
 
     return isinstance(getattr(module, "base_layer", module), torch.nn.Linear)
+
+
+def _is_adapted(module: Any) -> bool:
+    """Whether it is a layer of peft, whose import would take seconds where there is no adapter."""
+    return hasattr(module, "base_layer")
 
 
 def _inner(modules: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from db.errors import InvalidInput
-from db.sources import rows_source
+from db.source_files import rows_source
 from training_data.chat_templates import UNWEIGHTED, WEIGHT, ChatTemplateError, unweighted
 from training_data.tokens import ChatTokenizer
 from worker.step import StepInput

@@ -9,7 +9,8 @@ import pytest
 from gguf import GGUFReader
 
 from db.errors import InvalidInput, StepFailed
-from db.sources import ATTEMPT_MANIFEST, CHECKPOINT_MANIFEST, Held, Source, hold
+from db.source_files import ATTEMPT_MANIFEST, CHECKPOINT_MANIFEST
+from db.sources import Held, Source, hold
 from serving.llama_cpp import require_tools
 from tests.worker.steps.conftest import MICRO, StepRunner
 from tests.worker.steps.export_fixtures import (

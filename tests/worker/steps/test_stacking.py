@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from db.sources import ATTEMPT_MANIFEST, Source, hold
+from db.source_files import ATTEMPT_MANIFEST
+from db.sources import Source, hold
 from tests.worker.steps.test_export import held
 from tests.worker.steps.test_preferences import PAIRS, Dpo, openais
 from tests.worker.steps.test_resume import FineTune, adapter, interrupt_at

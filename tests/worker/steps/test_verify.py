@@ -50,11 +50,19 @@ def run_verify(
     return verify.run(step), said
 
 
+@pytest.fixture(scope="module")
+def sound(
+    tmp_path_factory: pytest.TempPathFactory, root: Path, exported: Exported, models: TrainedModels
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What verify found of the fine-tune as it is, and said; the base's files are in the cache after it."""
+    return run_verify(tmp_path_factory.mktemp("sound") / "verify", root, exported, models)
+
+
 class TestVerify:
     def test_measures_each_file_and_what_quantising_costs_the_base(
-        self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
+        self, sound: tuple[dict[str, Any], list[dict[str, Any]]]
     ) -> None:
-        result, said = run_verify(tmp_path, root, exported, models)
+        result, said = sound
         assert [row["quantization"] for row in result["files"]] == ["Q4_K_M", "Q8_0"]
         for row in result["files"]:
             assert row["top1_agreement"] >= 0.98
@@ -70,6 +78,7 @@ class TestVerify:
             assert row["split"] == "train"
         assert any("no held-out rows" in message.get("message", "") for message in said)
 
+    @pytest.mark.usefixtures("sound")
     def test_held_out_rows_come_first_and_the_base_is_not_measured_twice(
         self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
     ) -> None:
@@ -77,8 +86,7 @@ class TestVerify:
         write_rows(tmp_path / "prepare" / "train.jsonl", chat_rows({"Nobody?": "No."}))
         write_rows(tmp_path / "prepare" / "test.jsonl", models.rows)
         folders = {**exported.folders, "prepare": tmp_path / "prepare"}
-        run_verify(tmp_path / "first", root, exported, models)
-        result, said = run_verify(tmp_path / "second", root, exported, models, step_folders=folders)
+        result, said = run_verify(tmp_path / "verify", root, exported, models, step_folders=folders)
         assert {row["split"] for row in result["files"]} == {"test"}
         assert not list(tmp_path.glob("*/base-*/"))
         [cache] = (root / "cache" / "base-gguf").iterdir()
@@ -97,11 +105,11 @@ class TestVerify:
         assert sample["expected"] == sample["answers"]["Q8_0"] == answer
         assert len(evaluation["samples"]) == 5
 
+    @pytest.mark.usefixtures("sound")
     def test_refuses_a_file_of_other_weights_with_the_figures(
         self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
     ) -> None:
         """The untuned base in the place of the tuned file: as an adapter that was never merged."""
-        run_verify(tmp_path / "fill-cache", root, exported, models)
         [base_file] = (root / "cache" / "base-gguf").glob("*/Q8_0.gguf")
         (tmp_path / "export").mkdir()
         shutil.copyfile(base_file, tmp_path / "export" / "faq-Q8_0.gguf")

@@ -187,10 +187,10 @@ def needs_memory(step: Step) -> dict[str, Any]:
 
 
 def takes_memory(step: Step) -> dict[str, Any]:
-    """Take `row_bytes` a row of its batch; `more_bytes` bounds it where no control group does."""
+    """Take `row_bytes` for each of its `rows`; `more_bytes` bounds it where no control group does."""
     from worker.steps.train import halved  # here, for what it imports in its turn
 
-    batch = step.input.adjustments.get("batch_size", 8)
+    batch = step.input.adjustments.get("batch_size", step.input.params.get("rows", 8))
     accumulation = step.input.adjustments.get("gradient_accumulation_steps", 2)
     step.if_memory_runs_out(halved(batch, accumulation), "Take a smaller model.")
     if more := step.input.params.get("more_bytes"):

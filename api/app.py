@@ -20,6 +20,7 @@ from api.chat.configured import fetch_at_start
 from api.chat.routes import router as chat
 from api.chat_page.routes import add_chat_page
 from api.datasets.routes import router as datasets
+from api.destinations import Destinations
 from api.devices.routes import router as devices
 from api.documentation import add_documentation
 from api.edge import Edge
@@ -46,7 +47,14 @@ from api.vector_stores.file_routes import router as vector_store_files
 from api.vector_stores.routes import router as vector_stores
 from api.webhooks.routes import router as webhooks
 from db.doorbell import Doorbell
-from db.session import make_engine, make_session_factory
+from db.listener import Hearer, Listener
+from db.session import (
+    CALLERS_CHANGED,
+    DESTINATIONS_CHANGED,
+    JOBS_WITH_EVENTS,
+    make_engine,
+    make_session_factory,
+)
 from db.settings import Settings
 from serving.backends.roster import Backends
 from serving.openai_compatible import make_async_client
@@ -81,9 +89,10 @@ TAGS = [
     {"name": "health", "description": "For whoever watches over the server."},
 ]
 ROUTERS = (
-    # A model's name may hold slashes: what comes after it has to be looked for first.
-    jobs, files, uploads, datasets, fine_tuning, batches, model_documents, models, chat, responses,
-    embeddings, vector_stores, vector_store_files, devices, webhooks, keys, projects, audit, health,
+    # In the order in which they are tried: what is asked most goes first. A model's name may hold slashes, so
+    # what comes after it has to be looked for before it.
+    chat, embeddings, responses, jobs, files, uploads, datasets, fine_tuning, batches, model_documents,
+    models, vector_stores, vector_store_files, devices, webhooks, keys, projects, audit, health,
 )  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description} for status, description in DESCRIPTIONS.items()
@@ -112,15 +121,24 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with client:
-            feeds = Feeds(settings.require_database_url(), factory)
+            feeds = Feeds(factory)
+            destinations = Destinations(lambda: listener.is_listening)
+            hearers: dict[str, Hearer] = {
+                DESTINATIONS_CHANGED: destinations.forget,
+                CALLERS_CHANGED: keyring.forget,
+                JOBS_WITH_EVENTS: feeds.hear,
+            }
+            listener = Listener(settings.require_database_url(), hearers)
+            listening = asyncio.create_task(listener.run())
             app.state.services = Services(
-                settings, engine, factory, doorbell, client, feeds, keyring, backends
+                settings, engine, factory, doorbell, client, feeds, keyring, backends, destinations
             )
             app.state.groups = make_groups(app.state.services)
             fetching = asyncio.create_task(fetch_at_start(app.state.services))
             yield
             await fetching
-            await feeds.close()
+            listening.cancel()
+            await asyncio.wait([listening])
             await backends.close()
             await ledger.close()
             await counter.close()

@@ -7,11 +7,11 @@ included, so there is one place that turns errors into HTTP.
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,14 +26,16 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 # A file that somebody uploaded must never run as a page of ours, nor a page of ours be shown within another,
 # nor an answer be taken into one as an image or a script.
 ALWAYS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "cross-origin-resource-policy": "same-origin",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"cross-origin-resource-policy": b"same-origin",
 }
 PLAIN_ERRORS = {
     400: ("The request cannot be read", "invalid_input"),
     416: ("The file has no such range of bytes", "range_not_satisfiable"),
 }
+
+RawHeader = tuple[bytes, bytes]
 
 log = structlog.get_logger("api")
 
@@ -109,18 +111,23 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self.request_id
-            headers.update(ALWAYS)
-            headers.update(self._state.get("headers", {}))
-            if self.status >= 400 and headers.get("content-type", "").startswith("text/plain"):
-                await self._replace(headers)
-                return
+            message["headers"] = self._with_ours(message.get("headers", ()))
+            if self.status >= 400:
+                headers = Headers(raw=message["headers"])
+                if headers.get("content-type", "").startswith("text/plain"):
+                    await self._replace(headers)
+                    return
         elif self._replaced:
             return
         await self._send(message)
 
-    async def _replace(self, headers: MutableHeaders) -> None:
+    def _with_ours(self, raw: Iterable[RawHeader]) -> list[RawHeader]:
+        ours = {b"x-request-id": self.request_id.encode(), **ALWAYS}
+        for name, value in self._state.get("headers", {}).items():
+            ours[name.encode("latin-1")] = value.encode("latin-1")
+        return [*(row for row in raw if row[0] not in ours), *ours.items()]
+
+    async def _replace(self, headers: Headers) -> None:
         """Say a plain-text error of Starlette's in our shape."""
         self._replaced = True
         message, code = PLAIN_ERRORS.get(self.status, ("The request failed", "error"))

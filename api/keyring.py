@@ -1,7 +1,7 @@
 """Keys as the gate knows them: looked up by their hash, and remembered for a few seconds.
 
-So most requests cost no query, and what is changed about a key or its project holds within `KEPT_SECONDS` in
-every process of the API, and at once in the one that changed it.
+So most requests cost no query. What is changed about a key or its project holds in every process of the API
+as soon as Postgres has told it, within `KEPT_SECONDS` in any case, and at once in the one that changed it.
 """
 
 import hmac
@@ -77,9 +77,9 @@ class Keyring:
             raise _key_missing()
         return await self._standing(given, lambda session: _with_key(session, given))
 
-    def forget(self) -> None:
+    def forget(self, _: object = None) -> None:
         """Look everything up anew."""
-        self._kept.clear()
+        self._kept = {}
 
     async def _standing(self, name: bytes, look: Callable[[Session], Standing]) -> Caller:
         standing = self._remembered(name)
@@ -87,10 +87,11 @@ class Keyring:
             async with self._turns.of(name):  # one looks, for all who come meanwhile
                 standing = self._remembered(name)
                 if standing is None:
-                    asked_at = self._clock()
+                    # What `forget` puts in its place is not given what was looked up before.
+                    kept, asked_at = self._kept, self._clock()
                     standing = await run_in_threadpool(self._look, look)
                     if standing.seconds > 0:
-                        self._kept[name] = (asked_at + standing.seconds, standing)
+                        kept[name] = (asked_at + standing.seconds, standing)
         if standing.refusal is not None:
             raise standing.refusal()
         return standing.caller or Caller()

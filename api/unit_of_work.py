@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.auditing import tell_change
 from api.caller import CALLER, Caller, known
+from api.destinations import Destinations
 from api.group_commit import FellApart
 from api.jobs.feeds import Feeds
 from api.keyring import Keyring
@@ -83,6 +84,7 @@ class Services:
     feeds: Feeds
     keyring: Keyring
     backends: Backends
+    destinations: Destinations
     turns: Turns = field(default_factory=Turns)
 
     def in_transaction(self, work: Callable[[Unit], Answer]) -> Answer:

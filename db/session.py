@@ -19,6 +19,8 @@ SessionFactory = sessionmaker[Session]
 
 QUEUES_WITH_WORK = "queues_with_work"
 JOBS_WITH_EVENTS = "jobs_with_events"
+# Of triggers, when who answers for a model may have changed, and who may ask for a project.
+DESTINATIONS_CHANGED, CALLERS_CHANGED = "destinations_changed", "callers_changed"
 WAITING_ROWS = "waiting_rows"
 CLOCK = "clock"
 LAST_USED = "last_used"

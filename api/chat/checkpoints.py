@@ -4,6 +4,7 @@ import math
 
 from sqlalchemy import text
 
+from api.caller import CALLER, known
 from api.chat.configured import why_not_there
 from api.chat.service import target_of
 from api.jobs.submission import read_request, submit
@@ -30,8 +31,12 @@ async def find_target(services: Services, reference: str) -> Target:
         Unavailable: it has made room for a step on its device, is a checkpoint that is being exported, or the
             configured model that is being fetched.
     """
+    name = ("chat", known(CALLER.get()).project_id, reference)
     try:
-        return await services.run_reading(lambda unit: target_of(unit, services.backends, reference))
+        return await services.destinations.of(
+            name,
+            lambda: services.run_reading(lambda unit: target_of(unit, services.backends, reference)),
+        )
     except NotFound as error:
         found = error
     is_checkpoint = found.code == "checkpoint_not_exported" and is_alias(reference)

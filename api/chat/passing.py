@@ -5,11 +5,11 @@ When the caller hangs up, before or amid the answer, the request to the backend 
 working on it.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
-import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -66,7 +66,7 @@ async def begin(
             if answer.status >= 400 and len(content) > ERROR_BYTES:
                 break
     finally:
-        await _close(answer)
+        await answer.close()
     return answer, bytes(content)
 
 
@@ -76,26 +76,30 @@ async def unless_left(request: Request, work: Callable[[], Awaitable[Answer]]) -
     Raises:
         ClientDisconnect: the caller has gone.
     """
-    answers: list[Answer] = []
-    errors: list[Exception] = []
+    return await _while_there(request.receive, work)
 
-    async def run(scope: anyio.CancelScope) -> None:
-        try:
-            answers.append(await work())
-        except Exception as error:  # noqa: BLE001 - handed on below: a task group would wrap it
-            errors.append(error)
-        scope.cancel()
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(run, group.cancel_scope)
-        while (await request.receive())["type"] != "http.disconnect":
+async def _while_there(receive: Receive, work: Callable[[], Awaitable[Answer]]) -> Answer:
+    # One task more and no group of tasks, which would be three of anyio's before each first token.
+    asking, left = asyncio.current_task(), False
+    assert asking is not None  # noqa: S101 - for the type checker
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
             pass
-        group.cancel_scope.cancel()
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise ClientDisconnect
-    return answers[0]
+        left = True
+        asking.cancel()  # who waits within `work` just now: what comes after it ends the watch first
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await work()
+    except asyncio.CancelledError:
+        if left and asking.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watching.cancel()
 
 
 class PassedOn(StreamingResponse):
@@ -116,14 +120,10 @@ class PassedOn(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with suppress(ClientDisconnect):
+                await _while_there(receive, lambda: self.stream_response(send))
         finally:
-            await _close(self._answer)
-
-
-async def _close(answer: interface.Answer) -> None:
-    with anyio.CancelScope(shield=True):
-        await answer.close()
+            await self._answer.close()
 
 
 def error_of(answer: interface.Answer, body: bytes) -> Response:

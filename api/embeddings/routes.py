@@ -7,15 +7,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from api.caller import CALLER, known
 from api.chat.body import read_body
 from api.chat.passing import pass_on
 from api.embeddings.checking import check_dimensions, check_request
 from api.errors import BACKENDS_ERROR
-from api.unit_of_work import Unit, services_of
+from api.unit_of_work import Services, Unit, services_of
 from db.errors import Unavailable
 from serving.backends.interface import Request as Asked
 from serving.backends.interface import request_of
-from serving.backends.roster import Backends
 from serving.backends.routing import EMBEDDING_MODEL, find_embedding_destination
 from serving.backends.target import Target
 
@@ -70,7 +70,7 @@ async def embeddings(request: Request) -> Response:
     body = read_body(await request.body())
     name = body.members["model"]
     check_request(body.members)
-    target = await services.run_in_transaction(lambda unit: _target(unit, services.backends, name))
+    target = await _target(services, name)
     answer = await pass_on(
         request, target, "embed", lambda model: Asked(model, body.members, body.with_model(model))
     )
@@ -90,7 +90,7 @@ class Text(BaseModel):
 async def embedding_of(request: Request, body: Text) -> list[float] | Response:
     """The short way: a text in, its vector out, of the model `default`."""
     services = services_of(request)
-    target = await services.run_in_transaction(lambda unit: _target(unit, services.backends, EMBEDDING_MODEL))
+    target = await _target(services, EMBEDDING_MODEL)
     asked = {"model": EMBEDDING_MODEL, "input": [body.text], "encoding_format": "float"}
     answer = await pass_on(request, target, "embed", lambda model: request_of(model, asked))
     return answer if answer.status_code >= 400 else _vector(bytes(answer.body))
@@ -106,5 +106,18 @@ def _vector(answer: bytes) -> list[float]:
         ) from error
 
 
-def _target(unit: Unit, backends: Backends, name: str) -> Target:
-    return backends.target(find_embedding_destination(unit.session, unit.project_id, backends.configs, name))
+async def _target(services: Services, model: str) -> Target:
+    """Find who embeds.
+
+    Raises:
+        NotFound, Unavailable: as `find_embedding_destination`.
+    """
+    backends = services.backends
+
+    def look(unit: Unit) -> Target:
+        return backends.target(
+            find_embedding_destination(unit.session, unit.project_id, backends.configs, model)
+        )
+
+    name = ("embed", known(CALLER.get()).project_id, model)
+    return await services.destinations.of(name, lambda: services.run_reading(look))

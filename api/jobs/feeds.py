@@ -20,7 +20,6 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.jobs.views import event_out
-from db.listener import Listener
 from db.models import Event, Job
 from db.queries.jobs import list_events, newest_events
 from db.session import SessionFactory, transaction
@@ -150,11 +149,9 @@ class Feed:
 
 
 class Feeds:
-    """The feeds of one process, and the listener that wakes them, which starts with the first."""
+    """The feeds of one process, which `hear` wakes."""
 
-    def __init__(self, database_url: str, factory: SessionFactory) -> None:
-        self._listener = Listener(database_url, self._hear)
-        self._listening: asyncio.Task[None] | None = None
+    def __init__(self, factory: SessionFactory) -> None:
         self._factory = factory
         self._feeds: dict[str, Feed] = {}
         self.ended = False
@@ -162,8 +159,6 @@ class Feeds:
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Feed]:
         """The feed of a job, for as long as somebody watches it."""
-        if self._listening is None:
-            self._listening = asyncio.create_task(self._listener.run())
         feed = self._feeds.setdefault(job_id, Feed(job_id, self._factory))
         feed.watchers += 1
         try:
@@ -176,15 +171,10 @@ class Feeds:
     def end(self) -> None:
         """Let every stream end now; it can be taken up where it ended."""
         self.ended = True
-        self._hear(None)
+        self.hear(None)
 
-    async def close(self) -> None:
-        """Stop listening."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
-
-    def _hear(self, job_id: str | None) -> None:
+    def hear(self, job_id: str | None) -> None:
+        """There are new events of a job; None: perhaps of any."""
         names = list(self._feeds) if job_id is None else [job_id]
         for name in names:
             if name in self._feeds:

@@ -44,11 +44,12 @@ async def list_models(request: Request) -> ModelList:
     responses=REUSED_KEY,
 )
 @repeatable
-def create_model(unit: Unit, body: CreateModel) -> ModelOut:
+def create_model(unit: Unit, request: Request, body: CreateModel) -> ModelOut:
     """With a system prompt, parameters and messages of its own, as Ollama's Modelfile does.
 
     A name that exists gets a new version. Nothing is trained, and no weights are copied.
     """
+    unit.after_commit(services_of(request).destinations.forget)
     return creating.create(unit, body)
 
 
@@ -60,8 +61,9 @@ def create_model(unit: Unit, body: CreateModel) -> ModelOut:
     responses=REUSED_KEY,
 )
 @repeatable
-def copy_model(unit: Unit, model: str, body: CopyModel) -> ModelOut:
+def copy_model(unit: Unit, request: Request, model: str, body: CopyModel) -> ModelOut:
     """Under another name, which stays when the first one is deleted."""
+    unit.after_commit(services_of(request).destinations.forget)
     return creating.copy(unit, model, body.name)
 
 
@@ -71,12 +73,14 @@ def copy_model(unit: Unit, model: str, body: CopyModel) -> ModelOut:
 @transactional
 def delete_models(
     unit: Unit,
+    request: Request,
     created: Annotated[
         Literal["true"], Query(description="Those that were created or copied, and no others.")
     ],
     confirm: Annotated[Literal["delete"], Query(description="That all of them are meant.")],
 ) -> ModelsDeleted:
     """What jobs have trained or pulled stays."""
+    unit.after_commit(services_of(request).destinations.forget)
     return ModelsDeleted(data=creating.delete_all(unit))
 
 
@@ -111,9 +115,10 @@ async def unload_model(request: Request, model: str) -> ModelUnloaded:
     responses=CONFLICT,
 )
 @transactional
-def delete_model(unit: Unit, model: str) -> ModelDeleted:
+def delete_model(unit: Unit, request: Request, model: str) -> ModelDeleted:
     """`faq` goes with all its versions; `faq@1` is that version alone, and the name stays with the others.
 
     When it is the version that the name answers with, the name moves back to the newest one left.
     """
+    unit.after_commit(services_of(request).destinations.forget)
     return service.delete(unit, model)

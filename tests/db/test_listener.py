@@ -26,7 +26,7 @@ def test_what_breaks_it_is_not_the_end(
             session.execute(text(f"NOTIFY {JOBS_WITH_EVENTS}, '{job_id}'"))
 
     async def listen() -> None:
-        listening = asyncio.create_task(Listener(database_url, hear).run())
+        listening = asyncio.create_task(Listener(database_url, {JOBS_WITH_EVENTS: hear}).run())
         async with asyncio.timeout(20):
             for job_id in ("job-1", "job-2"):
                 while job_id not in heard:

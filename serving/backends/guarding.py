@@ -2,7 +2,8 @@
 one more try before the first byte, and an error of OpenAI's shape after it.
 
 Of a stream nothing is parsed. Its bytes are only held back until an event is whole, so that an event that a
-dying backend leaves half said is never seen, and the error after it can be read.
+dying backend leaves half said is never seen, and the error after it can be read; and the name by which the
+backend knows the model becomes the one that was asked for.
 
 The limit holds in this process: two processes of the API let twice as many through.
 """
@@ -24,11 +25,13 @@ from serving.backends.choices import ask_for_all, single_requests
 from serving.backends.configuration import BackendConfig
 from serving.backends.idling import Idling
 from serving.backends.interface import Answer, Backend, Request
+from serving.backends.rewriting import named_as_asked
 from serving.backends.silence import Silence
 from serving.context_window import Gauge
 from serving.openai_compatible import message_of
 
 Route = Literal["chat", "complete", "embed"]
+Rename = Callable[[bytes], bytes]
 
 # Whose keys have settings of their own.
 KEY_SETTINGS = {"llama_server": "LATHE_CHAT_SERVER_KEY", "embeddings": "LATHE_EMBEDDING_SERVER_KEY"}
@@ -164,7 +167,7 @@ class Guarded:
             done()
             await _close(answer)
 
-        passed = self._passed(answer, first)
+        passed = self._passed(answer, first, named_as_asked(request))
         return Answer(answer.status, answer.content_type, passed, close, answer.retry_after_seconds)
 
     async def _begin(
@@ -223,12 +226,13 @@ class Guarded:
             retry_after_seconds=wait,
         )
 
-    def _passed(self, answer: Answer, first: bytes | None) -> AsyncIterator[bytes]:
+    def _passed(self, answer: Answer, first: bytes | None, rename: Rename) -> AsyncIterator[bytes]:
         if answer.status >= 400:
             return self._timely(answer, first)  # an error may be any text
-        return self._events(answer, first) if answer.is_stream else self._whole(answer, first)
+        passed = self._events if answer.is_stream else self._whole
+        return passed(answer, first, rename)
 
-    async def _events(self, answer: Answer, first: bytes | None) -> AsyncIterator[bytes]:
+    async def _events(self, answer: Answer, first: bytes | None, rename: Rename) -> AsyncIterator[bytes]:
         """A stream, event by whole event; one that breaks ends with OpenAI's error event."""
         held, end = b"", b""
         try:
@@ -240,7 +244,7 @@ class Guarded:
                         part, held = _at_event_end(part)
                     if part:
                         end = part[-END_BYTES:] if len(part) >= END_BYTES else (end + part)[-END_BYTES:]
-                        yield part
+                        yield rename(part)
         except Unavailable as error:
             yield broken_event(error)
             return
@@ -248,9 +252,9 @@ class Guarded:
         if STREAM_END not in end + held:
             yield broken_event(Unavailable(BROKE))
         elif held:
-            yield held
+            yield rename(held)
 
-    async def _whole(self, answer: Answer, first: bytes | None) -> AsyncIterator[bytes]:
+    async def _whole(self, answer: Answer, first: bytes | None, rename: Rename) -> AsyncIterator[bytes]:
         """An answer in one piece.
 
         Raises:
@@ -259,7 +263,7 @@ class Guarded:
         content = b"".join([chunk async for chunk in self._timely(answer, first)])
         if not is_whole_json(content):
             raise Unavailable(BROKE, code="bad_backend_answer")
-        yield content
+        yield rename(content)
 
     async def _timely(self, answer: Answer, first: bytes | None) -> AsyncIterator[bytes]:
         """The bytes as they come.

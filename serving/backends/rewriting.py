@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from db.errors import Unavailable
-from serving.backends.interface import JSON, Answer
+from serving.backends.interface import JSON, Answer, Request
 
 Change = Callable[[JSON], JSON]
 DONE = b"[DONE]"
@@ -18,6 +18,26 @@ def rewritten(answer: Answer, change: Change) -> Answer:
     if answer.status >= 400:
         return answer
     return replace(answer, chunks=_events(answer, change) if answer.is_stream else _whole(answer, change))
+
+
+def named_as_asked(request: Request) -> Callable[[bytes], bytes]:
+    """Puts the name by which the caller asked where an answer's bytes have the backend's own for the model.
+
+    Nothing is parsed: within a JSON text the quotes would be escaped.
+    """
+    asked, own = request.body.get("model"), request.model
+    if not isinstance(asked, str) or asked == own:
+        return lambda content: content
+    # As nlohmann's and Go's writers have it, and as Python's.
+    pairs = [(f'"model":{blank}{json.dumps(own)}'.encode(), blank) for blank in ("", " ")]
+    named = {old: f'"model":{blank}{json.dumps(asked)}'.encode() for old, blank in pairs}
+
+    def rename(content: bytes) -> bytes:
+        for old, new in named.items():
+            content = content.replace(old, new)
+        return content
+
+    return rename
 
 
 class TextLogprobs:

@@ -41,6 +41,19 @@ class TestPassedOn:
         assert backend[0].bodies[-1] == asked.replace(b'"by\\u0074es"', quoted).replace(b'"bytes"', quoted)
         assert answer.headers["x-request-id"].startswith("req-")
 
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_the_answer_names_the_model_as_it_was_asked_for(
+        self, api: httpx.Client, publish: Publish, stream: bool
+    ) -> None:
+        publish('told"as-asked', backend_name="served")
+        answer = chat(api, 'told"as-asked', stream=stream)
+        whole = streamed_bytes() if stream else ANSWER
+        named = rb'"told\"as-asked"'
+        assert answer.content == whole.replace(b'"model":"served"', b'"model":' + named).replace(
+            b'"model": "served"', b'"model": ' + named
+        )
+        assert b'"served"' not in answer.content
+
     def test_streams_too(self, api: httpx.Client, publish: Publish) -> None:
         publish("streams")
         answer = chat(api, "streams", stream=True)

@@ -1,6 +1,7 @@
 """Turns of conversations, kept for a project: written once they have ended, read, and removed."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def list_input(
     before: list[Any] = []
     if found.previous_id is not None:
         before = conversation_up_to(unit.session, found.previous_id, project_id=unit.project_id)
-    items = [shown_item(item, include) for item in (*before, *found.input)]
+    items = _told_apart([shown_item(item, include) for item in (*before, *found.input)])
     if newest_first:
         items.reverse()
     ids = [item["id"] for item in items]
@@ -102,3 +103,20 @@ def list_input(
         first_id=rows[0]["id"] if rows else None,
         last_id=rows[-1]["id"] if rows else None,
     )
+
+
+def _told_apart(items: Sequence[JSON]) -> list[JSON]:
+    """Items of a conversation, each with an id of its own: callers may send one twice.
+
+    The second of an id is told with a number, on every page the same.
+    """
+    taken = {item["id"] for item in items}
+    seen: Counter[str] = Counter()
+    told = []
+    for item in items:
+        own = item["id"]
+        seen[own] += 1
+        while seen[own] > 1 and f"{own}-{seen[own]}" in taken:
+            seen[own] += 1
+        told.append(item if seen[own] == 1 else {**item, "id": f"{own}-{seen[own]}"})
+    return told

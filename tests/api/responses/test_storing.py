@@ -113,6 +113,15 @@ class TestReading:
             client.responses.input_items.list(talk[2], after="msg-none")
         assert caught.value.param == "after"
 
+    def test_each_item_has_an_id_of_its_own_whatever_ids_were_sent(self, client: OpenAI) -> None:
+        said: Any = [
+            {"id": each, "type": "message", "role": "user", "content": text}
+            for each, text in (("msg_1", "a"), ("msg_1-2", "b"), ("msg_1", "c"), ("msg_1", "d"))
+        ]
+        made = client.responses.create(model="talk", input=said)
+        pages = client.responses.input_items.list(made.id, limit=1, order="asc")
+        assert [row.id for row in pages] == ["msg_1", "msg_1-2", "msg_1-3", "msg_1-4"]
+
     def test_none_can_be_cancelled(self, client: OpenAI, talk: list[str]) -> None:
         with pytest.raises(openai.BadRequestError, match="background") as caught:
             client.responses.cancel(talk[0])

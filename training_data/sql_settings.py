@@ -43,7 +43,10 @@ class _Database(BaseModel):
     @classmethod
     def _postgres(cls, url: SecretStr) -> SecretStr:
         if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("must begin with postgresql://: other databases are not spoken")
+            raise ValueError(
+                "must begin with postgresql://: only PostgreSQL is spoken. Export the rows of other "
+                "databases as CSV, JSONL or Parquet, and upload the file"
+            )
         return url
 
     def revealed(self) -> dict[str, Any]:

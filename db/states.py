@@ -14,7 +14,7 @@ class JobStatus(StrEnum):
     RUNNING = "running"  # a step of it has been claimed
     PAUSING = "pausing"  # to be put aside; its running step has been asked to save what it has and stop
     PAUSED = "paused"  # put aside by its owner; nothing of it runs
-    CANCELLING = "cancelling"  # asked to stop; a process of it may still be ending
+    CANCELLING = "cancelling"  # asked to stop; a process of it may still be ending, or have to write answers
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -43,7 +43,15 @@ class Outcome(StrEnum):
 WORKER_LOST = "worker_lost"
 
 JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.QUEUED: frozenset(
+        {
+            JobStatus.RUNNING,
+            JobStatus.PAUSED,
+            JobStatus.CANCELLING,
+            JobStatus.CANCELLED,
+            JobStatus.FAILED,
+        }
+    ),
     JobStatus.RUNNING: frozenset(
         {
             JobStatus.SUCCEEDED,
@@ -65,7 +73,9 @@ JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
         }
     ),
     # failed: the job that it waited for has made nothing
-    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.PAUSED: frozenset(
+        {JobStatus.QUEUED, JobStatus.CANCELLING, JobStatus.CANCELLED, JobStatus.FAILED}
+    ),
     JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.FAILED: frozenset({JobStatus.QUEUED}),

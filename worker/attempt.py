@@ -106,7 +106,7 @@ class AttemptRunner:
         Raises:
             LeaseLost: the attempt is no longer ours; whoever took it over decides about it.
         """
-        if self._out_of_time():
+        if self._out_of_time() and not self._claim.cancelling:
             return self._finish(self._timed_out())
         try:
             step_input = self._write(lambda session: build_step_input(session, self._settings, self._claim))
@@ -117,6 +117,9 @@ class AttemptRunner:
         except Unavailable as error:
             return self._finish(put_off(error))
         self._input, self._adjustments = step_input, step_input.adjustments
+        if self._claim.cancelling:
+            self._cancelled = True
+            return self._finish(Ending(Outcome.RELEASED))
         with ExitStack() as stack:
             device = self._device if self._claim.device_id is not None else None
             if device is not None and makes_room(self._settings, device):

@@ -58,6 +58,7 @@ class Claim:
         deadline: by `host_seconds`; a little before the lease ends by the database's clock.
         runs_until: when the job will have run for its `max_runtime_seconds`, by `host_seconds`.
         device_id: the device that the attempt holds until it ends.
+        cancelling: nothing is to be run; what the job has is to be written before it ends.
     """
 
     job_id: str
@@ -71,6 +72,7 @@ class Claim:
     max_runtime_seconds: int | None = None
     runs_until: float = math.inf
     device_id: str | None = None
+    cancelling: bool = False
 
     @property
     def marker(self) -> str:
@@ -114,7 +116,9 @@ def claim_step(
     attempt = Attempt(step_id=step.id, number=step.attempt, worker=worker, host=host, device_id=device_id)
     attempt.project_id, attempt.queue, attempt.worker_process = job.project_id, queue, worker_process
     session.add(attempt)
-    _say_that_it_starts(session, step, device_id)
+    cancelling = job.status == JobStatus.CANCELLING
+    if not cancelling:
+        _say_that_it_starts(session, step, device_id)
     session.flush()
     return Claim(
         job_id=job.id,
@@ -128,6 +132,7 @@ def claim_step(
         max_runtime_seconds=job.max_runtime_seconds,
         runs_until=runs_until,
         device_id=device_id,
+        cancelling=cancelling,
     )
 
 

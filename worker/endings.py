@@ -13,7 +13,7 @@ from db.models import Artifact, Attempt, File, Job, Step
 from db.queries.jobs import add_event, end_job, lock_steps, set_aside
 from db.queries.states import move
 from db.session import note_work
-from db.states import ASKING_KINDS, DEVICE_QUEUES, JobStatus, Outcome, StepStatus
+from db.states import ASKING_KINDS, DEVICE_QUEUES, JobKind, JobStatus, Outcome, StepStatus, steps_of
 from db.storage import file_path
 from worker.claim import Claim
 from worker.publishing import publish_version
@@ -112,6 +112,8 @@ def end_attempt(session: Session, job: Job, step: Step, ending: Ending) -> Ended
         )
     _write_ending(session, job, step, ending)
     if cancelled:
+        if job.kind in ASKING_KINDS:  # it may have been claimed where answers are only written
+            step.queue = str(dict(steps_of(JobKind(job.kind), job.params))[step.name])
         step.result = ending.result
         _register_files(session, job, step, ending.artifacts)
         move(session, step, StepStatus.CANCELLED)

@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Checkpoint, Job, Step
 from db.session import SessionFactory, transaction
-from db.states import ENDED_JOB, JobStatus, Outcome, StepStatus
+from db.states import ASKING_KINDS, ENDED_JOB, JobStatus, Outcome, StepStatus
 from db.storage import attempt_folder
 from worker.checkpoints import keep_only_checkpoints, list_checkpoints, superfluous
 
 # A refused one too: what it took over may be all that there is, and a retry goes on from it.
 RESUMABLE = (Outcome.LOST, Outcome.RELEASED, Outcome.EXHAUSTED, Outcome.REFUSED)
-CANCELLED = (JobStatus.CANCELLING, JobStatus.CANCELLED)
+# Of a job that is being cancelled, what it was answered is yet to be written.
+CANCELLED = or_(
+    Job.status == JobStatus.CANCELLED,
+    and_(Job.status == JobStatus.CANCELLING, Job.kind.not_in(ASKING_KINDS)),
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,7 @@ class DeadAttempt:
 
 
 def dead_attempts(session: Session, which: ColumnElement[bool]) -> Sequence[DeadAttempt]:
-    resumable = and_(
-        Attempt.outcome.in_(RESUMABLE), Step.status != StepStatus.SUCCEEDED, Job.status.not_in(CANCELLED)
-    )
+    resumable = and_(Attempt.outcome.in_(RESUMABLE), Step.status != StepStatus.SUCCEEDED, not_(CANCELLED))
     query = (
         select(Step.job_id, Step.name, Attempt.number, Attempt.host, resumable)
         .join(Step, Step.id == Attempt.step_id)
@@ -63,7 +65,7 @@ def no_longer_of_use(within: timedelta | None) -> ColumnElement[bool]:
     kept = exists().where(Checkpoint.job_id == Step.job_id, Checkpoint.attempt == Attempt.number)
     # A job of several steps has attempts of the same number; only those of its own step are looked at.
     own = Checkpoint.path.startswith(func.concat("jobs/", Step.job_id, "/", Step.name, "/"))
-    of_no_use = or_(Step.status == StepStatus.SUCCEEDED, Job.status.in_(CANCELLED))
+    of_no_use = or_(Step.status == StepStatus.SUCCEEDED, CANCELLED)
     if within is None:
         return and_(kept.where(own), of_no_use)
     lately = or_(Job.status.not_in(ENDED_JOB), Job.finished_at > func.now() - within)

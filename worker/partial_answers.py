@@ -6,7 +6,7 @@ from typing import Any
 
 from db.sources import link_as_file
 from worker.answer_files import CANCELLED, Tally, write_files
-from worker.answers import ANSWERS, REQUESTS
+from worker.answers import ANSWERS, REQUESTS, take_over
 from worker.endings import ArtifactFile
 from worker.step import StepInput
 
@@ -28,6 +28,8 @@ def write_partial(root: Path, given: StepInput) -> tuple[dict[str, Any], list[Ar
     folder = given.folder / "partial"
     folder.mkdir(parents=True, exist_ok=True)
     asked = given.folder if given.step == "ask" else given.step_folders["ask"]
+    if given.step == "ask" and not (asked / ANSWERS).is_file():  # this attempt has not asked
+        take_over(asked)
     tally = write_answers(given, folder, asked / ANSWERS, CANCELLED)
     files = []
     for name in tally.files:

@@ -82,7 +82,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         device=session.get_one(Device, claim.device_id).name if claim.device_id is not None else None,
         source=source_folder(root, job.id) if job.kind in HOLDING else None,
         start=start_folder(root, job.id) if _goes_on(job) else None,
-        asked=_asked(session, settings, job) if claim.step == ASK_STEP else None,
+        asked=_asked(session, settings, job) if claim.step == ASK_STEP and not claim.cancelling else None,
         databases=_databases(settings, job) if claim.step in SQL_STEPS else {},
         machines=_machines(session, settings) if claim.step in ESTIMATING_STEPS else [],
         finished=finished_fine_tunes(session) if claim.step in ESTIMATING_STEPS else [],

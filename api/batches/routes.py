@@ -50,6 +50,6 @@ def get_batch(unit: Unit, batch_job_id: str) -> BatchOut:
 )
 @transactional
 def cancel_batch(unit: Unit, batch_job_id: str) -> BatchOut:
-    """What was answered until then is in its files, if it ran: not of one that is paused."""
+    """What was answered until then is in its files."""
     service.find(unit, batch_job_id)
     return batch_out(cancel_job(unit.session, batch_job_id, project_id=unit.project_id))

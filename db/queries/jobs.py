@@ -5,6 +5,7 @@ the project, where that has limits. The locks are FOR NO KEY UPDATE, which lets 
 locked job.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import or_, select
@@ -17,7 +18,16 @@ from db.queries.deliveries import queue_deliveries
 from db.queries.documents import forget_passwords
 from db.queries.states import ENDED_STEP, move
 from db.session import clock, insert_rows, note_events, note_work
-from db.states import ASKING_KINDS, ENDED_JOB, JobKind, JobStatus, StepStatus, how_ended, steps_of
+from db.states import (
+    ASKING_KINDS,
+    ENDED_JOB,
+    JobKind,
+    JobStatus,
+    Queue,
+    StepStatus,
+    how_ended,
+    steps_of,
+)
 
 # What a job may be while it waits for another.
 NOT_STARTED = (JobStatus.QUEUED, JobStatus.PAUSED)
@@ -106,6 +116,8 @@ def lock_steps(session: Session, job: Job) -> list[Step]:
 def cancel_job(session: Session, job_id: str, *, project_id: str) -> Job:
     """Cancel a job: at once when nothing of it runs, else its worker ends its processes and the job.
 
+    One that has answers to write is left to a worker too, which does that before it ends.
+
     Cancelling twice is the same as once.
 
     Raises:
@@ -118,15 +130,27 @@ def cancel_job(session: Session, job_id: str, *, project_id: str) -> Job:
     if job.status in ENDED_JOB:
         ended = how_ended(job.status)
         raise Conflict(f"The job {ended} already: there is nothing to cancel.", code="job_ended")
-    if any(step.status == StepStatus.RUNNING for step in lock_steps(session, job)):
+    steps = lock_steps(session, job)
+    if any(step.status == StepStatus.RUNNING for step in steps):
         move(session, job, JobStatus.CANCELLING)
         add_event(session, job.id, "Cancelling: the running step is being ended.")
+    elif (step := _with_answers(job, steps)) is not None:
+        move(session, job, JobStatus.CANCELLING)
+        # Its own queue may be busy for hours, to which it goes back once it has ended.
+        step.queue, step.not_before = str(Queue.IO), None
+        note_work(session, step.queue)
+        add_event(session, job.id, "Cancelling: what was answered until now is being written.")
     else:
-        if job.kind in ASKING_KINDS and any(step.name == "ask" and step.progress for step in job.steps):
-            message = "What was answered until now is not kept: nothing of the job runs that could write it."
-            add_event(session, job.id, message, level="warn")
         end_job(session, job, JobStatus.CANCELLED)
     return job
+
+
+def _with_answers(job: Job, steps: Sequence[Step]) -> Step | None:
+    """The waiting step of a job that has been asking a model, and may have answers to write."""
+    if job.kind not in ASKING_KINDS or not any(step.name == "ask" and step.attempt for step in steps):
+        return None
+    waiting = (step for step in steps if step.status == StepStatus.QUEUED and step.name in ("ask", "write"))
+    return next(waiting, None)
 
 
 def pause_job(session: Session, job_id: str, *, project_id: str) -> Job:

@@ -11,10 +11,11 @@ taking its turns; what joins it later may go before.
 Both who claims and who tells a job's place in the line read it here.
 """
 
+# A step is queued in a job that is being cancelled where its answers are yet to be written.
 # IS TRUE hides the status of jobs from the planner. By statistics of a minute ago no job may be unfinished,
 # and it would read the index of these from end to end for each step, in place of the one job by its id.
 ELIGIBLE = """
-    steps.status = 'queued' AND (jobs.status IN ('queued', 'running')) IS TRUE
+    steps.status = 'queued' AND (jobs.status IN ('queued', 'running', 'cancelling')) IS TRUE
     AND (steps.not_before IS NULL OR steps.not_before <= clock_timestamp())
 """
 

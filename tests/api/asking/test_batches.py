@@ -167,16 +167,24 @@ class TestCutShort:
     def rows(self, number: int) -> str:
         return "".join(request_line(f"id-{n}", f"question {n}") for n in range(number))
 
-    def test_cancel_keeps_what_was_answered(self, installation: Installation) -> None:
+    def begun(self, installation: Installation) -> str:
+        """A batch of which some rows are answered."""
         installation.oracle.seconds = 0.2
         made = create(installation, self.rows(400))
-        retrieve = installation.client.batches.retrieve
 
         def some_are_done() -> bool:
-            counts = retrieve(made).request_counts
+            counts = installation.client.batches.retrieve(made).request_counts
             return counts is not None and counts.completed > 8
 
         installation.wait_for(some_are_done)
+        return made
+
+    @pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
+    def test_cancel_keeps_what_was_answered(self, installation: Installation, paused: bool) -> None:
+        made = self.begun(installation)
+        if paused:
+            assert installation.api.post(f"/v1/jobs/{made}/pause").status_code == 200
+            installation.wait_for(lambda: installation.job(made)["status"] == "paused")
         assert installation.client.batches.cancel(made).status in ("cancelling", "cancelled")
         batch = installation.batch_ended(made)
         assert batch.status == "cancelled"
@@ -187,6 +195,7 @@ class TestCutShort:
         assert len(answered) + len(unasked) == 400
         assert unasked[-1]["error"]["code"] == "batch_cancelled"
         assert batch.request_counts.completed == len(answered)
+        assert [step["queue"] for step in installation.job(made)["steps"]] == ["io", "ask", "io"]
         installation.oracle.seconds = 0.0
         again = installation.api.post(f"/v1/jobs/{made}/retry", json={})
         assert (again.status_code, again.json()["result"]) == (200, None)

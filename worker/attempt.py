@@ -92,8 +92,7 @@ class AttemptRunner:
         self._reports = Reports()
         self._input: StepInput | None = None
         self._adjustments: dict[str, int] = {}
-        self._cancelled = False
-        self._pausing = False
+        self._cancelled, self._pausing = claim.cancelling, False
         self._made_room = False  # the model that the step asks, for another step
         self._stopped: Ending | None = None  # of a step that was asked to stop: what becomes of its attempt,
         self._gone_by = 0.0  # and when it has to be gone
@@ -106,7 +105,7 @@ class AttemptRunner:
         Raises:
             LeaseLost: the attempt is no longer ours; whoever took it over decides about it.
         """
-        if self._out_of_time() and not self._claim.cancelling:
+        if self._out_of_time() and not self._cancelled:
             return self._finish(self._timed_out())
         try:
             step_input = self._write(lambda session: build_step_input(session, self._settings, self._claim))
@@ -117,8 +116,7 @@ class AttemptRunner:
         except Unavailable as error:
             return self._finish(put_off(error))
         self._input, self._adjustments = step_input, step_input.adjustments
-        if self._claim.cancelling:
-            self._cancelled = True
+        if self._cancelled:
             return self._finish(Ending(Outcome.RELEASED))
         with ExitStack() as stack:
             device = self._device if self._claim.device_id is not None else None
@@ -275,8 +273,7 @@ class AttemptRunner:
         """Tell from the child's last words and its exit what became of the attempt."""
         self._write_documents(child)
         word, exited = self._reports.last_word, child.exit
-        code = exited.code if exited is not None else None
-        number = exited.signal if exited is not None else None
+        code, number = (exited.code, exited.signal) if exited is not None else (None, None)
         step = self._claim.step
         if word is not None and word["type"] in ("refused", "exhausted"):
             error = error_row(word["code"], word["message"], word.get("param"))

@@ -273,10 +273,10 @@ def model_servers(
         port, key = settings.embedding_port, secrets.embedding_server
         embeddings = _llama_server("embeddings", "embedding server", argv, port, key)
         found.append(_with_device(embeddings, None) if gpus is not None else embeddings)
-    return [*found, *map(_backend, processes(settings))]
+    return [*found, *map(backend_part, processes(settings))]
 
 
-def _backend(config: BackendConfig) -> Part:
+def backend_part(config: BackendConfig) -> Part:
     """The server of a backend of type transformers. A model may have to be fetched from a hub first."""
     assert config.process is not None  # noqa: S101 - for the type checker
     argv = (

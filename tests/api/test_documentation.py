@@ -17,7 +17,7 @@ TYPES = {"js": "javascript", "css": "text/css", "png": "image/png"}
 
 def test_all_that_the_page_loads_is_ours(settings: Settings) -> None:
     app = create_app(settings.model_copy(update={"api_key": SecretStr("a-key")}))
-    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as client:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
         page = client.get("/docs")
         assert page.status_code == 200
         assert "//" not in re.sub(r"(?m)^\s*//.*$", "", page.text), "it names another server"

@@ -17,6 +17,8 @@ from worker.answers import JSON, paired
 EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
 CANCELLED = ("batch_cancelled", "This request was not executed, since its job was cancelled before.")
 ERRORS = "errors.jsonl"
+# What responses call the tokens of a prompt and of its answer.
+OF_RESPONSES = {"prompt": "input", "completion": "output"}
 
 Writer = Callable[[TextIO], Callable[[JSON], object]]
 
@@ -42,7 +44,8 @@ class Tally:
             self.answered += 1
             usage = answer["body"].get("usage") if isinstance(answer["body"], dict) else None
             for name in self.tokens:
-                tokens = usage.get(f"{name}_tokens") if isinstance(usage, dict) else None
+                told = usage if isinstance(usage, dict) else {}
+                tokens = told.get(f"{name}_tokens", told.get(f"{OF_RESPONSES[name]}_tokens"))
                 self.tokens[name] += tokens if isinstance(tokens, int) else 0
 
 

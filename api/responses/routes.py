@@ -7,8 +7,9 @@ from starlette.responses import Response
 
 from api.pages import After, Limit
 from api.responses import service, storing
-from api.responses.schemas import Include, ItemPage, ResponseDeleted, ResponseOut, ResponseRequest
+from api.responses.schemas import ItemPage, ResponseDeleted, ResponseOut, ResponseRequest
 from api.unit_of_work import Unit, transactional
+from serving.responses.request import Include
 
 router = APIRouter(tags=["responses"])
 

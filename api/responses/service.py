@@ -3,10 +3,10 @@ model is asked, and the turn is kept.
 """
 
 import json
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,20 +19,20 @@ from api.answers.service import Grounded, ground, nothing_found
 from api.chat.checkpoints import find_target
 from api.chat.passing import PassedOn, begin, error_of, unless_left
 from api.quotas import admit_bytes
-from api.responses.items import read_items
-from api.responses.prompting import chat_body, searches, shortened
+from api.responses.prompting import searches, shortened
 from api.responses.schemas import ResponseRequest
 from api.responses.storing import keep
-from api.responses.views import search_call
-from api.responses.writing import Writer
+from api.responses.views import annotations, search_call
 from api.unit_of_work import Services, Unit, services_of
 from db.errors import InvalidInput, LatheError, NotFound, Unavailable
-from db.ids import new_id
 from db.queries.responses import conversation_up_to
 from serving.backends import interface
 from serving.backends.interface import EVENT_STREAM, request_of
 from serving.backends.rewriting import read_events
 from serving.backends.target import Target
+from serving.responses.asking import chat_body
+from serving.responses.items import read_items
+from serving.responses.writing import Writer, begun
 
 log = structlog.get_logger(__name__)
 
@@ -91,11 +91,11 @@ async def _prepare(services: Services, asked: ResponseRequest) -> tuple[Target, 
     if asked.truncation == "auto":
         body, notices = await shortened(await target.gauge(), body, for_passages=searches(asked))
     found = await _searched(services, target, asked, body)
-    response = _begun(asked, notices)
+    response = begun(asked, notices)
     if found is None:
-        return target, Turn(asked, items, body, Writer(response, None), None)
+        return target, Turn(asked, items, body, Writer(response), None)
     response["retrieval"] = found.grounding.retrieval.model_dump()
-    writer = Writer(response, found.grounding, asked.include or ())
+    writer = Writer(response, partial(annotations, response, found.grounding), asked.include or ())
     asks_model = found.messages is not None or bool(body.get("tools"))
     answered = {**body, "messages": found.messages or body["messages"]} if asks_model else None
     return target, Turn(asked, items, answered, writer, found.grounding)
@@ -122,42 +122,6 @@ async def _searched(
         if error.param in SAID_OF_TOOLS:
             error.param = "tools"
         raise
-
-
-def _begun(asked: ResponseRequest, notices: list[str]) -> JSON:
-    """A response with nothing in it yet, which says with what it was asked for."""
-    said = asked.model_dump(
-        include={
-            "model", "instructions", "previous_response_id", "metadata", "temperature", "top_p",
-            "max_output_tokens", "max_tool_calls", "top_logprobs", "user", "safety_identifier",
-            "prompt_cache_key",
-        }
-    )  # fmt: skip
-    tools = asked.model_dump(include={"tools", "tool_choice"}, mode="json", by_alias=True)
-    text = asked.text.model_dump(by_alias=True) if asked.text is not None else {"format": {"type": "text"}}
-    return {
-        "id": new_id("resp"),
-        "object": "response",
-        "created_at": int(time.time()),
-        "completed_at": None,
-        "status": "in_progress",
-        **said,
-        "metadata": asked.metadata or {},
-        "output": [],
-        "error": None,
-        "incomplete_details": None,
-        "usage": None,
-        "background": False,
-        "store": asked.store is not False,
-        "service_tier": "default",
-        "parallel_tool_calls": asked.parallel_tool_calls is not False,
-        "tools": tools["tools"] or [],
-        "tool_choice": tools["tool_choice"] or "auto",
-        "text": text,
-        "reasoning": asked.reasoning.model_dump() if asked.reasoning is not None else None,
-        "truncation": asked.truncation or "disabled",
-        "notices": notices,
-    }
 
 
 # --- the answer -------------------------------------------------------------------------------------------

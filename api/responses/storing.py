@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from api.responses.schemas import ItemPage, ResponseDeleted, ResponseRequest
-from api.responses.views import shown, shown_item
 from api.unit_of_work import Services, Unit
 from db.errors import InvalidInput
 from db.models import StoredResponse
 from db.queries.responses import conversation_up_to, get_response
 from db.storable import storable
+from serving.responses.writing import shown, shown_item
 
 JSON = dict[str, Any]
 

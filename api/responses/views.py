@@ -1,25 +1,29 @@
-"""Responses and their items as they are shown, and what an answer took."""
+"""What a search adds to a response: an item that tells of it, and the places that cite its passages."""
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
+from api.answers.completions import annotations_of, note_unknown
 from api.answers.schemas import Citation, Grounding
 from db.ids import new_id
 
 JSON = dict[str, Any]
-RESULTS = "file_search_call.results"
 
 
-def shown(response: JSON, include: Collection[str]) -> JSON:
-    """A response with what was asked for, and without the rest; it is changed."""
-    response["output"] = [shown_item(item, include) for item in response["output"]]
-    return response
-
-
-def shown_item(item: JSON, include: Collection[str]) -> JSON:
-    if item["type"] == "file_search_call" and RESULTS not in include:
-        return {**item, "results": None}
-    return item
+def annotations(response: JSON, grounding: Grounding, text: str) -> list[JSON]:
+    """Where a text cites passages, of which the response tells: `index` is the character where it does."""
+    found, unknown = annotations_of(text, grounding.citations)
+    note_unknown(grounding, unknown)
+    response["retrieval"] = grounding.retrieval.model_dump()
+    return [
+        {
+            "type": "file_citation",
+            "file_id": row.file_citation["file_id"],
+            "filename": row.file_citation["filename"],
+            "index": row.start_index,
+            "number": row.file_citation["number"],
+        }
+        for row in found
+    ]
 
 
 def search_call(grounding: Grounding) -> JSON:
@@ -38,17 +42,3 @@ def _result(citation: Citation) -> JSON:
         "number", "file_id", "filename", "attributes", "score", "text", "first_page", "last_page", "section",
     })  # fmt: skip
     return {**row, "vector_store_id": citation.collection_id}
-
-
-def usage_of(told: Mapping[str, Any]) -> JSON:
-    """From the chat route's words into those of responses."""
-    asked, said = told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0
-    cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    thought = (told.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-    return {
-        "input_tokens": asked,
-        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-        "output_tokens": said,
-        "output_tokens_details": {"reasoning_tokens": thought},
-        "total_tokens": told.get("total_tokens") or asked + said,
-    }

@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from db.params.values import Auto, FileId, Params, SqlName
 
-BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 DAY_SECONDS = 24 * 3600
 MONTH_SECONDS = 30 * DAY_SECONDS
 

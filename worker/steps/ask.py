@@ -21,11 +21,13 @@ from serving.openai_compatible import make_async_client, read_error
 from serving.prompting import Prompting
 from worker.answers import JSON, REQUESTS, AnswerLog, take_over
 from worker.step import Step, Stopped
+from worker.steps import batched_responses
 
 ROUTES: dict[str, Route] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "complete",
     "/v1/embeddings": "embed",
+    batched_responses.ENDPOINT: "chat",
 }
 CONCURRENCY = 16  # where neither the job nor the backend's settings say
 WORTH_ANOTHER_TRY = frozenset({408, 425, 429})
@@ -83,7 +85,8 @@ class _Asking:
             raise InvalidInput("The job names no model.", param="model")
         self._step, self._answers, self._rows = step, answers, rows
         self._asked = step.input.asked
-        self._route = ROUTES[step.input.results["read"]["endpoint"]]
+        endpoint = step.input.results["read"]["endpoint"]
+        self._route, self._as_responses = ROUTES[endpoint], endpoint == batched_responses.ENDPOINT
         self._tries: int = step.input.params["row_tries"]
         self._there = asyncio.Event()
         self._began, self._before = time.monotonic(), answers.answered + answers.failed
@@ -169,7 +172,8 @@ class _Asking:
                 await asyncio.sleep(min(error.retry_after_seconds or wait, BACKOFF_MOST_SECONDS))
 
     async def _ask(self, body: JSON, target: Target) -> tuple[int, JSON]:
-        answer = await target.ask(self._route, lambda model: request_of(model, body))
+        asked = batched_responses.as_chat(body) if self._as_responses else body
+        answer = await target.ask(self._route, lambda model: request_of(model, asked))
         try:
             content = b"".join([chunk async for chunk in answer.chunks])
         finally:
@@ -182,6 +186,8 @@ class _Asking:
                 raise Unavailable(HALF, code="bad_backend_answer") from None
             if self._route == "embed":
                 _check_dimensions(said, body.get("dimensions"))
+            if self._as_responses:
+                said = batched_responses.as_response(body, said)
             return status, {"body": said}
         message, param, code = read_error(content, status)
         if status in WORTH_ANOTHER_TRY or status >= 500:

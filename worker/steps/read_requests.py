@@ -11,6 +11,7 @@ from db.errors import InvalidInput, InvalidLines
 from db.storable import refuse_deep
 from worker.answers import REQUESTS
 from worker.step import Step
+from worker.steps import batched_responses
 
 PARAM = "input_file"
 PROBLEMS_TOLD = 100
@@ -19,7 +20,12 @@ MAX_ID_CHARACTERS, MAX_MODEL_CHARACTERS = 512, 400
 SHOWN_CHARACTERS = 80
 TELL_EVERY_ROWS = 5_000
 # What a body must have to be asked at all.
-NEEDED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/embeddings": "input"}
+NEEDED = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/embeddings": "input",
+    batched_responses.ENDPOINT: "input",
+}
 # Answers that rest on documents are searched for by the API, which is not asked here.
 OF_THE_API = ("collections", "documents")
 
@@ -148,4 +154,14 @@ class _Checked:
                     param=f"body.{name}",
                     code="not_supported",
                 )
+        if self.endpoint == batched_responses.ENDPOINT:
+            _check_response(body)
         return body
+
+
+def _check_response(body: dict[str, Any]) -> None:
+    try:
+        batched_responses.as_chat(body)
+    except InvalidInput as error:
+        param = f"body.{error.param}" if error.param else "body"
+        raise InvalidInput(f"body: {error.message}", param=param, code=error.code) from None

@@ -5,6 +5,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.responses import Response
 from sqlalchemy import select
 
 from db.models import WebhookDelivery
@@ -60,6 +61,7 @@ class TestAWholeBatch:
         bodies = {
             "/v1/completions": {"model": "sage", "prompt": "go on"},
             "/v1/embeddings": {"model": "sage", "input": "four"},
+            "/v1/responses": {"model": "sage", "instructions": "Be short.", "input": "three"},
         }
         made = {
             url: create(installation, request_line("a", "", url=url, body=body), url)
@@ -71,6 +73,13 @@ class TestAWholeBatch:
         }
         assert said["/v1/completions"]["choices"][0]["text"] == "So: go on"
         assert said["/v1/embeddings"]["data"][0]["embedding"] == [0.5, 4.0]
+        response = Response.model_validate(said["/v1/responses"])
+        assert (response.output_text, response.status, response.model) == ("So: three", "completed", "sage")
+        asked = next(body for body in installation.oracle.bodies if "messages" in body)
+        assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+        usage = installation.client.batches.retrieve(made["/v1/responses"]).usage
+        assert usage is not None
+        assert (usage.input_tokens, usage.output_tokens) == (3, 2)
 
     def test_vectors_of_another_length_than_was_asked_for_are_an_error(
         self, installation: Installation
@@ -132,6 +141,21 @@ class TestWhatIsRefused:
         ]
         assert max(len(error.message) for error in batch.errors.data) < 300
         assert "refused" not in installation.oracle.asked  # others of the file may still ask
+
+    def test_what_of_responses_a_batch_cannot_do(self, installation: Installation) -> None:
+        body = {"model": "sage", "input": "refused"}
+        search = {"type": "file_search", "vector_store_ids": ["vs-1"]}
+        wrong: list[dict[str, Any]] = [
+            {"store": True}, {"previous_response_id": "resp-1"}, {"tools": [search]}, {"background": True},
+            {"input": [{"type": "computer_call"}]}, {"temperature": 9},
+        ]  # fmt: skip
+        url = "/v1/responses"
+        lines = [request_line(str(n), "", url=url, body={**body, **more}) for n, more in enumerate(wrong)]
+        batch = installation.batch_ended(create(installation, "".join(lines), url))
+        assert (batch.status, len(batch.errors.data)) == ("failed", len(wrong))
+        said = [error.message for error in batch.errors.data]
+        names = ("store", "previous_response_id", "tools", "background", "input", "temperature")
+        assert all(name in message for name, message in zip(names, said, strict=True)), said
 
     def test_a_model_that_there_is_not(self, installation: Installation) -> None:
         content = request_line("a", "x").replace('"sage"', '"nobody"')

@@ -5,29 +5,95 @@ An answer that is not streamed goes the same way, as one piece.
 
 import copy
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from api.answers.completions import annotations_of, note_unknown
-from api.answers.schemas import Grounding
-from api.responses.views import shown, shown_item, usage_of
 from db.errors import LatheError
 from db.ids import new_id
+from serving.responses.request import ResponseAsked
 
 JSON = dict[str, Any]
+RESULTS = "file_search_call.results"
 ENDS = {"completed": "response.completed", "incomplete": "response.incomplete", "failed": "response.failed"}
+
+
+def begun(asked: ResponseAsked, notices: list[str]) -> JSON:
+    """A response with nothing in it yet, which says with what it was asked for."""
+    said = asked.model_dump(
+        include={
+            "model", "instructions", "previous_response_id", "metadata", "temperature", "top_p",
+            "max_output_tokens", "max_tool_calls", "top_logprobs", "user", "safety_identifier",
+            "prompt_cache_key",
+        }
+    )  # fmt: skip
+    tools = asked.model_dump(include={"tools", "tool_choice"}, mode="json", by_alias=True)
+    text = asked.text.model_dump(by_alias=True) if asked.text is not None else {"format": {"type": "text"}}
+    return {
+        "id": new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "completed_at": None,
+        "status": "in_progress",
+        **said,
+        "metadata": asked.metadata or {},
+        "output": [],
+        "error": None,
+        "incomplete_details": None,
+        "usage": None,
+        "background": False,
+        "store": asked.store is not False,
+        "service_tier": "default",
+        "parallel_tool_calls": asked.parallel_tool_calls is not False,
+        "tools": tools["tools"] or [],
+        "tool_choice": tools["tool_choice"] or "auto",
+        "text": text,
+        "reasoning": asked.reasoning.model_dump() if asked.reasoning is not None else None,
+        "truncation": asked.truncation or "disabled",
+        "notices": notices,
+    }
+
+
+def shown(response: JSON, include: Collection[str]) -> JSON:
+    """A response with what was asked for, and without the rest; it is changed."""
+    response["output"] = [shown_item(item, include) for item in response["output"]]
+    return response
+
+
+def shown_item(item: JSON, include: Collection[str]) -> JSON:
+    if item["type"] == "file_search_call" and RESULTS not in include:
+        return {**item, "results": None}
+    return item
+
+
+def usage_of(told: Mapping[str, Any]) -> JSON:
+    """From the chat route's words into those of responses."""
+    asked, said = told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0
+    cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    thought = (told.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    return {
+        "input_tokens": asked,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": said,
+        "output_tokens_details": {"reasoning_tokens": thought},
+        "total_tokens": told.get("total_tokens") or asked + said,
+    }
 
 
 class Writer:
     """Args:
     response: as it begins, with no output.
-    grounding: what the answer rests on, where documents were searched.
+    annotate: finds what a text cites, where documents were searched.
     include: what of it the caller wants to see besides.
     """
 
-    def __init__(self, response: JSON, grounding: Grounding | None, include: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        response: JSON,
+        annotate: Callable[[str], list[JSON]] | None = None,
+        include: Collection[str] = (),
+    ) -> None:
         self.response = response
-        self._grounding = grounding
+        self._annotate = annotate
         self._include = include
         self._sequence = 0
         self._usage: JSON | None = None
@@ -131,22 +197,7 @@ class Writer:
     # --- of which they are made -----------------------------------------------------------------------
 
     def annotations(self, text: str) -> list[JSON]:
-        """Where a text cites passages: `index` is the character at which the mark begins."""
-        if self._grounding is None:
-            return []
-        found, unknown = annotations_of(text, self._grounding.citations)
-        note_unknown(self._grounding, unknown)
-        self.response["retrieval"] = self._grounding.retrieval.model_dump()
-        return [
-            {
-                "type": "file_citation",
-                "file_id": row.file_citation["file_id"],
-                "filename": row.file_citation["filename"],
-                "index": row.start_index,
-                "number": row.file_citation["number"],
-            }
-            for row in found
-        ]
+        return self._annotate(text) if self._annotate is not None else []
 
     def _add(self, item: JSON) -> int:
         self.response["output"].append(item)
@@ -176,6 +227,20 @@ def _empty(kind: str) -> JSON:
     if kind == "reasoning":
         return {"id": new_id("rs"), "type": kind, "status": "in_progress", "summary": [], "content": []}
     return {"id": new_id("msg"), "type": kind, "status": "in_progress", "role": "assistant", "content": []}
+
+
+def answered(asked: ResponseAsked, said: Mapping[str, Any]) -> JSON:
+    """The response that a whole answer of the chat route comes to, where no documents were searched.
+
+    Raises:
+        LookupError, TypeError, AttributeError: it is none.
+    """
+    writer = Writer(begun(asked, []), include=asked.include or ())
+    said["choices"][0]["message"]
+    for _ in (*writer.begin(), *writer.take(said), *writer.end()):
+        pass
+    whole: JSON = writer.last()["response"]
+    return whole
 
 
 class _Text:

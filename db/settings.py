@@ -98,6 +98,8 @@ class Settings(BaseSettings):
 
     sql: Path | None = None  # a TOML file of SQL sources and targets (docs/how-to/sql.md)
 
+    rewards: Path | None = None  # a TOML file of reward functions (docs/how-to/rewards.md)
+
     # Addresses of our own
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)
@@ -206,6 +208,7 @@ class Settings(BaseSettings):
         "embedding_tokenizer",
         "backends",
         "sql",
+        "rewards",
         "hub_cache_dir",
         "eval_tasks",
         "config",

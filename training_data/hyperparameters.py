@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from db.params.fine_tune import ADAPTER_FIELDS
+from training_data.answer_batches import GRPO, batches_of_answers, settle_answers
 from training_data.presets import AUTO, FULL, epochs_times, of_preset
 
 
@@ -64,13 +65,14 @@ CHECKPOINTS = 4  # a run of a model that takes long
 #   orpo  learns answers too: 8e-6 (Hong et al. 2024, arXiv:2403.07691).
 #   kto   5e-6 (Ethayarajh et al. 2024, arXiv:2402.01306): higher than for pairs, as each label says less.
 #   reward  Llama 2 took 5e-6 and 1e-5 (arXiv:2307.09288); trl's own examples 1e-4 for LoRA.
-LEARNING_RATES = {"dpo": 0.05, "orpo": 0.4, "kto": 0.25, "reward": 0.5}
+#   grpo  DeepSeekMath took 1e-6 (arXiv:2402.03300), as trl does.
+LEARNING_RATES = {"dpo": 0.05, "orpo": 0.4, "kto": 0.25, "reward": 0.5, "grpo": 0.05}
 # Of the rate for an adapter, that for all weights: "LoRA Without Regret" (Schulman et al. 2025) found the
 # best of the two ten apart over 14 models; Biderman et al. 2024 (arXiv:2405.09673) likewise.
 FULL_LEARNING_RATE = 0.1
 SCALE = 2.0  # of an adapter: what alpha 32 at rank 16 makes
 # Rafailov et al. 2023 (arXiv:2305.18290), and for the others the papers above.
-BETAS = {"dpo": 0.1, "orpo": 0.1, "kto": 0.1}
+BETAS = {"dpo": 0.1, "orpo": 0.1, "kto": 0.1, "grpo": 0.04}
 LEAST_BATCHES = {"kto": 2}  # rows of a micro-batch: one of them gets the answer of another
 MAX_LENGTH_CAP = 4096  # tokens; longer rows are cut unless the request says otherwise
 
@@ -114,10 +116,12 @@ def resolve(
         longest = chosen.setdefault("max_length", min(context_length, TEXT_LENGTH))
         rows = max(1, math.ceil((tokens - 1) / (longest - 1)))
         chosen["assistant_only_loss"] = False
+    if method == GRPO:
+        size = replace(size, by_heart=False)  # what a reward prefers is found, and not known beforehand
+        chosen |= settle_answers(params, chosen, longest=longest, context_length=context_length)
+        longest += chosen["max_completion_length"]
     max_length = chosen.setdefault("max_length", enough_for(longest, context_length))
-    batch, accumulation = _batches(
-        chosen, size, rows, min(longest, max_length), least=LEAST_BATCHES.get(method, 1)
-    )
+    batch, accumulation = _batches(chosen, size, rows, min(longest, max_length), method)
     chosen |= {"batch_size": batch, "gradient_accumulation_steps": accumulation}
     chosen["effective_batch_size"] = batch * accumulation
     chosen.setdefault("learning_rate", size.learning_rate * chosen.get("learning_rate_multiplier", 1.0))
@@ -186,7 +190,8 @@ def schedule(
     Returns:
         total_steps, warmup_steps, eval_steps and save_steps.
     """
-    batches = math.ceil(rows / chosen["batch_size"])
+    # By GRPO a batch is one of answers, of which each prompt gets several.
+    batches = math.ceil(rows * chosen.get("num_generations", 1) / chosen["batch_size"])
     steps_an_epoch = max(1, math.ceil(batches / chosen["gradient_accumulation_steps"]))
     total = params["max_steps"] or max(1, math.ceil(steps_an_epoch * chosen["epochs"]))
     auto = {
@@ -202,6 +207,9 @@ _NAMES = frozenset(
     {
         "method",
         "beta",
+        "num_generations",
+        "max_completion_length",
+        "temperature",
         "max_length",
         "tuning",
         "preset",
@@ -237,12 +245,13 @@ def enough_for(longest: int, context_length: int) -> int:
     return min(context_length, MAX_LENGTH_CAP, max(64, math.ceil(longest / 64) * 64))
 
 
-def _batches(
-    chosen: dict[str, Any], size: SizeRow, rows: int, longest: int, *, least: int
-) -> tuple[int, int]:
+def _batches(chosen: dict[str, Any], size: SizeRow, rows: int, longest: int, method: str) -> tuple[int, int]:
     """Split the effective batch into micro-batches of at least so many rows; it, or one of the two that make
     it, may be given."""
+    least = LEAST_BATCHES.get(method, 1)
     fitting = max(least, size.micro_batch_tokens // max(1, longest))
+    if method == GRPO:
+        return batches_of_answers(chosen, prompts=rows, fitting=fitting)
     given = chosen.get("effective_batch_size")
     if given is not None:
         dividing = [each for each in range(least, given + 1) if given % each == 0]

@@ -91,6 +91,17 @@ class ChatTokenizer:
         written = self.tokenizer.encode("", add_special_tokens=True).ids
         return written[0] if written and written[0] == self.tokenizer.token_to_id(name) else None
 
+    def end_of(self, answer: Sequence[int]) -> int | None:
+        """The token that ends an answer: its last special one, with nothing but space behind it."""
+        special = {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        eos = self.tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
+        for token in reversed(answer):
+            if token in special or token == eos:
+                return token
+            if self.tokenizer.decode([token], skip_special_tokens=False).strip():
+                return None
+        return None
+
     def encode_prompt(self, messages: Chat) -> list[int]:
         """Encode what the model reads before it answers."""
         return self.encode_text(self.template.render(messages, add_generation_prompt=True))

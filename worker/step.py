@@ -134,6 +134,8 @@ class StepInput:
         databases: for the steps that read or write rows: the operator's SQL source or target that a param
             names, by that param, as `training_data.sql_settings` reads it.
         asked: for a step that asks a model for each row: whom.
+        rewards: of a training by GRPO, for the steps that need them: by what its answers are judged, as
+            `training_data.reward_settings` reads it.
         machines: for the steps that estimate a training: where the live workers that train are, as
             `training_data.machines` reads them.
         finished: for those too, what the latest fine-tunes took (see `db/queries/finished.py`).
@@ -162,6 +164,7 @@ class StepInput:
     chat_unloaded: bool = False
     asked: Asked | None = None
     databases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rewards: list[dict[str, Any]] = field(default_factory=list)
     machines: list[dict[str, Any]] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
 

@@ -23,6 +23,7 @@ from db.states import JobKind, Outcome
 from db.storage import attempt_folder
 from serving.backends.configuration import read_backends
 from serving.backends.routing import find_destination, find_embedding_destination
+from training_data.reward_settings import find_rewards
 from training_data.sql_settings import SQL_FIELDS
 from worker.claim import Claim
 from worker.documents import documents_to_ingest
@@ -33,6 +34,7 @@ from worker.step import Asked, BaseWeights, FileInput, StepInput, StepSettings
 ASK_STEP = "ask"
 SQL_STEPS = ("read", "write", "prepare", "inspect", "estimate")
 ESTIMATING_STEPS = ("prepare", "estimate")
+REWARDING_STEPS = ("prepare", "train")
 MACHINES_SEEN_SECONDS = 60.0  # a worker that restarts is still a place to train on
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.
 BASE_PARAM = {
@@ -84,6 +86,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         start=start_folder(root, job.id) if _goes_on(job) else None,
         asked=_asked(session, settings, job) if claim.step == ASK_STEP and not claim.cancelling else None,
         databases=_databases(settings, job) if claim.step in SQL_STEPS else {},
+        rewards=_rewards(settings, job) if claim.step in REWARDING_STEPS else [],
         machines=_machines(session, settings) if claim.step in ESTIMATING_STEPS else [],
         finished=finished_fine_tunes(session) if claim.step in ESTIMATING_STEPS else [],
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
@@ -130,6 +133,17 @@ def _databases(settings: Settings, job: Job) -> dict[str, dict[str, Any]]:
         if name is not None:
             found[param] = find(settings.sql, name, project_id=job.project_id, param=param).revealed()
     return found
+
+
+def _rewards(settings: Settings, job: Job) -> list[dict[str, Any]]:
+    """Those that the job's params name, in their order.
+
+    Raises:
+        InvalidInput: one is there no more.
+    """
+    names: list[str] = job.params.get("rewards") or []
+    found = find_rewards(settings.rewards, names, project_id=job.project_id)
+    return [each.model_dump(mode="json") for each in found]
 
 
 def _adjustments(session: Session, claim: Claim) -> dict[str, int]:

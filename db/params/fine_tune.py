@@ -19,17 +19,20 @@ from db.params.values import (
     AskedQuantizations,
     Auto,
     ModelName,
+    RewardName,
 )
 
 ADAPTER_FIELDS = (
     "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_bias", "use_rslora", "use_dora",
 )  # fmt: skip
 
-WITH_BETA = ("dpo", "orpo", "kto")
+WITH_BETA = ("dpo", "orpo", "kto", "grpo")
 # That tell answers apart: each row counts as one, and nothing but its answers is learnt.
-ANSWERS_ALONE = ("dpo", "orpo", "kto", "reward")
+ANSWERS_ALONE = ("dpo", "orpo", "kto", "reward", "grpo")
 # What a reward model has nothing to do with: it judges answers and writes none.
 OF_WRITERS = ("quantizations", "imatrix", "alias")
+# What only grpo, which has the model answer, can make use of.
+OF_GRPO = ("rewards", "reward_weights", "num_generations", "max_completion_length", "temperature")
 
 
 class FineTuneParams(DataParams):
@@ -41,16 +44,41 @@ class FineTuneParams(DataParams):
         description="Another name that it answers to, such as the one that it had elsewhere: ft:gpt-…",
     )
 
-    method: Literal["supervised", "dpo", "orpo", "kto", "reward", "pretraining"] = Field(
+    method: Literal["supervised", "dpo", "orpo", "kto", "reward", "grpo", "pretraining"] = Field(
         default="supervised",
         description="supervised: learns answers. dpo and orpo: learn which of two answers is preferred. "
         "kto: learns from answers that are labelled good or bad. reward: a model with a "
-        "head of one number that judges answers. pretraining: learns plain text, each token of it.",
+        "head of one number that judges answers. grpo: answers prompts by itself, and learns of the answers "
+        "that its rewards prefer. pretraining: learns plain text, each token of it.",
     )
-    beta: Annotated[float, Field(gt=0, le=2)] | Auto = Field(
+    rewards: list[RewardName] = Field(
+        default=[],
+        max_length=8,
+        description="Of grpo: by what its answers are judged: exact_match, contains_answer, brevity, or "
+        "rewards that the operator has named.",
+        examples=[["exact_match"]],
+    )
+    reward_weights: list[Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default=[],
+        max_length=8,
+        description="How much each of the rewards counts, in their order; without them all count alike.",
+    )
+    num_generations: Annotated[int, Field(ge=2, le=256)] | Auto = Field(
+        default="auto",
+        description="Of grpo: how many answers to one prompt are compared. They fill a batch: its effective "
+        "size is counted in answers, and must be divisible by it.",
+    )
+    max_completion_length: Annotated[int, Field(ge=1, le=1_048_576)] | Auto = Field(
+        default="auto", description="Of grpo: tokens at which an answer is cut off, of those of max_length."
+    )
+    temperature: Annotated[float, Field(gt=0, le=5)] | Auto = Field(
+        default="auto", description="Of grpo: how far the answers that are compared are left to chance."
+    )
+    beta: Annotated[float, Field(ge=0, le=2)] | Auto = Field(
         default="auto",
         description="Of dpo and kto: how much it costs to move away from the base model. Of orpo: how much "
-        "preferring weighs beside the preferred answer itself (the paper's lambda).",
+        "preferring weighs beside the preferred answer itself (the paper's lambda). Of grpo: what the KL "
+        "divergence from the model that it began with costs; 0 for none.",
     )
     tuning: Literal["lora", "full"] = Field(
         default="lora",
@@ -177,6 +205,8 @@ class FineTuneParams(DataParams):
             raise ValueError(
                 f"beta is of the methods {', '.join(WITH_BETA)}: leave it out, or give one of them"
             )
+        if method != "grpo":
+            self._refuse_of_grpo()
         if method not in ANSWERS_ALONE:
             return self
         if self.packing is True:
@@ -194,7 +224,60 @@ class FineTuneParams(DataParams):
             )
         if method == "reward":
             self._check_reward()
+        if method == "grpo":
+            self._check_grpo()
         return self
+
+    def _refuse_of_grpo(self) -> None:
+        for name in OF_GRPO:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is of the method grpo, which has the model answer: leave it out, or set method "
+                    'to "grpo"'
+                )
+        if self.beta == 0:
+            raise ValueError(f"beta must be greater than 0 with {self.method}: nothing would be preferred")
+
+    def _check_grpo(self) -> None:
+        if not self.rewards:
+            raise ValueError(
+                "rewards is missing: grpo learns of the answers that they prefer. Name one: exact_match, "
+                "contains_answer, brevity, or one that the operator has named (LATHE_REWARDS)"
+            )
+        twice = next((name for name in self.rewards if self.rewards.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"rewards names {twice!r} twice: give it a weight in reward_weights instead")
+        if self.reward_weights and len(self.reward_weights) != len(self.rewards):
+            raise ValueError(
+                f"reward_weights must hold a number for each of the {len(self.rewards)} rewards, in their "
+                f"order, and holds {len(self.reward_weights)}"
+            )
+        if self.reward_weights and not any(self.reward_weights):
+            raise ValueError("reward_weights are all 0: nothing would tell answers apart")
+        self._check_answers_of_a_batch()
+        most, answer = self.max_length, self.max_completion_length
+        if most != "auto" and answer != "auto" and answer >= most:
+            raise ValueError(
+                f"max_completion_length must be less than max_length {most}, which the prompt is a part of"
+            )
+
+    def _check_answers_of_a_batch(self) -> None:
+        """See that those of one prompt come together, as far as both numbers are given."""
+        field, effective = "effective_batch_size", self.effective_batch_size
+        if self.batch_size != "auto" and self.gradient_accumulation_steps != "auto":
+            field = "batch_size times gradient_accumulation_steps"
+            effective = self.batch_size * self.gradient_accumulation_steps
+        if effective == "auto":
+            return
+        if effective < 2:
+            raise ValueError(f"{field} must be at least 2 with grpo, which compares answers to one prompt")
+        if self.num_generations != "auto" and effective % self.num_generations:
+            nearest = max(1, round(effective / self.num_generations)) * self.num_generations
+            raise ValueError(
+                f"{field} is {effective} answers, which is not divisible by num_generations "
+                f"{self.num_generations}: all answers to one prompt are compared within a batch. Make it "
+                f"{nearest}, or num_generations a number that divides {effective}"
+            )
 
     def _check_reward(self) -> None:
         for name in OF_WRITERS:

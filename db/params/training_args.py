@@ -97,6 +97,35 @@ TAKEN_BY: dict[str, dict[str, Takes]] = {
         "activation_offloading": "bool",
         "pad_to_multiple_of": "count or null",
     },
+    "grpo": {
+        "router_aux_loss_coef": "number or null",
+        "pad_to_multiple_of": "count or null",
+        "disable_dropout": "bool",
+        "top_p": "part",
+        "top_k": "count",
+        "min_p": "share or null",
+        "repetition_penalty": "positive number",
+        "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+        "epsilon": "number",
+        "epsilon_high": "number or null",
+        "delta": "number or null",
+        "sapo_temperature_neg": "positive number",
+        "sapo_temperature_pos": "positive number",
+        "vespo_k_pos": "number",
+        "vespo_lambda_pos": "number",
+        "vespo_k_neg": "number",
+        "vespo_lambda_neg": "number",
+        "importance_sampling_level": ("token", "sequence"),
+        "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+        "scale_rewards": ("group", "batch", "none"),
+        "mask_truncated_completions": "bool",
+        "top_entropy_quantile": "part",
+        "entropy_coef": "number",
+        "off_policy_mask_threshold": "positive number or null",
+        "use_bias_correction_kl": "bool",
+        # The answers to one prompt come together, whatever their lengths.
+        "train_sampling_strategy": ("random",),
+    },
 }
 
 # By another name, Lathe's own.
@@ -123,7 +152,10 @@ PARAM_OF = {
     "seed": "seed",
     "data_seed": "seed",
     "max_length": "max_length",
-    "max_completion_length": "max_length",
+    "num_generations": "num_generations",
+    "max_completion_length": "max_completion_length",
+    "temperature": "temperature",
+    "reward_weights": "reward_weights",
     "truncation_mode": "max_length",
     "packing": "packing",
     "packing_strategy": "packing",
@@ -137,6 +169,7 @@ PARAM_OF = {
 _FILES = "it names a file or a folder, and a request names none"
 _ADDRESSES = "it says where results or tokens go, which is for the operator to say"
 _CODE = "it would load a model, or run code, that the job does not name"
+_ANSWERS = "answers are written by the model as it is trained, in this process and without tools"
 _LOGS = "metrics, events and logs of a job are always written"
 _TYPES = "the type that is computed in is chosen by the device"
 _DEVICES = "which devices and processes train is for the worker to say"
@@ -144,6 +177,7 @@ _ROWS = "rows come to the trainer as tokens that are made already, with none dro
 _RESUME = "a training must go on, to the last bit, from any of its checkpoints"
 _REFERENCE = "the reference is the model that the training starts from, and stays that"
 _EVALUATION = "evaluations measure the loss and what the method has besides, and keep no outputs"
+_EVALUATED_ONCE = "of each held-out prompt one answer is judged at an evaluation"
 
 WHY_NOT = {
     **dict.fromkeys(("output_dir", "resume_from_checkpoint", "chat_template_path", "deepspeed"), _FILES),
@@ -151,7 +185,8 @@ WHY_NOT = {
         (
             "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
             "hub_revision", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
-            "trackio_static_space_id",
+            "trackio_static_space_id", "vllm_server_base_url", "vllm_server_host", "vllm_server_port",
+            "vllm_server_timeout", "vllm_group_port", "log_completions_hub_repo",
         ),
         _ADDRESSES,
     ),
@@ -162,16 +197,18 @@ WHY_NOT = {
         (
             "logging_strategy", "logging_steps", "logging_nan_inf_filter", "log_on_each_node", "log_level",
             "log_level_replica", "disable_tqdm", "include_num_input_tokens_seen", "debug",
-            "skip_memory_metrics",
+            "skip_memory_metrics", "log_completions", "log_multimodal", "num_completions_to_print",
+            "log_unique_prompts",
         ),
         _LOGS,
     ),
-    **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), _TYPES),
+    **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "cast_lm_head_to_fp32"), _TYPES),
     **dict.fromkeys(
         (
             "use_cpu", "accelerator_config", "parallelism_config", "fsdp", "fsdp_config", "local_rank",
             "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph",
             "ddp_backend", "ddp_timeout", "save_on_each_node", "dataloader_pin_memory",
+            "ds3_gather_for_generation",
         ),
         _DEVICES,
     ),
@@ -181,7 +218,7 @@ WHY_NOT = {
             "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
             "remove_unused_columns", "label_names", "length_column_name", "dataset_text_field",
             "dataset_kwargs", "dataset_num_proc", "shuffle_dataset", "eos_token", "pad_token", "use_cache",
-            "padding_value", "is_encoder_decoder",
+            "padding_value", "is_encoder_decoder", "chat_template_kwargs",
         ),
         _ROWS,
     ),
@@ -189,10 +226,26 @@ WHY_NOT = {
         (
             "save_only_model", "enable_jit_checkpoint", "ignore_data_skip",
             "restore_callback_states_from_checkpoint", "do_train", "do_eval", "do_predict",
+            "generation_batch_size", "steps_per_generation", "num_iterations", "use_adaptive_entropy",
+            "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",
         ),
         _RESUME,
     ),
     **dict.fromkeys(("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"), _REFERENCE),
+    **dict.fromkeys(
+        (
+            "use_vllm", "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode",
+            "vllm_structured_outputs_regex", "vllm_gpu_memory_utilization", "vllm_max_model_length",
+            "vllm_tensor_parallel_size", "vllm_importance_sampling_correction",
+            "vllm_importance_sampling_mode", "vllm_importance_sampling_cap",
+            "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min", "generation_kwargs",
+            "cache_implementation", "use_transformers_continuous_batching",
+            "transformers_continuous_batching_config", "use_transformers_paged",
+            "max_tool_calling_iterations",
+        ),
+        _ANSWERS,
+    ),
+    "num_generations_eval": _EVALUATED_ONCE,
     **dict.fromkeys(
         (
             "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object",
@@ -220,12 +273,17 @@ def check_training_args(method: str, given: Mapping[str, Any]) -> None:
         if name in taken:
             _check_value(name, value, taken[name])
         elif name in PARAM_OF:
-            raise ValueError(f"training_args.{name} is set by the param {PARAM_OF[name]}: give that")
+            raise ValueError(f"training_args.{name} is set by the param {_param_of(name, method)}: give that")
         elif name in WHY_NOT:
             raise ValueError(f"training_args.{name} cannot be given: {WHY_NOT[name]}")
         else:
             known = ", ".join(sorted(taken))
             raise ValueError(f"training_args.{name} is no field of the method {method!r}. It takes: {known}")
+
+
+def _param_of(name: str, method: str) -> str:
+    # Where no answers are written, a row's whole length is all there is to set.
+    return "max_length" if name == "max_completion_length" and method != "grpo" else PARAM_OF[name]
 
 
 def _check_value(name: str, value: Any, takes: Takes) -> None:
@@ -247,6 +305,8 @@ _IN_WORDS = {
     "count": "a whole number of at least 1",
     "number": "a number of at least 0",
     "share": "a number from 0 to below 1",
+    "part": "a number above 0, to 1",
+    "positive number": "a number above 0",
     "text": "text",
     "object": "an object",
     "list of numbers": "a list of numbers of at least 0",
@@ -262,4 +322,6 @@ def _fits(value: Any, kind: str) -> bool:
         return False
     if kind == "count":
         return isinstance(value, int) and value >= 1
+    if kind in ("part", "positive number"):
+        return 0 < value <= 1 if kind == "part" else 0 < value < float("inf")
     return 0 <= value < (1 if kind == "share" else float("inf"))

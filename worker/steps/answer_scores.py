@@ -20,10 +20,11 @@ class _Words:
 
 def is_exact(expected: str, answer: str) -> bool:
     """Whether both say the same, but for white space and how Unicode composes characters."""
-    return _plain(expected) == _plain(answer)
+    return plain(expected) == plain(answer)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text as if white space were all alike, with characters composed."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

@@ -19,7 +19,8 @@ from training_data.census import Census
 from training_data.chat_templates import Chat, ChatTemplateError, merge_system_turn
 from training_data.duplicates import asked, said
 from training_data.formats import DetectedFormat, Reading, RowReader, check_method, detect_format
-from training_data.rows import Row, line_of
+from training_data.reward_settings import RESERVED
+from training_data.rows import Row, as_prompt, line_of
 from training_data.shapes import method_for
 from training_data.snapshots import Snapshot
 from training_data.tokens import ChatTokenizer, EncodedChat, encode_row, learnt
@@ -251,6 +252,7 @@ class _Reader:
     system: SystemTurns
     used: set[str | None]
     every: int
+    kept: set[str] = field(default_factory=set)  # columns that rewards are given
 
     def read(self, index: int, spool: IO[str]) -> None:
         source = self.dataset.sources[index]
@@ -266,7 +268,7 @@ class _Reader:
         prompts = _Prompts(self.tokenizer)
         for read in islice(rows, 0, None, 1 if given.held_out else self.every):
             with wrong.collected(read):
-                row = replace(read, messages=self.system.apply(read.messages))
+                row = self._as_learnt(read, given.param)
                 chats = _encoded(row, self.tokenizer, given.param)
                 prompts.compare(row, chats[0])
                 self.dataset.append(row, index, chats)
@@ -275,8 +277,29 @@ class _Reader:
                 if source.rows % PROGRESS_EVERY_ROWS == 0:
                     self.step.event(f"Read {source.rows:,} rows.", rows=source.rows)
         wrong.raise_any()
-        _tell_unused(self.step, rows.unused - self.used)
+        _tell_unused(self.step, rows.unused - self.used - self.kept)
         prompts.tell(self.step)
+
+    def _as_learnt(self, read: Row, param: str) -> Row:
+        """The row as the method takes it.
+
+        Raises:
+            InvalidInput: it cannot be had so.
+        """
+        row = replace(read, messages=self.system.apply(read.messages))
+        if self.dataset.method not in KEEPS_FIELDS:
+            return row
+        columns = {name: value for name, value in row.fields.items() if name not in RESERVED}
+        row = as_prompt(replace(row, fields=columns), param=param)
+        try:
+            line_of(row).encode()
+        except UnicodeEncodeError:
+            raise InvalidInput(
+                f"{row.place}: a column holds half of a character: write the whole one, as UTF-8.",
+                param=param,
+            ) from None
+        self.kept.update(columns)
+        return row
 
 
 def _encoded(row: Row, tokenizer: ChatTokenizer, param: str) -> list[EncodedChat]:

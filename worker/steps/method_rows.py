@@ -1,5 +1,6 @@
 """A row as the trainer of each method takes it: tokens, of which some are learnt."""
 
+import json
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 from training_data.rows import read_prepared
 from training_data.tokens import ChatTokenizer, EncodedChat, encode_row, last_answer
 
-# Ids by name, int32: lists of Python's take eight times more.
-TokenRow = dict[str, "array[int]"]
+# By name; ids are int32: lists of Python's take eight times more.
+TokenRow = dict[str, Any]
 
 IGNORED = -100  # the label that no loss is computed on
 LENGTH = "length"
 LABEL = "label"
+PROMPT, COLUMNS = "prompt", "columns"
 
 
 def each_row(
@@ -51,6 +53,17 @@ def full_sequences(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any])
             start += length - 1
         del stream[:start]
     yield _learnt_whole(stream) if len(stream) > 1 else None
+
+
+def prompts(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:
+    """What the model is to answer, as messages, with the row's other columns as JSON; None where no room is
+    left within max_length for an answer of max_completion_length."""
+    room = chosen["max_length"] - chosen["max_completion_length"]
+    for row in read_prepared(path):
+        [chat] = encode_row(row, tokenizer)
+        messages = [{"role": turn["role"], "content": turn["content"]} for turn in row.messages]
+        fits = len(chat.ids) <= room
+        yield {PROMPT: messages, COLUMNS: json.dumps(row.fields)} if fits else None
 
 
 def _learnt_whole(ids: "array[int]") -> TokenRow:

@@ -6,7 +6,7 @@ All else of a training is the same for all: `train.py`.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from training_data.tokens import ChatTokenizer
 from worker.steps.method_rows import (
@@ -17,7 +17,11 @@ from worker.steps.method_rows import (
     judged,
     labelled,
     paired,
+    prompts,
 )
+
+if TYPE_CHECKING:
+    from worker.step import Step
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,15 @@ class Method:
     """Args:
     rows: the prepared rows of a file as its trainer takes them; None where nothing is left to learn from.
     trainer, config: trl's, with what is the method's own in the config; both import torch.
+    besides: what its trainer takes besides what all take.
+    judged_by: what of an evaluation says which weights are the best.
     """
 
     rows: Callable[[Path, ChatTokenizer, dict[str, Any]], Iterator[TokenRow | None]]
     trainer: Callable[..., Any]
     config: Callable[..., Any]
+    besides: Callable[["Step", dict[str, Any], ChatTokenizer], dict[str, Any]] = lambda *_: {}
+    judged_by: Literal["loss", "reward"] = "loss"
 
 
 def _supervised_trainer(**settings: Any) -> Any:
@@ -111,6 +119,30 @@ def _reward_config(chosen: dict[str, Any], **settings: Any) -> Any:
     return RewardConfig(max_length=None, remove_unused_columns=False, **settings)
 
 
+def _policy_trainer(**settings: Any) -> Any:
+    from worker.steps.policy_trainer import PolicyTrainer
+
+    return PolicyTrainer(**settings)
+
+
+def _policy_config(chosen: dict[str, Any], **settings: Any) -> Any:
+    from trl import GRPOConfig
+
+    names = ("beta", "num_generations", "max_completion_length", "temperature", "reward_weights")
+    # All answers to a prompt come together, whatever their lengths.
+    settings["train_sampling_strategy"] = "random"
+    return GRPOConfig(num_generations_eval=1, **{name: chosen[name] for name in names}, **settings)
+
+
+def _rewarding(step: "Step", chosen: dict[str, Any], tokenizer: ChatTokenizer) -> dict[str, Any]:
+    from worker.steps.rewards import load_rewards
+
+    columns = step.input.results["prepare"]["reward_columns"]
+    settings = {"max_completion_length": chosen["max_completion_length"]}
+    rewards = load_rewards(step, columns, settings)
+    return {"reward_funcs": rewards, "tokenizer": tokenizer, "step": step}
+
+
 METHODS = {
     "pretraining": Method(full_sequences, _supervised_trainer, _supervised_config),
     "supervised": Method(each_row(labelled), _supervised_trainer, _supervised_config),
@@ -118,4 +150,5 @@ METHODS = {
     "orpo": Method(each_row(paired), _odds_ratio_trainer, _odds_ratio_config),
     "kto": Method(each_row(judged), _judgement_trainer, _judgement_config),
     "reward": Method(each_row(compared), _reward_trainer, _reward_config),
+    "grpo": Method(prompts, _policy_trainer, _policy_config, _rewarding, judged_by="reward"),
 }

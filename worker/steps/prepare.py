@@ -24,6 +24,7 @@ from worker.steps.parts import LEFT_OUT, NAMES, Parts
 from worker.steps.read_parts import files_read, read_parts, tell_cut
 from worker.steps.reckoning import Counted, Estimate, reckon
 from worker.steps.reckoning import tell as tell_estimate
+from worker.steps.rewards import see_rewards
 from worker.steps.runtime import prepare_runtime
 from worker.steps.stacking import with_its_adapter
 
@@ -40,6 +41,8 @@ def run(step: Step) -> dict[str, Any]:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
     base = fetch_base(step.input.base, step)
     result, estimate = prepare_rows(step, params, base, shape_of(base))
+    if step.input.rewards:
+        result["reward_columns"] = see_rewards(step)
     estimate.require_fit()
     tell_estimate(step, estimate)
     return result
@@ -84,7 +87,8 @@ def prepare_rows(
         step.event(said, preset=params.preset)
     estimate = reckon(step, params, chosen, shape, _counted(step, parts, every), downloaded=downloaded)
     chosen = estimate.chosen
-    cut = tell_cut(step, parts, chosen["max_length"], context_length(base))
+    answer = chosen.get("max_completion_length", 0)
+    cut = tell_cut(step, parts, chosen["max_length"], context_length(base), answer=answer)
     result = _result(
         parts=parts,
         chosen=chosen,

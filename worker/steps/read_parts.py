@@ -11,7 +11,7 @@ from db.params.data import DataParams
 from training_data.snapshots import Snapshot
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from worker.steps.dataset import Dataset, SystemTurns, files_of, read_dataset
+from worker.steps.dataset import KEEPS_FIELDS, Dataset, SystemTurns, files_of, read_dataset
 from worker.steps.parts import MOST_LINES, NAMES, Parts, part_rows
 from worker.steps.source_rows import read_snapshot
 
@@ -82,9 +82,13 @@ def files_read(dataset: Dataset) -> list[dict[str, Any]]:
     ]
 
 
-def tell_cut(step: Step, parts: Parts, max_length: int, context: int) -> dict[str, dict[str, list[int]]]:
+def tell_cut(
+    step: Step, parts: Parts, max_length: int, context: int, *, answer: int = 0
+) -> dict[str, dict[str, list[int]]]:
     """Name the rows that are longer than max_length, by part and file.
 
+    Args:
+        answer: tokens of it that are kept for what the model answers to prompts.
     Raises:
         InvalidInput: max_length is more than the base model was made for.
     """
@@ -95,12 +99,21 @@ def tell_cut(step: Step, parts: Parts, max_length: int, context: int) -> dict[st
         )
     dataset = parts.dataset
     by_part = {
-        name: [row for row in parts.rows(part) if dataset.longest[row] > max_length]
+        name: [row for row in parts.rows(part) if dataset.longest[row] > max_length - answer]
         for part, name in enumerate(NAMES)
     }
     rows = sorted(row for found in by_part.values() for row in found)
     answers = sum(dataset.learnt_to[row] > max_length for row in rows)
-    if rows and dataset.method != "pretraining":  # whose texts are cut into pieces, and learnt whole
+    if rows and dataset.method in KEEPS_FIELDS:
+        step.event(
+            f"{len(rows)} prompts are longer than max_length {max_length} leaves beside an answer of "
+            f"{answer} tokens, and are left out: {dataset.name(rows)}. Raise max_length, shorten them, or "
+            "lower max_completion_length.",
+            level="warn",
+            max_length=max_length,
+            lines=dataset.places(rows[:MOST_LINES]),
+        )
+    elif rows and dataset.method != "pretraining":  # whose texts are cut into pieces, and learnt whole
         step.event(
             f"{len(rows)} rows are longer than max_length {max_length} and will be cut, their end being "
             f"lost to training, and of {answers} the answer's: {dataset.name(rows)}. Raise max_length or "

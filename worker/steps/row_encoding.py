@@ -4,6 +4,7 @@ They are made here and not by trl: so any chat template can be trained on its an
 is known before it is cut.
 """
 
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def as_dataset(rows: list[TokenRow]) -> Any:
     import numpy
     from datasets import Dataset
 
-    columns: dict[str, Any] = {name: [numpy.asarray(row[name]) for row in rows] for name in rows[0]}
+    columns: dict[str, Any] = {
+        name: [numpy.asarray(row[name]) if isinstance(row[name], array) else row[name] for row in rows]
+        for name in rows[0]
+    }
     for name, kind in ((LENGTH, int), (LABEL, bool)):
         if name in columns:
             columns[name] = [kind(values[0]) for values in columns[name]]

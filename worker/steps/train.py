@@ -30,7 +30,7 @@ from worker.steps.trainer_arguments import (
     see_that_it_can_begin,
     training_arguments,
 )
-from worker.steps.training_results import checkpoint_metrics, last_loss, mean_loss, write_results
+from worker.steps.training_results import checkpoint_metrics, last_loss, mean_loss, rewarded, write_results
 from worker.steps.tunings import TUNINGS, settle_bits
 
 LEAST_ADVICE = (
@@ -94,14 +94,15 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
     chosen["compute_dtype"] = str(compute_dtype(chosen["compute_dtype"])).removeprefix("torch.")
     torch.manual_seed(_seed(step))
     check_type(base_folder, step.input.base.name if step.input.base else "")
-    progress, best = ProgressReporter(step), BestByEvalLoss(step, chosen["early_stopping_patience"])
+    progress = ProgressReporter(step)
+    best = BestByEvalLoss(step, chosen["early_stopping_patience"], by=METHODS[chosen["method"]].judged_by)
     trainer = _build_trainer(step, base_folder, chosen, division, tokenizer, progress=progress, best=best)
     _fit(step, trainer, progress, best)
     if trainer.eval_dataset is not None and best.last_step != trainer.state.global_step:
         trainer.evaluate()  # eval_steps need not divide the steps; the last weights are judged too
     if best.best_loss is not None and best.best_step != trainer.state.global_step:
         trainer.load_weights(step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}")
-        step.event(f"Took the weights of step {best.best_step}, the best by evaluation loss.")
+        step.event(f"Took the weights of step {best.best_step}, the best by evaluation {best.by}.")
     if not together.is_first():
         return {}
     TUNINGS[chosen["tuning"]].save(step, trainer.model, tokenizer, base_folder)
@@ -110,7 +111,8 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
         "hyperparameters": chosen,
         "train_loss": mean_loss(trainer),
         "final_loss": last_loss(trainer),
-        "eval_loss": best.best_loss,
+        **best.figures(),
+        **rewarded(step, trainer),
         "trained_tokens": progress.tokens,
         "steps": trainer.state.global_step,
         "stopped_early": best.stopped_early,
@@ -171,6 +173,7 @@ def _build_trainer(
             on_removed=step.checkpoint_removed,
             best_step=lambda: best.best_step,
             own_state=lambda: {**best.state(), "tokens": progress.tokens},
+            **method.besides(step, chosen, tokenizer),
         )
     trainer.remove_callback(PrinterCallback)
     if len(trainer.train_dataset) != step.input.results["prepare"]["rows"]["train"]:

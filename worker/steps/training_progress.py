@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -111,10 +111,12 @@ class BestByEvalLoss(TrainerCallback):
 
     Args:
         patience: evaluations without a better loss after which training stops; None: never.
+        by: what is better when it is lower; a reward is held as a loss with its sign turned.
     """
 
-    def __init__(self, step: Step, patience: int | None) -> None:
+    def __init__(self, step: Step, patience: int | None, by: Literal["loss", "reward"] = "loss") -> None:
         self._step = step
+        self.by = by
         self._patience = patience
         self._worse = 0
         self.best_loss: float | None = None
@@ -126,6 +128,12 @@ class BestByEvalLoss(TrainerCallback):
         """What a later attempt has to know, for a checkpoint."""
         names = ("best_loss", "best_step", "last_step", "stopped_early")
         return {name: getattr(self, name) for name in names} | {"worse": self._worse}
+
+    def figures(self) -> dict[str, float | None]:
+        """The best evaluation, as a training's result has it."""
+        if self.by == "loss" or self.best_loss is None:
+            return {"eval_loss": self.best_loss}
+        return {"eval_loss": None, "eval_reward": -self.best_loss}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._worse = state["worse"]
@@ -143,7 +151,10 @@ class BestByEvalLoss(TrainerCallback):
         loss = float((metrics or {})["eval_loss"])
         self.last_step = state.global_step
         # trl only logs its own figures.
-        self._step.metrics(step=state.global_step, **{**measured(state.log_history[-1]), "eval_loss": loss})
+        told = {**measured(state.log_history[-1]), "eval_loss": loss}
+        self._step.metrics(step=state.global_step, **told)
+        if self.by == "reward":
+            loss = -told["eval_reward"]
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self._worse = loss, state.global_step, 0
             control.should_save = True
@@ -153,8 +164,9 @@ class BestByEvalLoss(TrainerCallback):
             self.stopped_early = True
             control.should_training_stop = True
             self._step.event(
-                f"Stopped early at step {state.global_step}: {self._worse} evaluations without a loss below "
-                f"{self.best_loss} (step {self.best_step}).",
-                eval_loss=self.best_loss,
+                f"Stopped early at step {state.global_step}: {self._worse} evaluations without a {self.by} "
+                f"{'below' if self.by == 'loss' else 'above'} {self.figures()[f'eval_{self.by}']} "
+                f"(step {self.best_step}).",
                 best_step=self.best_step,
+                best=self.figures(),
             )

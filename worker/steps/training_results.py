@@ -1,9 +1,11 @@
 """What a training leaves in figures: its losses, and the results file by step."""
 
 import csv
+import re
 from typing import Any
 
 from worker.step import Step
+from worker.steps.rewards import hashes_of_rewards
 
 # What trl measures of each method, as it is called here; of an evaluation, both begin with `eval_`.
 MEASURED = {
@@ -17,7 +19,16 @@ MEASURED = {
     "accuracy": "reward_accuracy",
     "margin": "reward_margin",
     "mean_reward": "mean_reward",
+    # Of GRPO
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "entropy": "entropy",
+    "completions/mean_length": "answer_tokens",
+    "completions/clipped_ratio": "answers_cut_off",
+    "frac_reward_zero_std": "prompts_without_difference",
 }
+# What each of several rewards came to, by its name.
+OF_ONE_REWARD = re.compile(r"(eval_)?rewards/(.+)/mean")
 EVAL = "eval_"
 RESULTS_FILE = "step_metrics.csv"
 # By the names that transformers and trl log them under.
@@ -39,13 +50,23 @@ REWARD_COLUMNS = {
     "valid_reward_accuracy": "eval_accuracy",
     "valid_reward_margin": "eval_margin",
 }
+POLICY_COLUMNS = {
+    "train_reward": "reward",
+    "train_reward_std": "reward_std",
+    "valid_reward": "eval_reward",
+    "valid_reward_std": "eval_reward_std",
+}
 
 
 def measured(logs: dict[str, Any]) -> dict[str, float]:
     """The figures of one entry of a trainer's log: its loss, and whatever the method has besides."""
     names = {"loss": "loss", **MEASURED}
     names |= {f"{EVAL}{its}": f"{EVAL}{ours}" for its, ours in names.items()}
-    return {ours: float(logs[its]) for its, ours in names.items() if its in logs}
+    found = {ours: float(logs[its]) for its, ours in names.items() if logs.get(its) is not None}
+    single = {its: match for its in logs if (match := OF_ONE_REWARD.fullmatch(its))}
+    if len(single) > (2 if EVAL + "reward" in logs and "reward" in logs else 1):
+        found |= {f"{match[1] or ''}reward_{match[2]}": float(logs[its]) for its, match in single.items()}
+    return found
 
 
 def write_results(step: Step, log: list[dict[str, Any]]) -> None:
@@ -53,7 +74,7 @@ def write_results(step: Step, log: list[dict[str, Any]]) -> None:
     logged = {its for entry in log for its in entry}
     columns = RESULT_COLUMNS | {
         ours: its
-        for table in (PREFERENCE_COLUMNS, REWARD_COLUMNS)
+        for table in (PREFERENCE_COLUMNS, REWARD_COLUMNS, POLICY_COLUMNS)
         for ours, its in table.items()
         if its in logged
     }
@@ -85,6 +106,20 @@ def mean_loss(trainer: Any) -> float | None:
             total += float(entry["loss"]) * (entry["step"] - before)
             before = entry["step"]
     return total / before if before else None
+
+
+def rewarded(step: Step, trainer: Any) -> dict[str, Any]:
+    """Of GRPO, what its answers were rewarded with at first and at last, and by which code; else nothing."""
+    rewards = [
+        float(entry["reward"]) for entry in trainer.state.log_history if entry.get("reward") is not None
+    ]
+    if not step.input.rewards:
+        return {}
+    return {
+        "first_reward": rewards[0] if rewards else None,
+        "final_reward": rewards[-1] if rewards else None,
+        "rewards": hashes_of_rewards(step),
+    }
 
 
 def last_loss(trainer: Any) -> float | None:

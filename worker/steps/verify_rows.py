@@ -1,6 +1,5 @@
 """Which conversations a finished model is judged by: a bounded number, and never more than it can read."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 from db.errors import InvalidInput
 from db.source_files import rows_source
 from training_data.chat_templates import UNWEIGHTED, WEIGHT, ChatTemplateError, unweighted
+from training_data.rows import answered, read_prepared
 from training_data.tokens import ChatTokenizer
 from worker.step import StepInput
 from worker.steps.export import is_whole
@@ -47,12 +47,13 @@ def _sources(step_input: StepInput) -> list[tuple[str, list[list[dict[str, Any]]
 
 
 def _read(path: Path) -> list[list[dict[str, Any]]]:
+    """The conversations of prepared rows: of prompts, those whose rows say what their answer should be."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
     return [
-        chat for row in rows for chat in (_chats_of_text(row["text"]) if "text" in row else [row["messages"]])
+        chat
+        for row in read_prepared(path)
+        for chat in ([answered(row)] if row.text is None else _chats_of_text(row.text))
     ]
 
 
@@ -114,14 +115,10 @@ def end_of_answers(rows: list[ForcedRow], tokenizer: ChatTokenizer) -> int:
     Raises:
         InvalidInput: the template writes none, so that no model can learn from it to stop.
     """
-    special = {i for i, token in tokenizer.tokenizer.get_added_tokens_decoder().items() if token.special}
-    eos = tokenizer.tokenizer.token_to_id(tokenizer.special_tokens.get("eos_token", ""))
     answer = rows[0].ids[rows[0].prompt_length :]
-    for at in range(len(answer) - 1, -1, -1):
-        if answer[at] in special or answer[at] == eos:
-            return answer[at]
-        if tokenizer.tokenizer.decode([answer[at]], skip_special_tokens=False).strip():
-            break
+    end = tokenizer.end_of(answer)
+    if end is not None:
+        return end
     said = tokenizer.tokenizer.decode(answer[-3:], skip_special_tokens=False)
     raise InvalidInput(
         f"The training's chat template writes no token that ends an answer (one ends with {said!r}), so the "

@@ -15,6 +15,9 @@ PROMPTS = 8  # of one step of the optimiser
 ANSWER_LENGTH = 256  # tokens, as far as the model was made for so many
 SHORTEST_SHARE = 4  # where prompts leave little, an answer has one part in so many of the model's context
 TEMPERATURE = 1.0
+# Micro-batches whose answers are written at once: what a layer keeps of a token for the answer's next one is
+# a small part of what it keeps for the backward pass.
+WRITTEN_AT_ONCE = 8
 
 
 def settle_answers(

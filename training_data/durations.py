@@ -118,8 +118,9 @@ def duration(
 def operations(parameters: int, chosen: Mapping[str, Any]) -> float:
     """Of one token's way through a model and back."""
     each = 6 if chosen.get("tuning", "lora") == "full" else 4
-    # The base is asked too, and learns nothing; by kto, both also of each question with another's answer.
-    pairs = {"dpo": 1.25, "kto": 2.0}.get(chosen.get("method", ""), 1)
+    # The base is asked too, and learns nothing; by kto, both also of each question with another's answer; by
+    # grpo the answers are written first.
+    pairs = {"dpo": 1.25, "kto": 2.0, "grpo": 2.0}.get(chosen.get("method", ""), 1)
     return float(parameters * each * pairs * (1.5 if chosen["gradient_checkpointing"] else 1))
 
 

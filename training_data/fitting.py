@@ -136,9 +136,12 @@ def _positions(knob: str, chosen: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     elif knob == "tuning" and chosen.get(knob, "lora") == "full":
         yield {knob: "lora", "bits": 4}
     elif knob == "max_length":
-        length = int(chosen[knob]) // 2
+        # By GRPO it is the answers that can be shorter: prompts are what they are.
+        answer = int(chosen.get("max_completion_length", 0))
+        prompt = int(chosen[knob]) - answer if answer else 0
+        length = (answer or int(chosen[knob])) // 2
         while length >= LEAST_LENGTH:
-            yield {knob: length}
+            yield {**({"max_completion_length": length} if answer else {}), knob: prompt + length}
             length //= 2
 
 

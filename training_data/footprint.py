@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from training_data.answer_batches import GRPO, WRITTEN_AT_ONCE
 from training_data.model_shape import ModelShape
 
 MIB = 1024**2
@@ -85,9 +86,28 @@ def _training(shape: ModelShape, chosen: Mapping[str, Any], longest: int, device
         "adapter": 0 if full else 4 * trainable,
         "gradients": learnt_in * trainable,
         "optimizer": 2 * learnt_in * trainable,
-        "activations": int(activation_bytes(shape, chosen, longest) + copies * trainable),
+        "reference": learnt_in * shape.parameters if full and _is_held_to_a_copy(chosen) else 0,
+        # Answers are written before, and never while, anything is learnt of them.
+        "activations": max(
+            int(activation_bytes(shape, chosen, longest) + copies * trainable),
+            _written_bytes(shape, chosen, longest),
+        ),
         "logits": _head_bytes(shape, chosen, longest, device),
     }
+
+
+def _is_held_to_a_copy(chosen: Mapping[str, Any]) -> bool:
+    return chosen.get("method") == GRPO and bool(chosen.get("beta"))
+
+
+def _written_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> int:
+    """The keys and values of the answers that are written at once, of each layer."""
+    if chosen.get("method") != GRPO:
+        return 0
+    effective = int(chosen["batch_size"]) * int(chosen["gradient_accumulation_steps"])
+    tokens = min(WRITTEN_AT_ONCE * int(chosen["batch_size"]), effective) * _length(chosen, longest)
+    keys = (matrix.outputs for matrix in shape.linear if matrix.name.endswith("k_proj"))
+    return tokens * shape.layers * 2 * next(keys, shape.attention) * compute_bytes(chosen)
 
 
 def weight_bytes(shape: ModelShape, chosen: Mapping[str, Any]) -> int:

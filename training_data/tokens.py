@@ -102,6 +102,12 @@ class ChatTokenizer:
                 return None
         return None
 
+    def end_of_answers(self) -> int | None:
+        """The token that the template writes at the end of an answer; None where it writes none."""
+        chat = self.encode_chat([{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}])
+        start, end = last_answer(chat)
+        return self.end_of(chat.ids[start:end])
+
     def encode_prompt(self, messages: Chat) -> list[int]:
         """Encode what the model reads before it answers."""
         return self.encode_text(self.template.render(messages, add_generation_prompt=True))

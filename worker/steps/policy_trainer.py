@@ -17,14 +17,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from training_data.answer_batches import WRITTEN_AT_ONCE
 from training_data.chat_templates import Chat
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.adapter_trainer import AdapterTrainer
 
-# Micro-batches whose answers are written at once: what a layer keeps of a token for the answer's next one is
-# a small part of what it keeps for the backward pass.
-WRITTEN_AT_ONCE = 8
 EVENTS_A_RUN = 10
 
 
@@ -46,7 +44,7 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
             # trl would load it from the base's folder, which is not always what the training begins with.
             reference = copy.deepcopy(model).requires_grad_(requires_grad=False).eval()
             arguments.beta = 0.0
-        with _also_ending_at(model, _end_of_answers(tokenizer)):
+        with _also_ending_at(model, tokenizer.end_of_answers()):
             super().__init__(*args, **kwargs)
         if reference is not None:
             self.beta = arguments.beta = beta
@@ -159,12 +157,6 @@ class RewardReporter(TrainerCallback):
                 level="warn",
             )
         self._differed = False
-
-
-def _end_of_answers(tokenizer: ChatTokenizer) -> int | None:
-    """The token that the template writes at the end of an answer."""
-    chat = tokenizer.encode_chat([{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}])
-    return tokenizer.end_of([token for token, mine in zip(chat.ids, chat.answer_mask, strict=True) if mine])
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
 from db.params.values import quantizations_made
+from training_data.answer_batches import GRPO
 from training_data.durations import Duration, Finished, alike, correction, duration, own_error
 from training_data.fitting import HARMLESS, Fitting, Need, describe, refusal, size
 from training_data.footprint import cache_use, disk_use, export_memory
@@ -96,6 +97,14 @@ def reckon(
     if chosen.get("method") == "pretraining":  # whose texts are learnt in sequences that are full
         length = int(chosen["max_length"])
         seen = replace(counted, rows=max(1, (counted.tokens - 2) // (length - 1) + 1), longest=length)
+    if chosen.get("method") == GRPO:  # whose rows are answered several times, at most so long
+        answers, length = int(chosen["num_generations"]), int(chosen["max_completion_length"])
+        seen = replace(
+            counted,
+            rows=counted.rows * answers,
+            tokens=(counted.tokens + counted.rows * length) * answers,
+            longest=counted.longest + length,
+        )
     finished = [job for row in step.input.finished if (job := _finished(row)) is not None]
     machines = read_machines(step.input.machines)
     known = machines or [Machine(socket.gethostname())]

@@ -26,6 +26,7 @@ from worker.steps.gguf_check import Findings, GGUFCheck
 from worker.steps.golden_answers import GoldenAnswers, answer_golden, write_golden
 from worker.steps.golden_prompts import GoldenPrompt, golden_prompts
 from worker.steps.merging import sixteen_bit_dtype
+from worker.steps.own_answers import answer_prompts
 from worker.steps.programs import model_server
 from worker.steps.prompt_check import PromptCheck
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
@@ -121,20 +122,22 @@ def _prepare(step: Step, context_length: int) -> Bench:
         _see_that_it_is_the_same(step, base, model_folder)
     tokenizer = ChatTokenizer(trained)
     split, rows = choose_rows(step.input, tokenizer, context_length)
-    if not rows:
-        raise InvalidInput(
-            f"No row with an answer fits the model's {context_length} tokens: nothing to verify it with.",
-            code="verification_failed",
-        )
+    with trained_weights(model_folder, None if base is None else trained) as model:
+        if not rows:
+            split, rows = answer_prompts(step, model, tokenizer, context_length)
+        if not rows:
+            raise InvalidInput(
+                f"No row with an answer fits the model's {context_length} tokens: nothing to verify it with.",
+                code="verification_failed",
+            )
+        reference = reference_of(step, model, rows)
+        samples = sample_matrices(model, sixteen_bit_dtype(model_folder))
     if split == "train":
         step.event("There are no held-out rows: the file is verified on training rows.", split=split)
     longest = max(len(row.ids) for row in rows)
     golden, refused = golden_prompts(trained, rows)
     if refused:
         step.event(f"The chat template takes no such conversations: {', '.join(refused)}.", refused=refused)
-    with trained_weights(model_folder, None if base is None else trained) as model:
-        reference = reference_of(step, model, rows)
-        samples = sample_matrices(model, sixteen_bit_dtype(model_folder))
     described = read_json(trained / "tokenizer.json")["model"]
     inside = GGUFCheck(
         model_folder,

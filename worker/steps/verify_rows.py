@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from db.errors import InvalidInput
 from db.source_files import rows_source
-from training_data.chat_templates import UNWEIGHTED, WEIGHT, ChatTemplateError, unweighted
+from training_data.chat_templates import UNWEIGHTED, WEIGHT, Chat, ChatTemplateError, unweighted
 from training_data.rows import answered, read_prepared
 from training_data.tokens import ChatTokenizer
 from worker.step import StepInput
@@ -35,15 +35,30 @@ def choose_rows(step_input: StepInput, tokenizer: ChatTokenizer, context: int) -
     return SPLITS[-1], []
 
 
+def prompts_of(step_input: StepInput) -> list[Chat]:
+    """The prompts of the first split that has any."""
+    if is_whole(step_input):
+        return []
+    for split in SPLITS:
+        path = _prepared(step_input) / f"{split}.jsonl"
+        found = [row.messages for row in read_prepared(path) if row.is_prompt] if path.is_file() else []
+        if found:
+            return found
+    return []
+
+
 def _sources(step_input: StepInput) -> list[tuple[str, list[list[dict[str, Any]]]]]:
     if is_whole(step_input):
         passages = read_passages(trained_text(step_input))
         chats = list(chats_from(passages, random.Random(0)))  # noqa: S311 - the same ones each time
         return [("text", chats[: 20 * MAX_ROWS])]
-    folder = (
-        step_input.step_folders["prepare"] if step_input.source is None else rows_source(step_input.source)
-    )
+    folder = _prepared(step_input)
     return [(split, _read(folder / f"{split}.jsonl")) for split in SPLITS]
+
+
+def _prepared(step_input: StepInput) -> Path:
+    """Where the rows are that the model was trained on, and those that were held out."""
+    return step_input.step_folders["prepare"] if step_input.source is None else rows_source(step_input.source)
 
 
 def _read(path: Path) -> list[list[dict[str, Any]]]:

@@ -166,8 +166,8 @@ def share_of_letter(base: Path, trained: Path | None = None) -> float:
         model = PeftModel.from_pretrained(model, trained)
     torch.manual_seed(0)
     asked = tokenizer.encode_prompt([{"role": "user", "content": "Where is pot 3?"}])
-    answers = model.generate(
-        torch.tensor([asked] * 8), max_new_tokens=8, do_sample=True, pad_token_id=0
-    )[:, len(asked) :]
+    answers = model.generate(torch.tensor([asked] * 8), max_new_tokens=8, do_sample=True, pad_token_id=0)[
+        :, len(asked) :
+    ]
     said = "".join(tokenizer.tokenizer.decode(each.tolist()) for each in answers)
     return said.count("e") / len(said)

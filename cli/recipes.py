@@ -10,7 +10,7 @@ from db.params.fine_tune import FineTuneParams
 
 JSON = dict[str, Any]
 AUTO = "auto"
-LOSSES = ("train_loss", "final_loss", "eval_loss")
+LOSSES = ("train_loss", "final_loss", "eval_loss", "final_reward", "eval_reward")
 # Given together these are refused: what settles the others was given.
 SETTLED_BY = {
     "learning_rate_multiplier": ("learning_rate",),
@@ -71,6 +71,7 @@ def compare_recipes(first: JSON, second: JSON) -> JSON:
             *_differences("rows", first["data"]["splits"], second["data"]["splits"]),
             *_differences("base", first["base"] or {}, second["base"] or {}),
             *_differences("start", first.get("start") or {}, second.get("start") or {}),
+            *_differences("reward", first.get("rewards") or {}, second.get("rewards") or {}),
             *_differences("template", first["template"], second["template"]),
             *_differences("", {"seed": first["seed"]}, {"seed": second["seed"]}),
             *_differences("hyperparameter", first["hyperparameters"], second["hyperparameters"]),

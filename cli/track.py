@@ -16,6 +16,9 @@ WAITING = frozenset({"pending", "queued", "paused"})
 SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss", lambda value: f"loss {value:#.4g}"),
     ("eval_loss", lambda value: f"validation loss {value:#.4g}"),
+    ("reward", lambda value: f"reward {value:.4g}"),
+    ("eval_reward", lambda value: f"validation reward {value:.4g}"),
+    ("kl", lambda value: f"KL {value:.3g}"),
     ("tokens_per_second", lambda value: f"{value:,.0f} tokens/s"),
     ("memory_bytes", size),
 )

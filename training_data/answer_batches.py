@@ -72,7 +72,7 @@ def batches_of_answers(chosen: Mapping[str, Any], *, prompts: int, fitting: int)
     if batch is None and accumulation is None:
         micro = max(number for number in range(1, max(1, fitting) + 1) if wanted % number == 0)
         return micro, wanted // micro
-    given = int(batch or accumulation)
+    given = int(batch or accumulation or 1)
     unit = math.lcm(answers, given)
     times = round(wanted / unit)
     if batch is None:

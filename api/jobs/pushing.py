@@ -135,7 +135,15 @@ def _trained(unit: Unit, about: dict[str, Any]) -> dict[str, Any] | None:
     train = next((step for step in job.steps if step.name == "train"), None) if job is not None else None
     if train is None or train.result is None or about.get("checkpoint"):
         return None
-    wanted = ("hyperparameters", "steps", "train_loss", "eval_loss", "trained_tokens")
+    wanted = (
+        "hyperparameters",
+        "steps",
+        "train_loss",
+        "eval_loss",
+        "final_reward",
+        "eval_reward",
+        "trained_tokens",
+    )
     return {name: train.result[name] for name in wanted if train.result.get(name) is not None}
 
 

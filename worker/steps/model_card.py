@@ -14,7 +14,8 @@ RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 HYPERPARAMETERS = (
     "method", "beta", "epochs", "total_steps", "learning_rate", "lr_scheduler", "batch_size",
-    "gradient_accumulation_steps", "bits", "lora_rank", "lora_alpha", "lora_dropout", "max_length",
+    "gradient_accumulation_steps", "rewards", "reward_weights", "num_generations", "max_completion_length",
+    "temperature", "bits", "lora_rank", "lora_alpha", "lora_dropout", "max_length",
 )  # fmt: skip
 
 

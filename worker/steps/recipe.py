@@ -20,8 +20,8 @@ JSON = dict[str, Any]
 RECIPE = "recipe.json"
 FORMAT = 1  # raise it when a field comes to mean something else
 FIGURES = (
-    "train_loss", "final_loss", "eval_loss", "steps", "stopped_early", "trained_tokens", "tokens_per_second",
-    "peak_memory_bytes", "seconds", "adjustments",
+    "train_loss", "final_loss", "eval_loss", "first_reward", "final_reward", "eval_reward", "steps",
+    "stopped_early", "trained_tokens", "tokens_per_second", "peak_memory_bytes", "seconds", "adjustments",
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def make_recipe(step: Step, published: JSON) -> JSON:
         "seed": prepared["seed"],
         "hyperparameters": train["hyperparameters"],
         "environment": train.get("environment"),
+        "rewards": train.get("rewards"),
         "result": {name: train[name] for name in FIGURES if train.get(name) is not None},
         "trained": _hashes(step.input.step_folders["train"], trained_folder(step.input).name, ".safetensors"),
         "verification": verified.get("files", []),

@@ -23,12 +23,13 @@ pytestmark = [
 
 VALUES = {
     "bool": True, "count": 3, "number": 0.5, "share": 0.5, "text": "x", "object": {},
-    "list of numbers": [1.0],
+    "list of numbers": [1.0], "part": 1.0, "positive number": 0.5,
 }  # fmt: skip
 
 
 def config_of(method: str, **settings: Any) -> Any:
     chosen = {"packing": False, "max_length": 8, "beta": 0.1, "tuning": "lora"}
+    chosen |= {"num_generations": 8, "max_completion_length": 8, "temperature": 1.0, "reward_weights": [1.0]}
     return METHODS[method].config(chosen, output_dir="x", use_cpu=True, **settings)
 
 

@@ -4,7 +4,7 @@
 
 Models of random weights with an adapter of rank 16 on every layer, to Q4_K_M. In turns, each in processes of
 its own: the classical path (peft's merge, unload and save_pretrained; convert_hf_to_gguf; llama-quantize),
-the pass with ggml's encoder, the pass with the vectors', and the adapter alone (convert_lora_to_gguf). The
+the pass with ggml's encoder, the pass with the vectors', and the adapter alone. The
 pass's file is held against the classical one to the byte, each time. A missed goal is exit status 1.
 """
 
@@ -30,7 +30,6 @@ from db.settings import load_settings
 from serving.llama_cpp import (
     Tools,
     child_environment,
-    convert_adapter_argv,
     convert_argv,
     quantize_argv,
     require_tools,
@@ -159,7 +158,8 @@ class Bench:
         work = self._folder / "alone"
         work.mkdir()
         made = work / "adapter.gguf"
-        argv = convert_adapter_argv(self._tools, self._base, self._adapter, made)
+        argv: list[str | Path] = [sys.executable, "-m", "worker.export", "--base", self._base]
+        argv += ["--adapter", self._adapter, "--out", made, "--adapter-alone"]
         cost = run(argv, self._log, made)
         digest(work)
         return {"total": asdict(cost)}

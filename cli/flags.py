@@ -81,7 +81,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "eval_steps",
             "early_stopping_patience",
         ),
-        "Output": ("quantizations", "imatrix"),
+        "Output": ("quantizations", "imatrix", "publish"),
     },
     "pretrain": {
         "Model": ("name", "start_from", "context_length", "hidden_size", "layers", "heads"),
@@ -123,7 +123,10 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "What it is for": ("method", "max_length", "assistant_only_loss", "rows_shown"),
     },
-    "export": {"What to export": ("checkpoint", "job"), "Output": ("name", "quantizations", "imatrix")},
+    "export": {
+        "What to export": ("checkpoint", "job"),
+        "Output": ("name", "quantizations", "imatrix", "publish"),
+    },
 }
 
 # What people type; the parameter's own name is understood as well.

@@ -20,7 +20,7 @@ from serving.devices import list_devices
 
 PIN_FILE = Path(__file__).resolve().parent.parent / "llama.cpp" / "pin.toml"
 REQUIRED = ("llama-server", "llama-quantize")
-CONVERTER, ADAPTER_CONVERTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
+CONVERTER = "convert_hf_to_gguf.py"
 CONVERTER_DRIVER = Path(__file__).resolve().parent / "convert_driver.py"
 NO_TOOLS = (
     "llama.cpp is not on this machine. Build it with `python llama.cpp/build.py`, "
@@ -32,6 +32,9 @@ PROMPT_CACHE_MIB = 512
 # Inputs of the embedding model are at most this long, in tokens; a batch must hold a whole one.
 EMBEDDING_CONTEXT = 512
 EMBEDDING_SLOTS = 4
+ROUTER_OPTIONS = ("--models-dir", "--models-preset")
+# In the folder of served models: what the router serves with an adapter (serving/served_adapters.py).
+ADAPTER_PRESETS = "adapters.ini"
 
 Backend = Literal["cpu", "cuda", "vulkan"]
 
@@ -203,7 +206,7 @@ def _tools_of_setting(folder: Path) -> Tools:
         )
     if not serves_many(bin_folder / "llama-server"):
         raise InvalidInput(
-            f"The llama-server in {bin_folder} is too old: it has no --models-dir.",
+            f"The llama-server in {bin_folder} is too old: it has no {' or no '.join(ROUTER_OPTIONS)}.",
             param="LATHE_LLAMA_CPP_DIR",
         )
     convert, python = _converters_near(folder, bin_folder)
@@ -255,7 +258,7 @@ def serves_many(server: Path) -> bool:
         answer = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=30)
     except (subprocess.TimeoutExpired, OSError):
         return False
-    return "--models-dir" in answer.stdout + answer.stderr
+    return all(option in answer.stdout + answer.stderr for option in ROUTER_OPTIONS)
 
 
 # --- how each is called -----------------------------------------------------------------------------
@@ -264,12 +267,14 @@ def serves_many(server: Path) -> bool:
 def chat_server_argv(tools: Tools, settings: ServerSettings) -> list[str]:
     """llama-server in router mode: one process for each loaded model of the folder, behind one port.
 
+    The folder's presets must be there: `served_adapters.prepare_folder` writes them.
     The settings given to the router hold for every model that it starts. The key, if any, is in
     `child_environment`, for an argv can be read by every user of the machine.
     """
     argv = [
         str(tools.server),
         "--models-dir", str(settings.served_models_dir),
+        "--models-preset", str(settings.served_models_dir / ADAPTER_PRESETS),
         "--models-max", str(settings.models_loaded_max),
         *_address(settings.chat_port),
         *_compute(settings.threads, settings.n_gpu_layers),
@@ -301,9 +306,23 @@ def embedding_server_argv(tools: Tools, settings: ServerSettings, model_path: Pa
 
 
 def model_server_argv(
-    tools: Tools, model_path: Path, *, port: int, threads: int, n_gpu_layers: int, context: int, slots: int
+    tools: Tools,
+    model_path: Path,
+    *,
+    port: int,
+    threads: int,
+    n_gpu_layers: int,
+    context: int,
+    slots: int,
+    adapter: Path | None = None,
 ) -> list[str]:
-    """llama-server for one file, as the verify step starts it. `context` is tokens of each slot."""
+    """llama-server for one file, as the verify step starts it.
+
+    Args:
+        context: tokens of each slot.
+        adapter: a GGUF LoRA that the file is served with.
+    """
+    beside = ["--lora", lora_value(adapter)] if adapter is not None else []
     return [
         str(tools.server),
         "--model", str(model_path),
@@ -313,7 +332,13 @@ def model_server_argv(
         "--ctx-size", str(slots * context),
         "--cache-ram", "0",
         "--no-warmup",
+        *beside,
     ]  # fmt: skip
+
+
+def lora_value(adapter: Path) -> str:
+    """The path as `--lora` takes it, which reads a comma as the next adapter unless it is quoted."""
+    return '"' + str(adapter).replace('"', '""') + '"'
 
 
 def convert_argv(
@@ -330,16 +355,6 @@ def convert_argv(
     named = ["--model-name", name] if name else []
     outcome = ["--outfile", str(outfile), "--outtype", outtype]
     return [*_converter_argv(tools, CONVERTER), str(model_folder), *outcome, *named]
-
-
-def convert_adapter_argv(tools: Tools, base: Path, adapter: Path, outfile: Path) -> list[str]:
-    """llama.cpp's converter of LoRA adapters; of the base it reads the configuration alone.
-
-    Raises:
-        Unavailable: this llama.cpp came without converters.
-    """
-    outcome = ["--base", str(base), "--outfile", str(outfile), "--outtype", "f16"]
-    return [*_converter_argv(tools, ADAPTER_CONVERTER), *outcome, str(adapter)]
 
 
 def _converter_argv(tools: Tools, script: str) -> list[str]:

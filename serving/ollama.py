@@ -1,11 +1,12 @@
 """Ollama: put a GGUF file of our own there, see what it will be sent, ask, delete.
 
 The one path that every version takes is: quantise ourselves, upload the blob, `create(files=…)` with
-template, stops and parameters. Never `adapters` or `quantize`: newer servers refuse them. Parameters are
-checked here, for the server stores wrong ones and then fails every answer.
+template, stops and parameters. Never `quantize`, and `adapters` only where a job asks for it: newer servers
+refuse both. Parameters are checked here, for the server stores wrong ones and then fails every answer.
 """
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import ollama
 from db.errors import InvalidInput, LatheError, NotFound, StepFailed, Unavailable
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}(:[A-Za-z0-9._-]{1,80})?")
-FILE_NAME = "model.gguf"
+FILE_NAME, ADAPTER_NAME = "model.gguf", "adapter.gguf"
 # A blob of many gigabytes is hashed by the server before it answers.
 TIMEOUT = httpx.Timeout(connect=5, read=1800, write=1800, pool=60)
 # Of questions about the server itself, asked by who has a lease to renew.
@@ -76,10 +77,27 @@ class Ollama:
             return False
         return True
 
-    def create(self, name: str, gguf: Path, *, template: str | None, parameters: dict[str, Any]) -> str:
-        """Upload a GGUF file and make it the model `name`; returns the blob's digest.
+    def version(self) -> tuple[int, ...]:
+        """The numbers of its version, such as (0, 24, 0); none of one that is not made of numbers."""
+        try:
+            parts = str(self._manage("GET", "/api/version").json()["version"]).split(".")
+            return tuple(int(re.match(r"\d+", part)[0]) for part in parts)  # type: ignore[index]
+        except (ValueError, LookupError, TypeError):
+            return ()
+
+    def create(
+        self,
+        name: str,
+        gguf: Path,
+        *,
+        template: str | None,
+        parameters: dict[str, Any],
+        adapter: Path | None = None,
+    ) -> None:
+        """Upload a GGUF file, unless the server has its content, and make it the model `name`.
 
         Args:
+            adapter: a GGUF LoRA that is added to the file when it is served; from 0.34 on it is refused.
             template: a Go template, or None for the file's own.
             parameters: num_ctx, stop and the like, as Ollama spells them.
 
@@ -91,11 +109,19 @@ class Ollama:
         check_name(name)
         check_parameters(parameters)
         with _translated():
-            digest = self._client.create_blob(gguf)
+            files = {FILE_NAME: self._upload(gguf)}
+            adapters = {ADAPTER_NAME: self._upload(adapter)} if adapter is not None else None
             self._client.create(
-                name, files={FILE_NAME: digest}, template=template, parameters=parameters, stream=False
+                name, files=files, adapters=adapters, template=template, parameters=parameters, stream=False
             )
-        return digest
+
+    def _upload(self, file: Path) -> str:
+        """Returns the digest. A base may be there already, with other adapters."""
+        with file.open("rb") as content:
+            digest = f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+        if self._http.head(f"/api/blobs/{digest}").status_code == httpx.codes.OK:
+            return digest
+        return self._client.create_blob(file)
 
     def create_from(
         self,

@@ -3,10 +3,12 @@ those take a `model` in router mode. How prompts of callers are passed on: `serv
 """
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -173,6 +175,15 @@ class LlamaServer:
         except httpx.HTTPError as error:
             raise unreachable() from error
         return self._statuses().get(name) == "loading"
+
+    def serves_adapter(self, name: str, path: Path) -> bool:
+        """Whether a router starts this model with the adapter at `path`."""
+        answer = self._request("GET", "/models", timeout=MANAGE_SECONDS)
+        with understood("/models"):
+            [arguments] = [row["status"]["args"] for row in answer["data"] if row["id"] == name]
+            return any(
+                option == "--lora" and str(path) in value for option, value in itertools.pairwise(arguments)
+            )
 
     def unload(self, name: str) -> None:
         """Let a router end the process of a model; what that process is answering is cut off."""

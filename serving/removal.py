@@ -7,6 +7,7 @@ from typing import Protocol
 from db.errors import LatheError
 from serving.chat_server import ChatSettings
 from serving.openai_compatible import LlamaServer
+from serving.served_adapters import withdraw
 
 
 class RemovalSettings(ChatSettings, Protocol):
@@ -28,7 +29,7 @@ def remove_served(settings: RemovalSettings, backend: str, backend_name: str) ->
         with contextlib.closing(Ollama(settings.ollama_url)) as server:
             server.delete(backend_name)
         return
-    (settings.served_models_dir / f"{backend_name}.gguf").unlink(missing_ok=True)
+    withdraw(settings.served_models_dir, backend_name)
     # A llama-server that is down finds the file gone when it starts, so that is no error.
     with (
         contextlib.suppress(LatheError),

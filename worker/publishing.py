@@ -134,6 +134,8 @@ def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dic
         "train": steps["train"].result if "train" in steps else None,
         "source": exported.get("source"),
         "imatrix": published["files"][0].get("imatrix"),
+        "published_as": job.params.get("publish"),
+        "bases": {file["quantization"]: file["base"] for file in published["files"] if file.get("base")},
         # What `auto` has measured and not taken.
         "passed_over": [row for row in verified.get("files", []) if row["quantization"] not in taken],
     }

@@ -71,8 +71,9 @@ def _export(unit: Unit, reference: str, not_exported: NotFound) -> LatheError:
 
 def _submit(unit: Unit, checkpoint: Checkpoint) -> Job:
     found = find_checkpoint(unit.session, checkpoint.id, project_id=unit.project_id)
-    quantizations = found[1].params["quantizations"][:1] if found is not None else ["Q4_K_M"]
-    params = {"checkpoint": checkpoint.id, "quantizations": quantizations}
+    training = found[1].params if found is not None else {}
+    params = {"checkpoint": checkpoint.id, "quantizations": training.get("quantizations", ["Q4_K_M"])[:1]}
+    params["publish"] = training.get("publish", "merged")
     return submit(unit, read_request({"kind": JobKind.EXPORT, "params": params}))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from api.jobs import exporting
 from api.jobs.asking import find_file
-from api.jobs.model_files import chosen_files, held_file, named_version, original_of, weights_of
+from api.jobs.model_files import chosen_files, held_base, held_file, named_version, original_of, weights_of
 from api.unit_of_work import Unit
 from db.errors import InvalidInput
 from db.models import Job
@@ -52,14 +52,18 @@ def choose(unit: Unit, params: EvaluateParams) -> Chosen:
     original = original_of(unit, served.version)
     files = chosen_files(served.version, params.quantizations)
     held = {file.quantization: held_file(unit, original, file) for file in files}
+    bases = {
+        file.quantization: base for file in files if (base := held_base(unit, original, file)) is not None
+    }
     _check_tasks(unit, params)
-    source.files += held.values()
+    source.files += [*held.values(), *bases.values()]
     source.about |= {
         "model": f"{served.model.name}@{served.version.number}",
         "prompted": served.version.prompting is not None,
         "split": split,
         "system_prompt": training.params.get("system_prompt") if training is not None else None,
         "quantized": {name: each.name for name, each in held.items()},
+        "bases": {name: each.name for name, each in bases.items()},
         "verification": {file.quantization: file.verification for file in files},
     }
     return Chosen(source, exporting.base_of(unit, owner) if is_fine_tune else None)

@@ -8,6 +8,7 @@ from db import sources
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Checkpoint, File, Job
 from db.params.export import ExportParams
+from db.params.publishing import check_publish
 from db.params.push import PushParams
 from db.queries.checkpoints import find_checkpoint
 from db.queries.files import get_file
@@ -17,6 +18,7 @@ from db.session import allow_silence
 from db.sources import Source
 from db.states import JobKind
 from db.storage import job_folder
+from training_data.adapter_configs import CONFIG_FILE, adapter_params
 
 MAX_NAME = 63
 
@@ -81,6 +83,22 @@ def default_name(chosen: Chosen) -> str:
     return name[: MAX_NAME - len(ending)] + ending
 
 
+def check_publishing(publish: str, trained: Source) -> None:
+    """See that what was trained can be published as it is to be.
+
+    Raises:
+        InvalidInput: it can only be merged.
+    """
+    if publish == "merged":
+        return
+    config = next((held for held in trained.files if held.name == f"trained/{CONFIG_FILE}"), None)
+    own = {"tuning": "full"} if config is None else adapter_params(config.path.parent)
+    try:
+        check_publish({**own, "publish": publish})
+    except ValueError as error:
+        raise InvalidInput(f"{error}.", param="publish") from error
+
+
 def hold_source(unit: Unit, chosen: Chosen, export: Job) -> None:
     """Hold the files for the export, and fix the base that an adapter is merged into.
 
@@ -89,7 +107,9 @@ def hold_source(unit: Unit, chosen: Chosen, export: Job) -> None:
     """
     if chosen.job.kind == JobKind.FINE_TUNE:
         export.base = base_of(unit, chosen.job)
-    hold(unit, source_of(unit, chosen), export)
+    source = source_of(unit, chosen)
+    check_publishing(export.params["publish"], source)
+    hold(unit, source, export)
 
 
 def source_of(unit: Unit, chosen: Chosen) -> Source:

@@ -15,6 +15,7 @@ from db.queries.jobs import get_job
 from db.queries.models import REFERENCE, Served, is_bare, resolve
 from db.sources import Held, Source, gone
 from db.states import JobKind
+from serving.served_adapters import base_beside
 
 DERIVED_MAX = 100  # how often a model may have been created from another
 
@@ -114,6 +115,24 @@ def held_file(unit: Unit, version: ModelVersion, file: ModelFile) -> Held:
         f"The {file.quantization} file is no longer here: it lies with {file.backend} only.",
         code="source_gone",
     )
+
+
+def held_base(unit: Unit, version: ModelVersion, file: ModelFile) -> Held | None:
+    """The base's file beside which an adapter is served; None: `file` is a whole model's.
+
+    Raises:
+        Conflict: it is not here.
+    """
+    about = (version.details.get("bases") or {}).get(file.quantization)
+    if about is None:
+        return None
+    path = base_beside(unit.settings.served_models_dir, file.backend_name)
+    if path is None or not path.is_file():
+        raise Conflict(
+            f"The base's {file.quantization} file is no longer here: it lies with {file.backend} only.",
+            code="source_gone",
+        )
+    return Held(path, f"gguf/base-{file.quantization}.gguf", about["bytes"], about["sha256"])
 
 
 def _exported(unit: Unit, export: Job) -> Source:

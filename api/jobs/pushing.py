@@ -120,6 +120,7 @@ def _gguf(unit: Unit, params: PushParams, version: ModelVersion | None) -> Chose
             param="what",
         )
     original = original_of(unit, version)
+    _refuse_adapters(original)
     held = [held_file(unit, original, file) for file in chosen_files(version, params.quantizations)]
     job = unit.session.get(Job, original.job_id) if original.job_id is not None else None
     about = {"kind": original.details.get("kind"), "job": original.job_id}
@@ -127,6 +128,15 @@ def _gguf(unit: Unit, params: PushParams, version: ModelVersion | None) -> Chose
     about |= {name: source.get(name) for name in ("checkpoint", "step_number", "metrics", "hub")}
     filled = params.model_copy(update={"what": "gguf"})
     return Chosen(filled, Source(about, held), job.base if job is not None else None)
+
+
+def _refuse_adapters(version: ModelVersion) -> None:
+    if version.details.get("published_as") == "adapter":
+        raise InvalidInput(
+            "what: this model is published as an adapter beside its base's file, and is no whole model: "
+            'push "adapter" or "merged", or export its job with publish "merged" first.',
+            param="what",
+        )
 
 
 def _trained(unit: Unit, about: dict[str, Any]) -> dict[str, Any] | None:

@@ -52,6 +52,7 @@ def choose(unit: Unit, params: FineTuneParams) -> Start:
     config = next((held for held in source.files if held.name == f"trained/{CONFIG_FILE}"), None)
     if config is not None:
         _check_adapter(params, adapter_params(config.path.parent))
+        exporting.check_publishing(params.publish, source)
     elif params.tuning != "full":
         raise InvalidInput(
             f"start_from: all weights of {params.start_from} were trained, so that there is no adapter to go "

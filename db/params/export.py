@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from db.params.publishing import PUBLISH, Publish, check_publish
 from db.params.values import (
     ASKED_QUANTIZATIONS,
     IMATRIX,
@@ -30,9 +31,11 @@ class ExportParams(Params):
     )
     quantizations: AskedQuantizations = Field(default=["Q4_K_M"], description=ASKED_QUANTIZATIONS)
     imatrix: bool = IMATRIX
+    publish: Publish = PUBLISH
 
     @model_validator(mode="after")
     def _consistent(self) -> "ExportParams":
         if (self.checkpoint is None) == (self.job is None):
             raise ValueError("checkpoint or job: give exactly one of the two, to say what is exported")
+        check_publish(dict(self))
         return self

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from db.params.data import DataParams
+from db.params.publishing import PUBLISH, Publish, check_publish
 from db.params.training_args import check_training_args
 from db.params.values import (
     ASKED_QUANTIZATIONS,
@@ -30,7 +31,7 @@ WITH_BETA = ("dpo", "orpo", "kto", "grpo")
 # That tell answers apart: each row counts as one, and nothing but its answers is learnt.
 ANSWERS_ALONE = ("dpo", "orpo", "kto", "reward", "grpo")
 # What a reward model has nothing to do with: it judges answers and writes none.
-OF_WRITERS = ("quantizations", "imatrix", "alias")
+OF_WRITERS = ("quantizations", "imatrix", "publish", "alias")
 # What only grpo, which has the model answer, can make use of.
 OF_GRPO = ("rewards", "reward_weights", "num_generations", "max_completion_length", "temperature")
 
@@ -168,6 +169,7 @@ class FineTuneParams(DataParams):
 
     quantizations: AskedQuantizations = Field(default=["Q4_K_M"], description=ASKED_QUANTIZATIONS)
     imatrix: bool = IMATRIX
+    publish: Publish = PUBLISH
 
     @model_validator(mode="after")
     def _consistent(self) -> "FineTuneParams":
@@ -294,6 +296,7 @@ class FineTuneParams(DataParams):
     @model_validator(mode="after")
     def _fits_tuning(self) -> "FineTuneParams":
         check_training_args(self.method, self.training_args)
+        check_publish(dict(self))
         if self.tuning == "lora":
             if self.use_dora and self.bits == 8:
                 raise ValueError(

@@ -24,6 +24,7 @@ from serving.backends.configuration import BackendConfig, processes
 from serving.backends.vllm_process import vllm_argv
 from serving.devices import VISIBLE_DEVICES, Device
 from serving.llama_cpp import Tools
+from serving.served_adapters import prepare_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Check = Callable[[], str | None]
@@ -265,7 +266,7 @@ def model_servers(
     """
     found: list[Part] = []
     if starts_chat(settings):
-        settings.served_models_dir.mkdir(parents=True, exist_ok=True)
+        prepare_folder(settings.served_models_dir)
         argv = llama_cpp.chat_server_argv(tools, settings)
         chat = _llama_server("chat", "chat server", argv, settings.chat_port, secrets.chat_server)
         found.append(_with_device(chat, gpus.serving) if gpus is not None else chat)

@@ -44,6 +44,9 @@ PARAMS = [
     ({"lora_dropout": 1}, "lora_dropout", 'lora_dropout must be less than 1, or "auto".'),
     ({"bits": 5}, "bits", 'bits must be 4, 8 or 16, or "auto".'),
     ({"tuning": "full", "bits": 4}, "bits", "weights rounded to 4 or 8 bits cannot be trained"),
+    ({"tuning": "full", "publish": "adapter"}, "publish", "trains all weights, and no adapter"),
+    ({"use_dora": True, "publish": "adapter"}, "publish", "DoRA scales the base's own weights"),
+    ({"imatrix": True, "publish": "adapter"}, "publish", "is for all its adapters. Set publish to"),
     ({"bits": 8, "use_dora": True}, "use_dora", "set bits to 4 or 16, or leave use_dora out"),
     (
         {"training_args": {"output_dir": "/etc"}},

@@ -95,7 +95,7 @@ class TestExport:
         assert job["steps"][0]["status"] == "queued"
         assert job["params"] == {
             "checkpoint": checkpoint, "job": None, "name": "faq-step-20", "quantizations": ["Q8_0"],
-            "imatrix": False,
+            "imatrix": False, "publish": "merged",
         }  # fmt: skip
         # The training removes it, and the job is deleted.
         shutil.rmtree(training.checkpoint_folder(20))
@@ -114,6 +114,28 @@ class TestExport:
             export_job = get_job(session, job["id"], project_id="default")
             assert export_job.base is not None
             assert export_job.base["name"] == "org/base"
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            (
+                '{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none", "use_dora": true}',
+                "DoRA",
+            ),
+            ('{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "all"}', "lora_bias trains"),
+            (
+                '{"r": 8, "lora_alpha": 16, "target_modules": ["embed_tokens"], "bias": "none"}',
+                "embed_tokens",
+            ),
+        ],
+    )
+    def test_what_only_merging_can_do_is_not_published_as_an_adapter(
+        self, api: httpx.Client, training: Training, config: str, message: str
+    ) -> None:
+        checkpoint = training.checkpoint(20, config=config)
+        error = error_of(export(api, checkpoint=checkpoint, publish="adapter"))
+        assert (error["param"], message in error["message"]) == ("publish", True)
+        assert export(api, checkpoint=checkpoint).status_code == 202
 
     def test_costs_no_second_copy(self, api: httpx.Client, training: Training) -> None:
         job = export(api, checkpoint=training.checkpoint(20)).json()

@@ -1,5 +1,6 @@
 """Submitting evaluations: what is refused at once, and that all files are held from the answer on."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any
 import httpx
 import pytest
 
-from db.models import Step
+from db.models import ModelVersion, Step
 from db.queries.jobs import get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.sources import source_folder
+from serving.removal import remove_served
+from serving.served_adapters import BaseFile, put_beside
 from tests.api.conftest import Publish, error_of, upload
 from tests.api.serving import serving
 from tests.api.test_jobs import submit
-from tests.api.test_pushing import publish_trained
+from tests.api.test_pushing import publish_trained, push
 from tests.trainings import Training, in_training
 
 
@@ -59,6 +62,35 @@ class TestSubmit:
             base = get_job(session, job["id"], project_id="default").base
         assert base is not None
         assert base["name"] == "org/base"
+
+    def test_of_an_adapter_the_base_s_file_is_held_too(
+        self,
+        api: httpx.Client,
+        training: Training,
+        publish: Publish,
+        settings: Settings,
+        session_factory: SessionFactory,
+    ) -> None:
+        publish_trained(publish, training, session_factory, "beside")
+        hold_out(training, test=3)
+        (training.root / "base.gguf").write_bytes(b"GGUF of the base")
+        sha256 = hashlib.sha256(b"GGUF of the base").hexdigest()
+        put_beside(
+            settings.served_models_dir, "beside-q8_0-v1", BaseFile(training.root / "base.gguf", sha256)
+        )
+        with transaction(session_factory) as session:
+            version = session.query(ModelVersion).filter_by(job_id=training.job_id).one()
+            bases = {"Q8_0": {"bytes": 16, "sha256": sha256}}
+            version.details = {**version.details, "published_as": "adapter", "bases": bases}
+        job = evaluate(api, model="beside", quantizations=["Q8_0"]).json()
+        source = source_folder(training.root, job["id"])
+        about = json.loads((source / "source.json").read_text())["about"]
+        assert (source / about["bases"]["Q8_0"]).read_bytes() == b"GGUF of the base"
+        refused = push(api, model="beside", what="gguf")
+        assert "published as an adapter beside its base" in error_of(refused)["message"]
+        remove_served(settings, "llama_server", "beside-q8_0-v1")
+        gone = evaluate(api, model="beside", quantizations=["Q8_0"])
+        assert error_of(gone)["code"] == "source_gone"
 
     def test_validation_rows_stand_in_for_those_of_a_test(
         self, api: httpx.Client, training: Training, publish: Publish, session_factory: SessionFactory

@@ -47,7 +47,7 @@ class TestExport:
         job = run("export", checkpoint, "--name", "early", "--quantization", "q8_0", "--json").json()
         assert job["params"] == {
             "checkpoint": checkpoint, "job": None, "name": "early", "quantizations": ["Q8_0"],
-            "imatrix": False,
+            "imatrix": False, "publish": "merged",
         }  # fmt: skip
         flagged = run("export", "--checkpoint", checkpoint, "--json").json()
         assert flagged["params"]["name"] == "faq-step-20"

@@ -43,6 +43,7 @@ class Model:
     on_cpu: bool = False
     system: str | None = None
     turns: list[dict[str, Any]] = field(default_factory=list)
+    adapter: Path | None = None
 
 
 @dataclass
@@ -124,6 +125,10 @@ class FakeOllama:
                 raise Refused(400, f"template error: {error}") from None
         # `parameters` are kept unseen, as the real ones do.
         self.models[name] = Model(path, body.get("template"), jinja, body.get("parameters") or {})
+        for digest in (body.get("adapters") or {}).values():
+            self.models[name].adapter = self.blob(digest)
+            if _metadata(self.blob(digest), "general.type") != "adapter":
+                raise Refused(400, "not an adapter")
         return {"status": "success"}
 
     def _create_from(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +140,7 @@ class FakeOllama:
             {**base.parameters, **(body.get("parameters") or {})},
             system=body.get("system") or base.system,
             turns=body.get("messages") or base.turns,
+            adapter=base.adapter,
         )
         return {"status": "success"}
 
@@ -184,7 +190,7 @@ class FakeOllama:
         if not isinstance(options.get("stop", []), list):
             raise Refused(500, 'option "stop" must be of type array')
         if model.process is None:
-            model.process = LlamaProcess(model.blob)
+            model.process = LlamaProcess(model.blob, adapter=model.adapter)
             model.on_cpu = options.get("num_gpu") == 0
         return self._answer(body["model"], model.process.server, prompt, options)
 
@@ -197,7 +203,7 @@ class FakeOllama:
             model.process.stop()
             model.process = None
         elif not unloads and model.process is None:
-            model.process = LlamaProcess(model.blob)
+            model.process = LlamaProcess(model.blob, adapter=model.adapter)
         reason = "unload" if unloads else "load"
         return {"model": body["model"], "response": "", "done": True, "done_reason": reason}
 

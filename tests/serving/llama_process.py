@@ -9,23 +9,30 @@ from serving import llama_cpp
 from serving.embedding_model import ensure_embedding_model
 from serving.local_port import free_port
 from serving.openai_compatible import LlamaServer
+from serving.served_adapters import prepare_folder
 
 
 class LlamaProcess:
     """A llama-server for one file, or for a folder when `path` is one; ready once constructed."""
 
     def __init__(
-        self, path: Path, *, api_key: str = "", argv: list[str] | None = None, port: int | None = None
+        self,
+        path: Path,
+        *,
+        api_key: str = "",
+        argv: list[str] | None = None,
+        port: int | None = None,
+        adapter: Path | None = None,
     ) -> None:
         settings = Settings(chat_port=port or free_port(), threads=2, data_dir=path)
         tools = llama_cpp.require_tools(settings)
         self.port = settings.chat_port
         if argv is None and path.is_dir():
-            settings.served_models_dir.mkdir(parents=True, exist_ok=True)
+            prepare_folder(settings.served_models_dir)
             argv = llama_cpp.chat_server_argv(tools, settings)
         elif argv is None:
             argv = llama_cpp.model_server_argv(
-                tools, path, port=self.port, threads=2, n_gpu_layers=0, context=256, slots=2
+                tools, path, port=self.port, threads=2, n_gpu_layers=0, context=256, slots=2, adapter=adapter
             )
         environment = [f"{k}={v}" for k, v in llama_cpp.child_environment(api_key).items()]
         self.log = (path if path.is_dir() else path.parent) / f"llama-server-{self.port}.log"

@@ -21,7 +21,7 @@ class Where:
     llama_backend: str = "cpu"
 
 
-def programs(folder: Path, *, help_text: str = "--models-dir PATH") -> Path:
+def programs(folder: Path, *, help_text: str = "--models-dir PATH --models-preset PATH") -> Path:
     folder.mkdir(parents=True)
     for name in ("llama-server", "llama-quantize"):
         (folder / name).write_text(f"#!/bin/sh\necho '{help_text}'\n")

@@ -26,7 +26,7 @@ from worker.steps.gguf_files import convert, write_tokenizer
 from worker.steps.held_out import loss_of_weights, loss_served, score_answers
 from worker.steps.lm_eval_tasks import ask_tasks, load_tasks
 from worker.steps.merging import Weights, gguf_dtype, write_merged
-from worker.steps.programs import model_server
+from worker.steps.programs import ServedFile, model_server
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
 from worker.steps.teacher_forcing import SLOTS
 
@@ -77,7 +77,9 @@ def run(step: Step) -> JSON:
             evaluation.measure_weights(name, folder)
         assert evaluation is not None  # noqa: S101 - what was trained is always measured
         for quantization, file in about["quantized"].items():
-            evaluation.measure_file(quantization, source / file)
+            base = (about.get("bases") or {}).get(quantization)
+            files = ServedFile(source / file) if base is None else ServedFile(source / base, source / file)
+            evaluation.measure_file(quantization, files)
     rows = evaluation.bench.rows
     result = {
         "model": about["model"],
@@ -135,23 +137,23 @@ class Evaluation:
             dtype = gguf_dtype(folder)
             path = self._step.input.folder / f"{name}-{dtype}.gguf"
             convert(self._step, self._tools, folder, path, dtype)
-            with self._server(name, path) as server:
+            with self._server(name, ServedFile(path)) as server:
                 figures |= self._ask(name, server)
             path.unlink()
         self._keep(figures)
 
-    def measure_file(self, name: str, path: Path) -> None:
-        figures: JSON = {"name": name, "bytes": path.stat().st_size}
-        with self._server(name, path) as server:
+    def measure_file(self, name: str, file: ServedFile) -> None:
+        figures: JSON = {"name": name, "bytes": file.bytes}
+        with self._server(name, file) as server:
             if self.bench.rows is not None and "loss" in self.bench.metrics:
                 figures |= loss_served(self._step, server, self.bench.rows)
             figures |= self._ask(name, server)
         self._keep(figures)
 
-    def _server(self, name: str, path: Path) -> AbstractContextManager[LlamaServer]:
+    def _server(self, name: str, file: ServedFile) -> AbstractContextManager[LlamaServer]:
         log = self._step.input.folder / f"{name}.log"
         context = self.bench.context
-        return model_server(self._step, self._tools, path, context=context, slots=SLOTS, log=log)
+        return model_server(self._step, self._tools, file, context=context, slots=SLOTS, log=log)
 
     def _ask(self, name: str, server: LlamaServer) -> JSON:
         figures: JSON = {}

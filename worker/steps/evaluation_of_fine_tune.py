@@ -8,11 +8,13 @@ from typing import Any
 from serving.llama_cpp import Tools
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from worker.steps.base_cost import cache_folder
+from worker.steps.base_files import cache_folder
 from worker.steps.base_model import fetch_base
 from worker.steps.evaluate import Evaluation, Measures
 from worker.steps.evaluation_rows import EvaluationRows, read_chats, take_rows
 from worker.steps.export import trained_folder
+from worker.steps.programs import ServedFile
+from worker.steps.served_files import served_file
 from worker.steps.weights_cache import file_sha256
 
 JSON = dict[str, Any]
@@ -45,11 +47,11 @@ def evaluation_of(step: Step, tools: Tools, published: list[str]) -> JSON:
     measures = Measures(["loss", "exact_match", "rouge"], held_out, {}, min(context, needed), room)
     evaluation = Evaluation(step, tools, measures)
     base = cache_folder(step, fetch_base(step.input.base, step))
-    files = {file["quantization"]: made / file["path"] for file in exported["files"]}
+    made_by_type = {file["quantization"]: file for file in exported["files"]}
     for name in published:
         if (base / f"{name}.gguf").is_file():
-            evaluation.measure_file(f"base-{name}", base / f"{name}.gguf")
-        evaluation.measure_file(name, files[name])
+            evaluation.measure_file(f"base-{name}", ServedFile(base / f"{name}.gguf"))
+        evaluation.measure_file(name, served_file(step, tools, made_by_type[name], made))
     samples = [
         {
             "asked": row.forced.messages[-1]["content"],

@@ -1,5 +1,7 @@
 """Make the files that are served: base and adapter merged, as GGUF, quantised to each asked type.
 
+Where an adapter is published alone, a file of it and its base's, if that is not there yet.
+
 A 16-bit file is made only if it was asked for, if an importance matrix is made from it, or if no untuned base
 exists that a quantised file could be measured by: then verify looks at the conversion itself.
 """
@@ -21,6 +23,7 @@ from worker.steps.gguf_files import architecture, describe
 from worker.steps.importance import Importance, importance_matrix
 from worker.steps.merging import Weights
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
+from worker.steps.served_files import publishes_adapter
 from worker.steps.weights_cache import file_sha256
 
 MEMORY_ADVICE = "Merging holds the whole model in 16 bits: use a machine with more memory, or a smaller base."
@@ -36,7 +39,10 @@ def run(step: Step) -> dict[str, Any]:
         template = describe(weights.base, trained_folder(step.input), described)
         about = {"context_length": context_length(described), "architecture": architecture(described)}
         full = weights.gguf_type if is_whole(step.input) else None
-        files = export_weights(step, tools, weights, described, full)
+        if publishes_adapter(step):
+            files = _adapter_alone(step, tools, weights)
+        else:
+            files = export_weights(step, tools, weights, described, full)
     return {
         "files": files,
         **about,
@@ -44,6 +50,14 @@ def run(step: Step) -> dict[str, Any]:
         "full": file_name(step, full) if full is not None else None,
         "source": source,
     }
+
+
+def _adapter_alone(step: Step, tools: Tools, weights: Weights) -> list[dict[str, Any]]:
+    # Not for who merges: it brings the client of a server along.
+    from worker.steps.adapter_export import check_server, export_adapter
+
+    check_server(step)
+    return export_adapter(step, tools, weights)
 
 
 def export_weights(

@@ -7,8 +7,9 @@ A file's rows F are held against the base's W and what the adapter adds, D, by l
 
     F = a·W + n·D + rest
 
-n is 1 in a sound file, 0 where the adapter was not merged, 2 where it was merged twice. The quantisation's
-error is in the rest, and what it does to the scale in a, so that neither moves n.
+n is 1 in a sound file, 0 where the adapter was not merged, 2 where it was merged twice; in the file of a base
+that an adapter is served beside it is 0. The quantisation's error is in the rest, and what it does to the
+scale in a, so that neither moves n.
 """
 
 from dataclasses import dataclass
@@ -75,14 +76,23 @@ class GGUFCheck:
         samples: rows of the trained weights.
         vocabulary: how many tokens the training's tokenizer has.
         merges: and how many merges; None: it is no BPE.
+        beside: the adapter is served beside the file, which holds the untouched base.
     """
 
     def __init__(
-        self, model: Path, name: str, samples: list[SampledMatrix], *, vocabulary: int, merges: int | None
+        self,
+        model: Path,
+        name: str,
+        samples: list[SampledMatrix],
+        *,
+        vocabulary: int,
+        merges: int | None,
+        beside: bool = False,
     ) -> None:
         self._config = read_json(model / "config.json")
         self._name, self._samples = name, samples
         self._vocabulary, self._merges = vocabulary, merges
+        self._beside = beside
 
     def look(self, path: Path) -> Findings:
         from gguf import GGUFReader
@@ -90,11 +100,14 @@ class GGUFCheck:
         reader: Any = GGUFReader(path)
         matched = self._matched(reader)
         merged = [each for each in matched if each.merged is not None]
-        furthest = max(merged, key=lambda each: abs((each.merged or 0.0) - 1), default=None)
+        wanted = 0 if self._beside else 1
+        furthest = max(merged, key=lambda each: abs((each.merged or 0.0) - wanted), default=None)
         certain = [*self._tokenizer_problems(reader), *self._rope_problems(reader)]
-        if furthest is not None and abs((furthest.merged or 0.0) - 1) > MERGED_TOLERANCE:
-            certain.append(_merge_problem(merged, furthest))
-        likely = [*self._header_problems(reader), *self._weight_problems(matched)]
+        if furthest is not None and abs((furthest.merged or 0.0) - wanted) > MERGED_TOLERANCE:
+            certain.append(_beside_problem(furthest) if self._beside else _merge_problem(merged, furthest))
+        likely = self._header_problems(reader)
+        # What adapters share has but one right content, which no training changes.
+        (certain if self._beside else likely).extend(self._weight_problems(matched))
         return Findings(None if furthest is None else furthest.merged, certain, likely)
 
     # --- weights ------------------------------------------------------------------------------------
@@ -213,6 +226,13 @@ def _merge_problem(merged: list[Matched], furthest: Matched) -> str:
         return f"the adapter is not merged into {where}: it holds the untuned base"
     how_often = "twice" if abs(times - 2) < MERGED_TOLERANCE else f"{times:.2f} times"
     return f"the adapter is merged into {where} {how_often}, and not once"
+
+
+def _beside_problem(furthest: Matched) -> str:
+    return (
+        f"the base that the adapter is served beside has it in it already: {furthest.tensor} holds it "
+        f"{furthest.merged or 0.0:.2f} times, and would get it once more"
+    )
 
 
 def _fit(

@@ -18,6 +18,7 @@ from worker.step import Step
 from worker.steps.base_model import count_parameters
 from worker.steps.gguf_files import convert, place, quantize, write_tokenizer
 from worker.steps.merging import Weights, write_merged
+from worker.steps.one_pass.refusals import NeedsThreeSteps
 from worker.steps.programs import run_program
 from worker.steps.runtime import require_disk
 
@@ -80,6 +81,29 @@ def _in_one_pass(step: Step, tools: Tools, wanted: Wanted) -> str | None:
     """Returns why it cannot be done so, if it cannot."""
     if tools.convert is None or tools.python is None:
         return "this llama.cpp came without converters"
+    settings = step.input.settings
+    argv = ["--described", str(wanted.described), "--cache", str(settings.cache_dir)]
+    for quantization, path in wanted.files.items():
+        argv += ["--type", quantization, "--out", str(path)]
+    try:
+        said = run_export(step, tools, wanted.weights, wanted.name, argv)
+    except NeedsThreeSteps as refused:
+        return str(refused)
+    what = "Converted" if wanted.weights.adapter is None else "Merged in fp32, converted"
+    step.event(f"{what} and quantised in one pass. {said['encoder']}", seconds=said["seconds"])
+    for quantization, about in said["files"].items():
+        _tell_fallbacks(step, quantization, about["fallbacks"])
+    return None
+
+
+def run_export(step: Step, tools: Tools, weights: Weights, name: str, argv: list[str]) -> dict[str, Any]:
+    """Run `worker.export`, which must be able to find converters; returns what it says at its end.
+
+    Raises:
+        NeedsThreeSteps: it cannot make these files in one pass.
+        InvalidInput, Exhausted: what it tells is wrong.
+        StepFailed: it ended otherwise.
+    """
     said: dict[str, Any] = {}
 
     def on_line(line: str) -> None:
@@ -91,31 +115,20 @@ def _in_one_pass(step: Step, tools: Tools, wanted: Wanted) -> str | None:
         else:
             said.update(message)
 
+    settings = step.input.settings
+    command = [
+        sys.executable, "-m", "worker.export", "--base", str(weights.base), "--name", name,
+        "--threads", str(settings.threads), "--tools", str(tools.bin), str(tools.convert), str(tools.python),
+    ]  # fmt: skip
+    command += ["--adapter", str(weights.adapter)] if weights.adapter is not None else []
+    command += ["--like", str(weights.like)] if weights.like is not None else []
     try:
-        run_program(_argv(step, tools, wanted), "The export in one pass", on_line)
+        run_program([*command, *argv], "The export in one pass", on_line)
     except StepFailed as error:
         if error.exit_code == EXIT_NEEDS_THREE_STEPS and "needs_three_steps" in said:
-            return str(said["needs_three_steps"])
+            raise NeedsThreeSteps(said["needs_three_steps"]) from None
         raise _explained(said) or error from None
-    what = "Converted" if wanted.weights.adapter is None else "Merged in fp32, converted"
-    step.event(f"{what} and quantised in one pass. {said['encoder']}", seconds=said["seconds"])
-    for quantization, about in said["files"].items():
-        _tell_fallbacks(step, quantization, about["fallbacks"])
-    return None
-
-
-def _argv(step: Step, tools: Tools, wanted: Wanted) -> list[str]:
-    settings, weights = step.input.settings, wanted.weights
-    argv = [
-        sys.executable, "-m", "worker.export", "--base", str(weights.base), "--name", wanted.name,
-        "--described", str(wanted.described), "--threads", str(settings.threads),
-        "--tools", str(tools.bin), str(tools.convert), str(tools.python), "--cache", str(settings.cache_dir),
-    ]  # fmt: skip
-    argv += ["--adapter", str(weights.adapter)] if weights.adapter is not None else []
-    argv += ["--like", str(weights.like)] if weights.like is not None else []
-    for quantization, path in wanted.files.items():
-        argv += ["--type", quantization, "--out", str(path)]
-    return argv
+    return said
 
 
 def _explained(said: dict[str, Any]) -> Exception | None:

@@ -17,7 +17,7 @@ from training_data.presets import told
 from training_data.rows import read_prepared
 from training_data.tokens import ChatTokenizer, read_template
 from worker.step import Step
-from worker.steps.base_cost import weights_hash
+from worker.steps.base_files import weights_hash
 from worker.steps.base_model import context_length, copy_tokenizer, fetch_base, shape_of
 from worker.steps.dataset import SystemTurns
 from worker.steps.parts import LEFT_OUT, NAMES, Parts
@@ -26,6 +26,7 @@ from worker.steps.reckoning import Counted, Estimate, reckon
 from worker.steps.reckoning import tell as tell_estimate
 from worker.steps.rewards import see_rewards
 from worker.steps.runtime import prepare_runtime
+from worker.steps.served_files import publishes_adapter
 from worker.steps.stacking import with_its_adapter
 
 
@@ -39,6 +40,10 @@ def run(step: Step) -> dict[str, Any]:
     params = with_its_adapter(step, FineTuneParams.model_validate(step.input.params))
     if step.input.base is None:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
+    if publishes_adapter(step):
+        from worker.steps.adapter_export import check_server  # which brings the client of a server along
+
+        check_server(step)
     base = fetch_base(step.input.base, step)
     result, estimate = prepare_rows(step, params, base, shape_of(base))
     if step.input.rewards:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from db.errors import Exhausted, StepFailed
@@ -63,11 +64,33 @@ def run_program(
     return list(tail)
 
 
+@dataclass(frozen=True)
+class ServedFile:
+    """What a server is given to answer with.
+
+    Args:
+        model: a whole model as a GGUF file, or a base.
+        adapter: as another, which is added to the base when it is served.
+    """
+
+    model: Path
+    adapter: Path | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in (self.model, self.adapter) if path is not None)
+
+    @property
+    def name(self) -> str:
+        beside = f" with {self.adapter.name}" if self.adapter is not None else ""
+        return f"{self.model.name}{beside}"
+
+
 @contextmanager
 def model_server(
-    step: Step, tools: Tools, model: Path, *, context: int, slots: int, log: Path
+    step: Step, tools: Tools, file: ServedFile, *, context: int, slots: int, log: Path
 ) -> Iterator[LlamaServer]:
-    """Serve one GGUF file on a free port of the loopback, for as long as the context lasts.
+    """Serve a file on a free port of the loopback, for as long as the context lasts.
 
     Args:
         context: tokens that each of the `slots` can hold.
@@ -80,15 +103,15 @@ def model_server(
     for _ in range(START_TRIES):
         port = free_port()
         argv = model_server_argv(
-            tools, model, port=port, threads=settings.threads, n_gpu_layers=settings.n_gpu_layers,
-            context=context, slots=slots,
+            tools, file.model, port=port, threads=settings.threads, n_gpu_layers=settings.n_gpu_layers,
+            context=context, slots=slots, adapter=file.adapter,
         )  # fmt: skip
         with log.open("w") as output:
             process = subprocess.Popen(argv, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         try:
             with LlamaServer(f"http://127.0.0.1:{port}") as server:
                 # Between our look for a free port and its use, another program may have taken it.
-                if _wait_until_ready(server, process, log, model.name):
+                if _wait_until_ready(server, process, log, file.name):
                     yield server
                     return
         finally:

@@ -4,24 +4,29 @@ A backend's name holds the content's hash, so publishing the same file again cha
 that is being served is never overwritten.
 """
 
+import hashlib
 import re
 import time
 from pathlib import Path
 from typing import Any
 
-from db.errors import Unavailable
+from db.errors import InvalidInput, Unavailable
+from serving.llama_cpp import ADAPTER_PRESETS, require_tools
 from serving.openai_compatible import LlamaServer
+from serving.served_adapters import BaseFile, put_beside, withdraw
 from training_data.tokens import ChatTokenizer
 from worker.step import Step, StepInput
 from worker.steps.export import trained_folder
 from worker.steps.gguf_files import place
 from worker.steps.golden_answers import Golden, read_golden
 from worker.steps.live_check import ask_again
+from worker.steps.programs import ServedFile
 from worker.steps.publish_ollama import (
     publish_foreign_to_ollama,
     publish_to_ollama,
     see_that_ollama_answers,
 )
+from worker.steps.served_files import served_file
 from worker.steps.training_card import leave_card
 from worker.steps.weights_cache import file_sha256
 
@@ -37,7 +42,7 @@ def run(step: Step) -> dict[str, Any]:
     chosen, files = chosen_files(step.input), []
     for done, row in enumerate(chosen):
         step.progress(done, len(chosen), unit="files")
-        name = row.get("backend_name") or backend_name(step.input.params["name"], row["sha256"])
+        name = row.get("backend_name") or backend_name(step.input.params["name"], content_hash(row))
         started = time.monotonic()
         # A model that was pulled has none: nothing is known of it to hold the server against.
         golden = read_golden(step.input.step_folders.get("verify"), row["quantization"])
@@ -45,9 +50,9 @@ def run(step: Step) -> dict[str, Any]:
         if row["path"] is None:
             see_that_ollama_answers(step, name)
         elif backend == "ollama":
-            live = _publish_to_ollama(step, made, folder / row["path"], name, golden)
+            live = _publish_to_ollama(step, made, _file_of(step, row, folder), name, golden)
         else:
-            live = publish_to_llama_server(step, folder / row["path"], name, row["sha256"], golden)
+            live = publish_to_llama_server(step, _file_of(step, row, folder), name, row, golden)
         seconds = time.monotonic() - started
         step.event(
             f"{row['quantization']} answers as {name} on {backend} ({seconds:.1f} s).",
@@ -85,8 +90,21 @@ def made_by(step_input: StepInput) -> tuple[dict[str, Any], Path]:
     return step_input.results[name], step_input.step_folders[name]
 
 
+def _file_of(step: Step, row: dict[str, Any], folder: Path) -> ServedFile:
+    if row.get("base") is None:
+        return ServedFile(folder / row["path"])
+    return served_file(step, require_tools(step.input.settings), row, folder)
+
+
+def content_hash(row: dict[str, Any]) -> str:
+    """Of what answers: the file, or an adapter and its base's file."""
+    if row.get("base") is None:
+        return str(row["sha256"])
+    return hashlib.sha256(f"{row['base']['sha256']} {row['sha256']}".encode()).hexdigest()
+
+
 def _publish_to_ollama(
-    step: Step, made: dict[str, Any], file: Path, name: str, golden: Golden | None
+    step: Step, made: dict[str, Any], file: ServedFile, name: str, golden: Golden | None
 ) -> dict[str, Any] | None:
     trained = int(made["context_length"])
     context = min(trained, step.input.settings.context_size or trained)
@@ -95,7 +113,7 @@ def _publish_to_ollama(
     elif made["folder"] is not None:
         tokenizer = ChatTokenizer(step.input.step_folders["pull"] / made["folder"])
     else:
-        publish_foreign_to_ollama(step, file, name, made, context)
+        publish_foreign_to_ollama(step, file.model, name, made, context)
         return None
     return publish_to_ollama(step, file, name, tokenizer, context, golden=golden)
 
@@ -107,9 +125,14 @@ def backend_name(name: str, sha256: str) -> str:
 
 
 def publish_to_llama_server(
-    step: Step, source: Path, name: str, sha256: str, golden: Golden | None
+    step: Step, file: ServedFile, name: str, row: dict[str, Any], golden: Golden | None
 ) -> dict[str, Any] | None:
     """Put the file into the router's folder, let it look, and ask it, unless that is to wait.
+
+    An adapter is put there, and its base's file beside it, which is one for all its adapters.
+
+    Args:
+        row: as the export step returned it.
 
     Returns:
         what was asked of it, in figures; None where it was not asked for golden prompts.
@@ -118,15 +141,26 @@ def publish_to_llama_server(
         StepFailed: it answers otherwise than the verified file did.
     """
     settings = step.input.settings
+    source = file.adapter or file.model
     target = settings.served_models_dir / f"{name}.gguf"
     place(source, target)
+    if file.adapter is not None:
+        put_beside(settings.served_models_dir, name, BaseFile(file.model, row["base"]["sha256"]))
     with LlamaServer(settings.chat_server_url, api_key=settings.chat_server_key, model=name) as server:
         if name not in server.model_names(reload=True):
             raise Unavailable(
                 f"llama-server does not list {name}: does it serve {settings.served_models_dir}?",
                 code="model_not_served",
             )
-        if _is_another(source, target, sha256):
+        if file.adapter is not None and not server.serves_adapter(name, target):
+            withdraw(settings.served_models_dir, name)
+            raise InvalidInput(
+                f"The llama-server at {settings.chat_server_url} does not serve adapters: start it with "
+                f'--models-preset {settings.served_models_dir / ADAPTER_PRESETS}, or publish "merged".',
+                param="publish",
+                code="adapters_not_served",
+            )
+        if _is_another(source, target, row["sha256"]):
             _place_anew(step, source, target, server)
         if step.input.chat_unloaded:
             step.event(f"{name} is listed, and not asked: another step holds the GPU that it is served from.")

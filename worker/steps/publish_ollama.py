@@ -6,10 +6,11 @@ where the server tells it, else the number of prompt tokens, and that answers en
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from db.errors import StepFailed
+from db.errors import InvalidInput, StepFailed
 from serving import go_template
 from serving.go_template import GoTemplate
 from serving.ollama import Ollama
@@ -19,6 +20,7 @@ from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.golden_answers import ANSWER_TOKENS, Golden, certain_tokens
 from worker.steps.golden_prompts import CONVERSATIONS, EDGES, GoldenPrompt, rendered_prompts
+from worker.steps.programs import ServedFile
 from worker.steps.prompt_check import PromptCheck
 
 # By which a Go template is proven: white space at edges, which many a Jinja template trims, is not in them.
@@ -28,7 +30,7 @@ PROOF_TOKENS = 8
 
 def publish_to_ollama(
     step: Step,
-    source: Path,
+    file: ServedFile,
     name: str,
     tokenizer: ChatTokenizer,
     context_length: int,
@@ -48,12 +50,15 @@ def publish_to_ollama(
     try:
         if not server.exists(name):
             template = _go_template(step, tokenizer)
-            server.create(
-                name,
-                source,
-                template=template.source if template is not None else None,
-                parameters=parameters(tokenizer, context_length),
-            )
+            source = template.source if template is not None else None
+            with _adapters_explained(file):
+                server.create(
+                    name,
+                    file.model,
+                    template=source,
+                    parameters=parameters(tokenizer, context_length),
+                    adapter=file.adapter,
+                )
         try:
             return _check(step, server, name, tokenizer, golden)
         except StepFailed:
@@ -61,6 +66,21 @@ def publish_to_ollama(
             raise
     finally:
         server.close()
+
+
+@contextlib.contextmanager
+def _adapters_explained(file: ServedFile) -> Iterator[None]:
+    """Whether a version takes adapters, its refusal says best."""
+    try:
+        yield
+    except InvalidInput as error:
+        if file.adapter is None or "adapter" not in error.message.lower():
+            raise
+        raise InvalidInput(
+            f'{error.message}. Publish "merged", or serve by llama-server.',
+            param="publish",
+            code="adapters_not_served",
+        ) from error
 
 
 def publish_foreign_to_ollama(

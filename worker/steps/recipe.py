@@ -12,13 +12,14 @@ from db.source_files import ATTEMPT_MANIFEST
 from training_data.json_files import read_json
 from training_data.tokens import read_template
 from worker.step import Step
-from worker.steps.base_cost import weights_hash
+from worker.steps.base_files import weights_hash
 from worker.steps.export import trained_folder
 from worker.steps.weights_cache import file_sha256
 
 JSON = dict[str, Any]
 RECIPE = "recipe.json"
 FORMAT = 1  # raise it when a field comes to mean something else
+FILE_FIELDS = ("quantization", "bytes", "sha256", "base")
 FIGURES = (
     "train_loss", "final_loss", "eval_loss", "first_reward", "final_reward", "eval_reward", "steps",
     "stopped_early", "trained_tokens", "tokens_per_second", "peak_memory_bytes", "seconds", "adjustments",
@@ -51,9 +52,7 @@ def make_recipe(step: Step, published: JSON) -> JSON:
         "trained": _hashes(step.input.step_folders["train"], trained_folder(step.input).name, ".safetensors"),
         "verification": verified.get("files", []),
         "evaluation": verified.get("evaluation"),
-        "files": [
-            {name: file[name] for name in ("quantization", "bytes", "sha256")} for file in published["files"]
-        ],
+        "files": [{name: file[name] for name in FILE_FIELDS if name in file} for file in published["files"]],
     }
 
 

@@ -18,7 +18,8 @@ from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
 from worker.step import BaseWeights, Step
 from worker.steps.auto_quantization import Choice, is_choice, measure_asked
-from worker.steps.base_cost import BaseCost, keep_as_base, weights_hash
+from worker.steps.base_cost import BaseCost
+from worker.steps.base_files import keep_as_base, weights_hash
 from worker.steps.base_model import fetch_base
 from worker.steps.evaluation_of_fine_tune import evaluation_of
 from worker.steps.export import is_adapter, is_whole, trained_folder
@@ -27,9 +28,10 @@ from worker.steps.golden_answers import GoldenAnswers, answer_golden, write_gold
 from worker.steps.golden_prompts import GoldenPrompt, golden_prompts
 from worker.steps.merging import sixteen_bit_dtype
 from worker.steps.own_answers import answer_prompts
-from worker.steps.programs import model_server
+from worker.steps.programs import ServedFile, model_server
 from worker.steps.prompt_check import PromptCheck
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
+from worker.steps.served_files import publishes_adapter, served_file
 from worker.steps.teacher_forcing import SLOTS, Difference, ForcedRow, Reference, compare, reference_of
 from worker.steps.trained_weights import sample_matrices, trained_weights
 from worker.steps.verify_rows import choose_rows, end_of_answers
@@ -83,7 +85,8 @@ def run(step: Step) -> dict[str, Any]:
             cost = BaseCost(step, tools, base, rows=bench.rows, context=bench.context)
 
             def measured(row: dict[str, Any]) -> Measured:
-                file = _measure(step, tools, bench, folder / row["path"], row["quantization"])
+                served = served_file(step, tools, row, folder)
+                file = _measure(step, tools, bench, served, row["quantization"])
                 return _judge(step, file, cost.of(row["quantization"]))
 
             choice = measure_asked(step, exported["files"], measured)
@@ -145,6 +148,7 @@ def _prepare(step: Step, context_length: int) -> Bench:
         samples,
         vocabulary=tokenizer.tokenizer.get_vocab_size(with_added_tokens=True),
         merges=len(described["merges"]) if described.get("type") == "BPE" else None,
+        beside=publishes_adapter(step),
     )
     return Bench(
         split, rows, reference, golden, PromptCheck(tokenizer), end_of_answers(rows, tokenizer), inside,
@@ -176,7 +180,7 @@ def _verify_conversion(
 ) -> Choice[Measured]:
     """A model from scratch has no base to be held against: judge its 16-bit file, and tell the others."""
     minimum = step.input.settings.min_top1_agreement
-    full = _measure(step, tools, bench, folder / exported["full"], "16-bit")
+    full = _measure(step, tools, bench, ServedFile(folder / exported["full"]), "16-bit")
     problems = list(full.problems)
     if full.figures["top1_agreement"] < minimum:
         problems.append(
@@ -185,7 +189,7 @@ def _verify_conversion(
     _judged(step, full, problems)
 
     def measured(row: dict[str, Any]) -> Measured:
-        file = _measure(step, tools, bench, folder / row["path"], row["quantization"])
+        file = _measure(step, tools, bench, ServedFile(folder / row["path"]), row["quantization"])
         file.figures["top1_agreement_16_bit"] = full.figures["top1_agreement"]
         return _judged(step, file, file.problems)
 
@@ -196,16 +200,16 @@ def _verify_conversion(
     return choice
 
 
-def _measure(step: Step, tools: Tools, bench: Bench, path: Path, quantization: str) -> Measured:
+def _measure(step: Step, tools: Tools, bench: Bench, file: ServedFile, quantization: str) -> Measured:
     """Look into one file, and ask it.
 
     Raises:
         InvalidInput: llama.cpp cannot load it, and it can be told why.
     """
     log = step.input.folder / f"{quantization}.log"
-    found = bench.inside.look(path)
+    found = bench.inside.look(file.model)
     try:
-        with model_server(step, tools, path, context=bench.context, slots=SLOTS, log=log) as server:
+        with model_server(step, tools, file, context=bench.context, slots=SLOTS, log=log) as server:
             return _asked(step, server, bench, quantization, found)
     except StepFailed as error:
         reasons = [*found.certain, *found.likely]

@@ -8,7 +8,7 @@ from typing import Any
 from db.errors import InvalidInput, LatheError, StepFailed
 from serving.llama_cpp import require_tools
 from worker.step import Step
-from worker.steps.programs import model_server
+from worker.steps.programs import ServedFile, model_server
 from worker.steps.runtime import prepare_runtime
 
 QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
@@ -36,8 +36,8 @@ def run(step: Step) -> dict[str, Any]:
         step.progress(done, len(files), unit="files")
         log = step.input.folder / f"{row['quantization']}.log"
         try:
-            path = folder / row["path"]
-            with model_server(step, tools, path, context=context, slots=1, log=log) as server:
+            file = ServedFile(folder / row["path"])
+            with model_server(step, tools, file, context=context, slots=1, log=log) as server:
                 answer = server.chat(QUESTION, max_tokens=ANSWER_TOKENS)
         except StepFailed as error:
             raise _refused(row, error) from error

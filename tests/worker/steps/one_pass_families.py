@@ -13,6 +13,7 @@ import errno
 import json
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -39,9 +40,10 @@ from worker.encoder.choosing import choose_encoder  # noqa: E402
 from worker.steps.gguf_files import describe  # noqa: E402
 from worker.steps.merging import Weights, gguf_dtype, write_merged  # noqa: E402
 from worker.steps.one_pass import streaming  # noqa: E402
+from worker.steps.one_pass.adapter_file import write_adapter  # noqa: E402
 from worker.steps.one_pass.encoding import NotEncodable  # noqa: E402
 from worker.steps.one_pass.program import Wanted, export, say  # noqa: E402
-from worker.steps.one_pass.refusals import NeedsThreeSteps  # noqa: E402
+from worker.steps.one_pass.refusals import NeedsMerging, NeedsThreeSteps  # noqa: E402
 
 TOOLS = Tools(BIN, CONVERT, GGUF_PYTHON, "test", "setting")
 ALL_LINEAR = {"target_modules": "all-linear"}
@@ -164,10 +166,11 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
             export(TOOLS, wanted, choose_encoder(BIN, CACHE))
     except (NeedsThreeSteps, NotEncodable, OSError) as error:
         return {"made": sorted(path.name for path in folder.iterdir()), "refused": str(error)}
+    alone = adapter_alone(base, adapter, folder) if adapter is not None else {}
     expected = three_steps(case, base, adapter, tokenizer, folder)
     differing = [kind for kind in case.types if made[kind].read_bytes() != expected[kind].read_bytes()]
     shutil.rmtree(folder)
-    return {"differing": differing, "refused": None}
+    return {"differing": differing, "refused": None, **alone}
 
 
 def make_model(case: Case, folder: Path) -> tuple[Path, Path | None]:
@@ -213,6 +216,35 @@ def three_steps(
             argv = [str(TOOLS.quantize), str(full), str(files[name]), name, "2"]
             subprocess.run(argv, check=True, capture_output=True)
     return files
+
+
+def adapter_alone(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
+    """Hold the file of the adapter alone against that of llama.cpp's script, tensor by tensor."""
+    ours, theirs = folder / "ours-adapter.gguf", folder / "theirs-adapter.gguf"
+    try:
+        write_adapter(Weights(base, adapter), ours, "tested")
+    except (NeedsMerging, NeedsThreeSteps) as error:
+        return {"alone": {"refused": str(error)}}
+    argv = sys.argv
+    script = str(CONVERT / "convert_lora_to_gguf.py")
+    sys.argv = [script, "--base", str(base), "--outfile", str(theirs), "--outtype", "f16", str(adapter)]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        sys.argv = argv
+    found, expected = (
+        {each.name: (each.tensor_type, each.data.tobytes()) for each in gguf.GGUFReader(path).tensors}
+        for path in (ours, theirs)
+    )
+    names = found.keys() | expected.keys()
+    alpha = gguf.GGUFReader(ours).get_field("adapter.lora.alpha")
+    return {
+        "alone": {
+            "tensors": len(expected),
+            "differing": sorted(name for name in names if found.get(name) != expected.get(name)),
+            "alpha": None if alpha is None else float(alpha.contents()),
+        }
+    }
 
 
 def make_tokenizers(folder: Path) -> None:

@@ -29,7 +29,7 @@ from training_data.tokens import ChatTokenizer
 from worker.step import FileInput
 from worker.steps import evaluate
 from worker.steps.answer_scores import is_exact, rouge
-from worker.steps.programs import model_server
+from worker.steps.programs import ServedFile, model_server
 from worker.steps.weights_cache import file_sha256
 
 pytestmark = pytest.mark.filterwarnings(
@@ -220,7 +220,7 @@ class TestServedLogProbabilities:
         prompt = tokenizer.encode_prompt([{"role": "user", "content": "How hot is the sun?"}])
         size = read_json(shared_models(root).base / "config.json")["vocab_size"]
         with model_server(
-            step, tools, exported.file("Q8_0"), context=128, slots=1, log=tmp_path / "log"
+            step, tools, ServedFile(exported.file("Q8_0")), context=128, slots=1, log=tmp_path / "log"
         ) as server:
             told = [server.log_probability(prompt, token, top=size) for token in range(size)]
         assert sum(math.exp(each) for each in told if each is not None) == pytest.approx(1, abs=1e-3)

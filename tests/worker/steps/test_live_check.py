@@ -13,6 +13,7 @@ from db.settings import Settings
 from serving import llama_cpp
 from serving.local_port import free_port
 from serving.openai_compatible import GreedyAnswer
+from serving.served_adapters import prepare_folder
 from tests.serving.fake_ollama import FakeOllama
 from tests.serving.llama_process import LlamaProcess
 from tests.worker.steps.export_fixtures import (
@@ -67,7 +68,7 @@ def run_publish(
 def router(folder: Path, *arguments: str) -> Iterator[LlamaProcess]:
     """The router as `lathe up` starts it, with more arguments."""
     settings = Settings(chat_port=free_port(), threads=2, data_dir=folder)
-    settings.served_models_dir.mkdir(parents=True, exist_ok=True)
+    prepare_folder(settings.served_models_dir)
     argv = [*llama_cpp.chat_server_argv(llama_cpp.require_tools(settings), settings), *arguments]
     process = LlamaProcess(folder, argv=argv, port=settings.chat_port)
     try:

@@ -18,6 +18,11 @@ EQUAL = [
     "phi3", "no-adapter", "stored-in-fp32", "half-precision", "embedding", "narrow-rows",
 ]  # fmt: skip
 
+ALONE = [
+    "llama", "llama-tied", "mistral", "qwen2", "qwen2-tied-rslora", "qwen3", "gemma-tied", "phi3",
+    "half-precision", "narrow-rows",
+]  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
@@ -39,7 +44,22 @@ def compared(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 class TestAgainstThreeSteps:
     @pytest.mark.parametrize("case", EQUAL)
     def test_files_are_the_same_to_the_byte(self, compared: dict[str, Any], case: str) -> None:
-        assert compared[case] == {"case": case, "differing": [], "refused": None}
+        said = {name: value for name, value in compared[case].items() if name != "alone"}
+        assert said == {"case": case, "differing": [], "refused": None}
+
+    @pytest.mark.parametrize("case", ALONE)
+    def test_an_adapter_alone_is_llama_cpp_s_own(self, compared: dict[str, Any], case: str) -> None:
+        alone = compared[case]["alone"]
+        assert alone["tensors"] > 0
+        assert alone["differing"] == []
+        # rsLoRA divides by the root of the rank (12), and llama.cpp by the rank.
+        assert alone["alpha"] == pytest.approx(18 * 12**0.5 if "rslora" in case else 18)
+
+    @pytest.mark.parametrize(
+        ("case", "why"), [("qwen3-tied-dora", "DoRA scales"), ("embedding", "changes the embedding")]
+    )
+    def test_what_only_merging_can_do_is_refused(self, compared: dict[str, Any], case: str, why: str) -> None:
+        assert why in compared[case]["alone"]["refused"]
 
     def test_an_adapter_that_trains_biases_is_left_to_peft(self, compared: dict[str, Any]) -> None:
         assert compared["bias"]["refused"] == "the adapter's configuration sets bias"

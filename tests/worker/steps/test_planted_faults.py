@@ -25,7 +25,7 @@ from tests.worker.steps.export_fixtures import (
     step_settings,
 )
 from worker.steps import verify
-from worker.steps.base_cost import weights_hash
+from worker.steps.base_files import weights_hash
 from worker.steps.merging import merged_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

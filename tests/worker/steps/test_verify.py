@@ -212,8 +212,8 @@ class TestModelServer:
             stranger.bind(("127.0.0.1", 0))  # it does not even listen, so each try fails at once
             monkeypatch.setattr(programs, "free_port", lambda: stranger.getsockname()[1])
             serving = programs.model_server(
-                step, require_tools(step.input.settings), exported.file("Q8_0"), context=64, slots=1,
-                log=tmp_path / "server.log",
+                step, require_tools(step.input.settings), programs.ServedFile(exported.file("Q8_0")),
+                context=64, slots=1, log=tmp_path / "server.log",
             )  # fmt: skip
             with pytest.raises(StepFailed, match="no free port"), serving:
                 pass

@@ -98,6 +98,11 @@ class Adapter:
         """The base's tensors that it changes."""
         return set(self._parts)
 
+    @property
+    def embeddings(self) -> list[str]:
+        """Those of them that are read by tokens, and not multiplied with."""
+        return sorted(name for name, parts in self._parts.items() if parts.is_embedding)
+
     def delta(self, name: str) -> Delta | None:
         """What is added to the tensor `name` of the base; None: it stays as it is."""
         parts = self._parts.get(name)

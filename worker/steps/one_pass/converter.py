@@ -43,7 +43,18 @@ class Converted:
 
 
 def convert_lazily(model: Path, tensors: dict[str, BaseTensor], dtype: torch.dtype, name: str) -> Converted:
-    """Have the converter lay out a model.
+    """Have the converter make a file's metadata and lay out its tensors; see `lay_out`."""
+    converter = lay_out(model, tensors, dtype, name)
+    with torch.inference_mode():
+        converter.prepare_metadata(vocab_only=False)
+    writer = converter.gguf_writer
+    if writer.data_alignment != gguf.GGUF_DEFAULT_ALIGNMENT or len(writer.tensors) != 1:
+        raise NeedsThreeSteps("the converter lays this model's file out in a way of its own")
+    return Converted(writer, stored_tensors(converter))
+
+
+def lay_out(model: Path, tensors: dict[str, BaseTensor], dtype: torch.dtype, name: str) -> Any:
+    """Have the converter name, order and reshape a model's tensors; returns it.
 
     Args:
         model: folder of config.json and the tokenizer; weights in it are not looked at.
@@ -60,12 +71,13 @@ def convert_lazily(model: Path, tensors: dict[str, BaseTensor], dtype: torch.dty
     with torch.inference_mode(), _given_instead_of_files(given):
         converter = model_class(model, FILE_TYPES[dtype], Path("none.gguf"), model_name=name)
         converter.prepare_tensors()
-        converter.prepare_metadata(vocab_only=False)
-    writer = converter.gguf_writer
-    if writer.data_alignment != gguf.GGUF_DEFAULT_ALIGNMENT or len(writer.tensors) != 1:
-        raise NeedsThreeSteps("the converter lays this model's file out in a way of its own")
-    rows = [StoredTensor(key, tuple(t.shape), t.dtype, t.tensor) for key, t in writer.tensors[0].items()]
-    return Converted(writer, rows)
+    return converter
+
+
+def stored_tensors(converter: Any) -> list[StoredTensor]:
+    """What it would write, in order."""
+    tensors = converter.gguf_writer.tensors[0].items()
+    return [StoredTensor(key, tuple(each.shape), each.dtype, each.tensor) for key, each in tensors]
 
 
 def _check_family(model: Path) -> None:

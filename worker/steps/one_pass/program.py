@@ -20,6 +20,7 @@ from serving.llama_cpp import Tools
 from worker.encoder.choosing import Chosen
 from worker.steps.gguf_files import describe
 from worker.steps.merging import Weights
+from worker.steps.one_pass.adapter_file import write_adapter
 from worker.steps.one_pass.adapters import Adapter
 from worker.steps.one_pass.base_tensors import read_tensors
 from worker.steps.one_pass.converter import Converted, convert_lazily
@@ -84,6 +85,18 @@ def export(tools: Tools, wanted: Wanted, chosen: Chosen | None) -> dict[str, Any
             "prepare": round(prepared - started, 3), "stream": round(time.monotonic() - prepared, 3)
         },
     }  # fmt: skip
+
+
+def export_adapter(weights: Weights, target: Path, name: str) -> dict[str, Any]:
+    """Make the file of an adapter alone; returns its size and how long it took.
+
+    Raises:
+        NeedsMerging, NeedsThreeSteps: it cannot be served beside its base.
+        NotEncodable: it holds NaN or infinite values.
+    """
+    started = time.monotonic()
+    write_adapter(weights, target, name)
+    return {"adapter_bytes": target.stat().st_size, "seconds": round(time.monotonic() - started, 3)}
 
 
 def _described(stack: ExitStack, wanted: Wanted) -> Path:

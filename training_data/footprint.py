@@ -182,17 +182,29 @@ def quantized_bytes(parameters: int, quantization: str) -> int:
 
 
 def disk_use(
-    shape: ModelShape, chosen: Mapping[str, Any], *, quantizations: Sequence[str], keep: int, rows_bytes: int
+    shape: ModelShape,
+    chosen: Mapping[str, Any],
+    *,
+    quantizations: Sequence[str],
+    keep: int,
+    rows_bytes: int,
+    adapter_alone: bool = False,
 ) -> dict[str, int]:
-    """Bytes under the storage root from the first step through publishing, by what they are."""
+    """Bytes under the storage root from the first step through publishing, by what they are.
+
+    Args:
+        adapter_alone: nothing is merged: the base's quantised files are those of the cache.
+    """
     trainable = shape.trainable(chosen)
+    merged = 0 if adapter_alone else 2 * shape.parameters
+    made = sum(quantized_bytes(shape.parameters, name) for name in quantizations)
     return {
         "rows": 2 * rows_bytes,
         "checkpoints": CHECKPOINT_BYTES * trainable * (keep + 2),
         "trained": min(4 * trainable, 2 * shape.parameters),  # a whole model is kept in 16 bits
-        "merged": 2 * shape.parameters,
-        "full_gguf": 2 * shape.parameters,
-        "quantizations": sum(quantized_bytes(shape.parameters, name) for name in quantizations),
+        "merged": merged,
+        "full_gguf": merged,
+        "quantizations": 2 * trainable if adapter_alone else made,
     }
 
 

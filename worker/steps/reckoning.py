@@ -243,6 +243,7 @@ def _disk(
         quantizations=quantizations,
         keep=params.keep_checkpoints,
         rows_bytes=counted.row_bytes,
+        adapter_alone=params.publish == "adapter",
     )
     cache = cache_use(shape, quantizations=quantizations, downloaded=downloaded)
     root = step.input.settings.cache_dir

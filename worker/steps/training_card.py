@@ -118,7 +118,23 @@ def _quantised(recipe: JSON) -> list[str]:
         "KL that it costs the base", "perplexity", "of the weights", "tokens", "rows of",
         "tokens a second of one answer",
     ]  # fmt: skip
-    return _section("Verified", head, rows)
+    section = _section("Verified", head, rows)
+    return [*section[:1], *_beside(recipe), *section[1:]]
+
+
+def _beside(recipe: JSON) -> list[str]:
+    """Which files of the base an adapter is served beside, where it is published alone."""
+    bases = [
+        f"{file['quantization']} ({file['base']['bytes'] / 1e6:.1f} MB, sha256 {file['base']['sha256']})"
+        for file in recipe["files"]
+        if file.get("base")
+    ]
+    if not bases:
+        return []
+    return [
+        "Published as an adapter: a GGUF LoRA, served beside the base's own file (`llama-server --lora`). "
+        f"The base's: {', '.join(bases)}."
+    ]
 
 
 def _environment_rows(environment: JSON | None) -> list[list[Any]]:

@@ -11,6 +11,7 @@ from gguf import GGUFReader
 from db.errors import InvalidInput, StepFailed
 from db.settings import Settings
 from serving.llama_cpp import ADAPTER_PRESETS, chat_server_argv, require_tools
+from serving.openai_compatible import LlamaServer
 from serving.served_adapters import base_beside, prepare_folder, withdraw
 from tests.serving.fake_ollama import FakeOllama
 from tests.serving.llama_process import LlamaProcess
@@ -256,5 +257,6 @@ def port_of(process: LlamaProcess, name: str) -> str:
 
 
 def answer(process: LlamaProcess, name: str) -> str:
-    body = {"model": name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-    return str(process.server._post("/v1/chat/completions", body)["choices"][0]["message"]["content"])
+    with LlamaServer(process.url, model=name) as server:
+        said = server.chat([{"role": "user", "content": QUESTION}], max_tokens=60)
+    return str(said["choices"][0]["message"]["content"])

@@ -22,10 +22,12 @@ from tests.worker.steps.export_fixtures import (
     recording_step,
     session_root,
     shared_export,
+    shared_models,
     shared_verified,
     step_settings,
 )
 from worker.steps import publish
+from worker.steps.base_files import cache_folder
 from worker.steps.golden_answers import difference, read_golden
 from worker.steps.publish import backend_name
 
@@ -146,7 +148,8 @@ class TestOllama:
         self, tmp_path: Path, root: Path, exported: Exported, folders: dict[str, Path], ollama: FakeOllama
     ) -> None:
         """The untuned base, with the same template."""
-        [base] = (root / "cache" / "base-gguf").glob("*/Q8_0.gguf")
+        step, _ = recording_step(make_input(tmp_path / "look", step_settings(root / "served")))
+        base = cache_folder(step, shared_models(root).base) / "Q8_0.gguf"
         name = served(tmp_path, exported).stem
         shutil.copyfile(base, tmp_path / "blobs" / f"sha256-{'0' * 64}")
         ollama.create(

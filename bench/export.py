@@ -124,6 +124,9 @@ class Bench:
         self._tools, self._folder, self._threads = tools, folder, threads
         self._base, self._adapter = folder / "base", folder / "adapter"
         self._log = folder / "log.txt"
+        # As the export step starts it, which has read the settings.
+        self._as_a_step = ["--tools", str(tools.bin), str(tools.convert), str(tools.python)]
+        self._as_a_step += ["--cache", str(load_settings().cache_dir)]
 
     def classical(self) -> tuple[JSON, bytes]:
         """Returns what each step cost, and the file's digest."""
@@ -147,7 +150,7 @@ class Bench:
         work = self._folder / encoder
         work.mkdir()
         argv: list[str | Path] = [sys.executable, "-m", "worker.export", "--base", self._base]
-        argv += ["--adapter", self._adapter, "--out", work / "out.gguf", "--type", TYPE]
+        argv += ["--adapter", self._adapter, "--out", work / "out.gguf", "--type", TYPE, *self._as_a_step]
         argv += ["--threads", str(self._threads), "--encoder", encoder]
         with Disk(work) as disk:
             cost = run(argv, self._log, work / "out.gguf")
@@ -159,7 +162,7 @@ class Bench:
         work.mkdir()
         made = work / "adapter.gguf"
         argv: list[str | Path] = [sys.executable, "-m", "worker.export", "--base", self._base]
-        argv += ["--adapter", self._adapter, "--out", made, "--adapter-alone"]
+        argv += ["--adapter", self._adapter, "--out", made, "--adapter-alone", *self._as_a_step]
         cost = run(argv, self._log, made)
         digest(work)
         return {"total": asdict(cost)}

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from db.errors import Exhausted, StepFailed
 from serving.llama_cpp import Tools, model_server_argv
 from serving.local_port import free_port
-from serving.openai_compatible import LlamaServer
 from worker.step import Step
+
+if TYPE_CHECKING:
+    from serving.openai_compatible import LlamaServer
 
 LINES_OF_AN_ERROR = 40
 START_TIMEOUT_SECONDS = 600  # a large model is read from a slow disk
@@ -89,7 +92,7 @@ class ServedFile:
 @contextmanager
 def model_server(
     step: Step, tools: Tools, file: ServedFile, *, context: int, slots: int, log: Path
-) -> Iterator[LlamaServer]:
+) -> "Iterator[LlamaServer]":
     """Serve a file on a free port of the loopback, for as long as the context lasts.
 
     Args:
@@ -99,6 +102,9 @@ def model_server(
     Raises:
         StepFailed: the server cannot load the file; the error holds the end of its output.
     """
+    # Half a second, with all that can ask: not for who runs programs that answer nothing.
+    from serving.openai_compatible import LlamaServer
+
     settings = step.input.settings
     for _ in range(START_TRIES):
         port = free_port()
@@ -119,7 +125,9 @@ def model_server(
     raise StepFailed(f"llama-server found no free port in {START_TRIES} tries.")
 
 
-def _wait_until_ready(server: LlamaServer, process: "subprocess.Popen[bytes]", log: Path, name: str) -> bool:
+def _wait_until_ready(
+    server: "LlamaServer", process: "subprocess.Popen[bytes]", log: Path, name: str
+) -> bool:
     """Wait for the model to be loaded; False when the port was taken."""
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:

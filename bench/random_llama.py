@@ -18,14 +18,18 @@ class Shape:
     heads: int
     vocabulary: int = 2048
     dtype: str = "bfloat16"
+    key_value_heads: int | None = None  # None: half as many
 
 
 def name_of(shape: Shape) -> str:
     return f"llama-{shape.hidden}-{shape.layers}-{shape.intermediate}-{shape.vocabulary}"
 
 
-def write(shape: Shape, folder: Path) -> None:
+def write(shape: Shape, folder: Path, *, seed: int | None = None, device: str = "cpu") -> None:
     """Make one, with the tokenizer of `tiny`, of whose ids it may have more than that.
+
+    Args:
+        device: where the weights are drawn.
 
     Raises:
         NotFound: no `tiny` was ever made here.
@@ -39,11 +43,14 @@ def write(shape: Shape, folder: Path) -> None:
         num_hidden_layers=shape.layers,
         intermediate_size=shape.intermediate,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads // 2,
+        num_key_value_heads=shape.key_value_heads or shape.heads // 2,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).to(getattr(torch, shape.dtype))
+    if seed is not None:
+        torch.manual_seed(seed)
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(getattr(torch, shape.dtype))
     model.save_pretrained(folder)
     tokenizer = _tokenizer(shape.vocabulary)
     for name in (*TOKENIZER_FILES, "chat_template.jinja"):

@@ -122,11 +122,13 @@ def weight_bytes(shape: ModelShape, chosen: Mapping[str, Any]) -> int:
 def activation_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> float:
     """What the forward pass keeps for the backward pass, at the largest micro-batch.
 
-    With checkpointing, each layer's input, and one layer's worth while that is computed again.
+    With checkpointing, each layer's input, what its attention makes where that is not computed again, and one
+    layer's worth while the rest is.
     """
     tokens, layer = _tokens(chosen, longest), _bytes_of_layer(shape, chosen, longest)
     if chosen["gradient_checkpointing"]:
-        return float(tokens * (shape.layers * compute_bytes(chosen) * shape.hidden + layer))
+        attended = shape.attention if chosen.get("selective_checkpointing") else 0
+        return float(tokens * (shape.layers * compute_bytes(chosen) * (shape.hidden + attended) + layer))
     return float(tokens * shape.layers * layer)
 
 
@@ -141,7 +143,9 @@ def _tokens(chosen: Mapping[str, Any], longest: int) -> int:
 
 def _length(chosen: Mapping[str, Any], longest: int) -> int:
     """Of the longest sequence in a micro-batch, to which the others are padded."""
-    return int(chosen["max_length"] if chosen.get("packing") else min(longest, chosen["max_length"]))
+    if chosen.get("packing"):
+        return int(chosen.get("packed_length", chosen["max_length"]))
+    return int(min(longest, chosen["max_length"]))
 
 
 def _bytes_of_layer(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> float:
@@ -154,7 +158,7 @@ def _bytes_of_layer(shape: ModelShape, chosen: Mapping[str, Any], longest: int) 
     hidden, attention = shape.hidden, shape.attention
     inner = (4 if shape.gated else 2) * shape.intermediate
     adapters = 7 * chosen["lora_rank"] if chosen.get("tuning", "lora") == "lora" else 0
-    mask = _length(chosen, longest)
+    mask = 0 if chosen.get("attention") == "rows" else _length(chosen, longest)
     if compute_bytes(chosen) == 4:
         kept: float = 4 * (4 * hidden + 4 * attention + inner + adapters + mask)
     else:

@@ -1,5 +1,6 @@
 """How an attempt ends, and what follows for its step and its job. One transaction each, under the fence."""
 
+import json
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -242,7 +243,7 @@ def _try_again(session: Session, job: Job, step: Step, ending: Ending) -> float:
 def _try_with_less(session: Session, job: Job, step: Step, error: dict[str, Any]) -> None:
     """Queue the step again, to be done as its attempt said for the case that memory runs out."""
     move(session, step, StepStatus.QUEUED)
-    told = " and ".join(f"{name} {value}" for name, value in error["adjustments"].items())
+    told = " and ".join(f"{name} {json.dumps(value)}" for name, value in error["adjustments"].items())
     message = f"{error['message']} Trying again with {told}."
     _say(session, job, step, message, level="warn", data={"adjustments": error["adjustments"]})
 

@@ -49,10 +49,13 @@ def _supervised_trainer(**settings: Any) -> Any:
 def _supervised_config(chosen: dict[str, Any], **settings: Any) -> Any:
     from trl import SFTConfig
 
+    from worker.steps.speed_choices import PADDING_FREE
+
     return SFTConfig(
         packing=chosen["packing"],
         packing_strategy="bfd_split",
-        max_length=chosen["max_length"] if chosen["packing"] else None,
+        max_length=chosen.get("packed_length", chosen["max_length"]) if chosen["packing"] else None,
+        padding_free=chosen.get("batching") == PADDING_FREE,
         eval_packing=False,
         **settings,
     )

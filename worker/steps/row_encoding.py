@@ -47,6 +47,16 @@ def encode_rows(
     return kept
 
 
+def row_lengths(rows: list[TokenRow]) -> list[int]:
+    """Tokens of each row; of a preference pair, of its longer conversation."""
+    return [
+        row[LENGTH][0]
+        if LENGTH in row
+        else sum(len(ids) for name, ids in row.items() if name.endswith("_ids"))
+        for row in rows
+    ]
+
+
 def as_dataset(rows: list[TokenRow]) -> Any:
     import numpy
     from datasets import Dataset

@@ -20,10 +20,12 @@ from worker.steps import together
 from worker.steps.base_model import check_type, fetch_base
 from worker.steps.division import Division, divided, most_ranks, tell_repeated
 from worker.steps.environment import environment_of
+from worker.steps.memory_ladder import announce
 from worker.steps.methods import METHODS
 from worker.steps.resuming import take_also, take_newest
-from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer
+from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer, row_lengths
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
+from worker.steps.speed_choices import settle_speed
 from worker.steps.trainer_arguments import (
     refusals_explained,
     reschedule,
@@ -32,11 +34,6 @@ from worker.steps.trainer_arguments import (
 )
 from worker.steps.training_results import checkpoint_metrics, last_loss, mean_loss, rewarded, write_results
 from worker.steps.tunings import TUNINGS, settle_bits
-
-LEAST_ADVICE = (
-    "The fewest rows at a time are too many: lower max_length, set gradient_checkpointing to true, or bits "
-    "to 4."
-)
 
 # Of jobs that were prepared before there was a choice.
 EARLIER = {
@@ -57,12 +54,9 @@ def run(step: Step) -> dict[str, Any]:
     folder = fetch_base(base, step)
     chosen = {**EARLIER, **step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
     settle_bits(step, folder, chosen)
-    least = LEAST_BATCHES.get(chosen["method"], 1)
-    division = divided(step, chosen, most_ranks(step), least=least)
-    less = halved(division.batch_size, division.accumulation * division.ranks, least)
-    step.if_memory_runs_out(less, LEAST_ADVICE)
+    division = divided(step, chosen, most_ranks(step), least=LEAST_BATCHES.get(chosen["method"], 1))
     work = {"base": str(folder), "chosen": chosen, "division": asdict(division)}
-    work["advice"] = LEAST_ADVICE if less is None else ""
+    work["advice"] = announce(step, chosen, division)
     return run_rank(step, work) if division.ranks == 1 else run_ranks(step, division.ranks, __name__, work)
 
 
@@ -70,15 +64,6 @@ def run_rank(step: Step, work: dict[str, Any]) -> dict[str, Any]:
     """Train as one of several processes, or as the only one; what the first of them returns is the result."""
     with memory_errors_explained(work["advice"]):
         return _train(step, Path(work["base"]), work["chosen"], Division(**work["division"]))
-
-
-def halved(batch: int, accumulation: int, least: int = 1) -> dict[str, int] | None:
-    """A micro-batch at most half as large that makes the same effective batch; None below `least` rows."""
-    effective = batch * accumulation
-    smaller = next((rows for rows in range(batch // 2, least - 1, -1) if effective % rows == 0), None)
-    if smaller is None:
-        return None
-    return {"batch_size": smaller, "gradient_accumulation_steps": effective // smaller}
 
 
 def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Division) -> dict[str, Any]:
@@ -96,8 +81,11 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
     check_type(base_folder, step.input.base.name if step.input.base else "")
     progress = ProgressReporter(step)
     best = BestByEvalLoss(step, chosen["early_stopping_patience"], by=METHODS[chosen["method"]].judged_by)
-    trainer = _build_trainer(step, base_folder, chosen, division, tokenizer, progress=progress, best=best)
-    _fit(step, trainer, progress, best)
+    trainer, division = _build_trainer(
+        step, base_folder, chosen, division, tokenizer, progress=progress, best=best
+    )
+    with memory_errors_explained(announce(step, chosen, division)):  # packed or not, it knows more now
+        _fit(step, trainer, progress, best)
     if trainer.eval_dataset is not None and best.last_step != trainer.state.global_step:
         trainer.evaluate()  # eval_steps need not divide the steps; the last weights are judged too
     if best.best_loss is not None and best.best_step != trainer.state.global_step:
@@ -140,8 +128,8 @@ def _build_trainer(
     *,
     progress: Any,
     best: Any,
-) -> Any:
-    """The method's trainer, with rows and model loaded, ready to begin.
+) -> tuple[Any, Division]:
+    """The method's trainer, with rows and model loaded, ready to begin, and the division as it has become.
 
     Raises:
         InvalidInput: what is asked cannot be trained so; the message names the field.
@@ -154,11 +142,10 @@ def _build_trainer(
     prepared = step.input.step_folders["prepare"]
     rows = encode_rows(prepared / "train.jsonl", method, tokenizer, chosen, step)
     validation = encode_rows(prepared / "validation.jsonl", method, tokenizer, chosen, step, required=False)
-    with refusals_explained(chosen):
-        arguments = training_arguments(
-            step, method, chosen, division, _seed(step), rows=len(rows), evaluate=bool(validation)
-        )
     model = tuning.load(step, base, chosen)
+    division = settle_speed(step, base, chosen, division, lengths=row_lengths(rows), model=model)
+    with refusals_explained(chosen):
+        arguments = training_arguments(step, method, chosen, division, _seed(step), evaluate=bool(validation))
     with refusals_explained(chosen):
         trainer: Any = method.trainer(
             model=model,
@@ -181,7 +168,7 @@ def _build_trainer(
     see_that_it_can_begin(trainer, chosen)
     _tell_size(step, trainer, len(rows), chosen, tuning.what)
     tell_repeated(step, len(trainer.train_dataset), division)
-    return trainer
+    return trainer, division
 
 
 def _tell_size(step: Step, trainer: Any, rows: int, chosen: dict[str, Any], what: str) -> None:

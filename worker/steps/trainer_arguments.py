@@ -9,9 +9,9 @@ from training_data.hyperparameters import schedule
 from worker.step import Step
 from worker.steps.division import Division
 from worker.steps.methods import Method
+from worker.steps.speed_choices import GROUPED
 
 LOGS_PER_RUN = 500
-GROUP_BY_LENGTH_FROM_BATCHES = 4
 
 
 def training_arguments(
@@ -21,16 +21,14 @@ def training_arguments(
     division: Division,
     seed: int,
     *,
-    rows: int,
     evaluate: bool,
 ) -> Any:
     import torch
 
-    grouped = not chosen["packing"] and rows >= GROUP_BY_LENGTH_FROM_BATCHES * division.effective_batch
     settings = {
         "output_dir": str(step.input.folder / "checkpoints"),
         "per_device_train_batch_size": division.batch_size,
-        "per_device_eval_batch_size": chosen["batch_size"],
+        "per_device_eval_batch_size": chosen.get("eval_batch_size", chosen["batch_size"]),
         "gradient_accumulation_steps": division.accumulation,
         "num_train_epochs": chosen["epochs"],
         "max_steps": chosen["max_steps"] or -1,
@@ -42,7 +40,7 @@ def training_arguments(
         "gradient_checkpointing": chosen["gradient_checkpointing"],
         "optim": "adamw_torch_fused",
         "bf16": chosen["compute_dtype"] == "bfloat16",
-        "train_sampling_strategy": "group_by_length" if grouped else "random",
+        "train_sampling_strategy": "group_by_length" if chosen["batching"] == GROUPED else "random",
         "logging_steps": logging_steps(chosen),
         # A loss that is no number ends the training, and must be seen for that.
         "logging_nan_inf_filter": False,

@@ -39,6 +39,10 @@ def settle_bits(step: Step, folder: Path, chosen: dict[str, Any]) -> None:
 
     from worker.steps.base_model import count_parameters
 
+    if "bits" in step.input.adjustments:
+        step.event(
+            "The base is loaded in 4 bits: with 16, memory ran out.", level="warn", bits=chosen["bits"]
+        )
     if chosen["bits"] != "auto":
         return
     needed = 2 * count_parameters(folder)

@@ -98,7 +98,7 @@ class TestTraining:
         assert measured[-1]["reward_margin"] > measured[0]["reward_margin"] == pytest.approx(0, abs=1e-3)
 
     def test_less_memory_keeps_a_question_with_another_answer(self, job):
-        from worker.steps.train import halved
+        from worker.steps.memory_ladder import halved
 
         assert halved(4, 1, 2) == {"batch_size": 2, "gradient_accumulation_steps": 2}
         assert halved(2, 2, 2) is None

@@ -188,7 +188,7 @@ def needs_memory(step: Step) -> dict[str, Any]:
 
 def takes_memory(step: Step) -> dict[str, Any]:
     """Take `row_bytes` for each of its `rows`; `more_bytes` bounds it where no control group does."""
-    from worker.steps.train import halved  # here, for what it imports in its turn
+    from worker.steps.memory_ladder import halved  # here, for what it imports in its turn
 
     batch = step.input.adjustments.get("batch_size", step.input.params.get("rows", 8))
     accumulation = step.input.adjustments.get("gradient_accumulation_steps", 2)

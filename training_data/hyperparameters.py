@@ -129,7 +129,7 @@ def resolve(
     chosen.setdefault("epochs", _epochs(size, rows, is_text=is_text) * epochs_times(params))
     defaults = {
         **(_of_adapter(chosen, size) if params["tuning"] != FULL else {"bits": 16}),
-        "packing": False,  # it pays only where attention knows where rows end; grouping by length is as good
+        "packing": False,  # whether it pays is known where it is trained: worker/steps/speed_choices.py
         "gradient_checkpointing": parameters >= CHECKPOINTING_FROM,
         "lr_scheduler": params["training_args"].get("lr_scheduler_type", "cosine"),
         "weight_decay": params["training_args"].get("weight_decay", 0.0),

@@ -147,7 +147,11 @@ class FineTuneParams(DataParams):
     use_dora: bool = Field(
         default=False, description="DoRA: learn the weights' magnitude apart from their direction; slower."
     )
-    packing: bool | Auto = Field(default="auto", description="Put several short rows into one sequence.")
+    packing: bool | Auto = Field(
+        default="auto",
+        description="true: whole rows share sequences of max_length. false: batches are padded. auto: nothing "
+        "is padded, and on a GPU rows are packed.",
+    )
     assistant_only_loss: bool = Field(default=True, description="Learn the answers only, not the questions.")
     eval_steps: Annotated[int, Field(ge=1)] | Auto = Field(
         default="auto", description="Steps between evaluations."

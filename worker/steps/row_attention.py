@@ -47,13 +47,13 @@ def row_attention(
     Returns:
         (1, tokens, heads, width), and no weights.
     Raises:
-        NotImplementedError: it would have to be another attention.
+        ValueError: it would have to be another attention.
     """
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if attention_mask is not None or query.shape[0] != 1 or dropout or not causal:
-        raise NotImplementedError("rows in one sequence have no mask, no dropout and no look ahead")
+        raise ValueError("rows in one sequence have no mask, no dropout and no look ahead")
     if query.shape[2] != key.shape[2] or any(told.get(name) is not None for name in UNKNOWN):
-        raise NotImplementedError(f"there is no cache here, and none of {', '.join(UNKNOWN)}")
+        raise ValueError(f"there is no cache here, and none of {', '.join(UNKNOWN)}")
     starts = told.get("cu_seq_lens_q")
     if starts is None:
         starts = _starts(told.get("position_ids"), query)
@@ -70,7 +70,7 @@ def _starts(position_ids: torch.Tensor | None, query: torch.Tensor) -> torch.Ten
     if position_ids is None:
         return torch.tensor([0, tokens], dtype=torch.int32, device=query.device)
     if position_ids.ndim != 2 or position_ids.shape[0] != 1:
-        raise NotImplementedError("positions have one dimension here")
+        raise ValueError("positions have one dimension here")
     begins = (position_ids[0] == 0).nonzero()[:, 0].to(torch.int32)
     return torch.cat([begins, begins.new_tensor([tokens])])
 

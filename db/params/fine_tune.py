@@ -149,8 +149,8 @@ class FineTuneParams(DataParams):
     )
     packing: bool | Auto = Field(
         default="auto",
-        description="true: whole rows share sequences of max_length. false: batches are padded. auto: nothing "
-        "is padded, and on a GPU rows are packed.",
+        description="true: whole rows share sequences of max_length. false: batches are padded. auto: "
+        "nothing is padded, and on a GPU rows are packed.",
     )
     assistant_only_loss: bool = Field(default=True, description="Learn the answers only, not the questions.")
     eval_steps: Annotated[int, Field(ge=1)] | Auto = Field(

@@ -10,7 +10,9 @@ IN_PARALLEL = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 NO_GPU = $(shell nvidia-smi -L >/dev/null 2>&1 || echo yes)
 # The chat page's tests drive a browser that is there; .ci/run installs one.
 BROWSER = $(shell for name in chromium chromium-browser google-chrome; do command -v $$name; done; true)
-NOT_HERE = $(if $(BROWSER),, and not browser)
+# Trainings on a cluster need Ray, which is an extra.
+RAY = $(wildcard .venv/lib/python3*/site-packages/ray/__init__.py)
+NOT_HERE = $(if $(BROWSER),, and not browser)$(if $(RAY),, and not ray)
 SAY_WHAT_IS_LEFT_OUT = $(if $(BROWSER),,@echo "No Chromium here: the chat page's tests in a browser are left out (apt install chromium).")
 
 .DEFAULT_GOAL := help
@@ -42,6 +44,7 @@ test: setup ## run the tests that need no GPU and no patience
 
 test-all: setup ## run the long forms too, and those of a GPU where there is one
 	$(SAY_WHAT_IS_LEFT_OUT)
+	$(if $(RAY),,@echo "No Ray here: trainings on a cluster are left out (.venv/bin/pip install '.[ray]').")
 	@$(BIN)/python -m pytest $(IN_PARALLEL) -m "(slow or not slow)$(if $(NO_GPU), and not gpu)$(NOT_HERE)"
 
 lint: setup ## check style, formatting and the direction of imports

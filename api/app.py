@@ -58,6 +58,7 @@ from db.session import (
 from db.settings import Settings
 from serving.backends.roster import Backends
 from serving.openai_compatible import make_async_client
+from training_data.ray_clusters import read_clusters
 from training_data.reward_settings import read_rewards
 from training_data.sql_settings import read_sources, read_targets
 
@@ -105,11 +106,12 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         InvalidInput: DATABASE_URL or REDIS_URL is not set, or the operator's file of backends, of SQL
-            sources or of rewards is wrong.
+            sources, of rewards or of Ray clusters is wrong.
     """
     read_sources(settings.sql)
     read_targets(settings.sql)
     read_rewards(settings.rewards)
+    read_clusters(settings.ray_clusters)
     client = make_async_client()
     backends = Backends(settings, client)
     engine = make_engine(settings.require_database_url())

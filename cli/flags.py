@@ -81,6 +81,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "eval_steps",
             "early_stopping_patience",
         ),
+        "Where": ("cluster",),
         "Output": ("quantizations", "imatrix", "publish"),
     },
     "pretrain": {

@@ -98,6 +98,7 @@ class Settings(BaseSettings):
 
     sql: Path | None = None  # a TOML file of SQL sources and targets (docs/how-to/sql.md)
 
+    ray_clusters: Path | None = None  # a TOML file of clusters to train on (docs/how-to/several-machines.md)
     rewards: Path | None = None  # a TOML file of reward functions (docs/how-to/rewards.md)
 
     # Addresses of our own
@@ -208,6 +209,7 @@ class Settings(BaseSettings):
         "embedding_tokenizer",
         "backends",
         "sql",
+        "ray_clusters",
         "rewards",
         "hub_cache_dir",
         "eval_tasks",

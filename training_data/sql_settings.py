@@ -3,7 +3,6 @@
 A request names a source or a target, and only one of these: never an address, never a statement.
 """
 
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,12 +13,12 @@ from pydantic import (
     Field,
     SecretStr,
     StringConstraints,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from db.errors import InvalidInput
+from db.operator_file import checked, read_toml, wrong
 
 SETTING = "LATHE_SQL"
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")]
@@ -117,11 +116,17 @@ SQL_FIELDS: dict[str, Callable[..., SqlSource | SqlTarget]] = {
 
 
 def read_sources(path: Path | None) -> dict[str, SqlSource]:
-    return {name: _checked(SqlSource, "source", name, row) for name, row in _tables(path, "source").items()}
+    return {
+        name: checked(SqlSource, SETTING, f"source.{name}", name, row)
+        for name, row in _tables(path, "source").items()
+    }
 
 
 def read_targets(path: Path | None) -> dict[str, SqlTarget]:
-    return {name: _checked(SqlTarget, "target", name, row) for name, row in _tables(path, "target").items()}
+    return {
+        name: checked(SqlTarget, SETTING, f"target.{name}", name, row)
+        for name, row in _tables(path, "target").items()
+    }
 
 
 def _found(databases: Mapping[str, Database], kind: Kind, name: str, project_id: str, param: str) -> Database:
@@ -138,31 +143,11 @@ def _found(databases: Mapping[str, Database], kind: Kind, name: str, project_id:
 
 
 def _tables(path: Path | None, kind: Kind) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        whole = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise _wrong(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise _wrong(f"{path} is no TOML: {error}.") from error
+    whole = read_toml(path, SETTING)
     unknown = [name for name in whole if name not in ("source", "target")]
     if unknown:
-        raise _wrong(f"{unknown[0]}: tables are [source.NAME] and [target.NAME].")
+        raise wrong(SETTING, f"{unknown[0]}: tables are [source.NAME] and [target.NAME].")
     found = whole.get(kind, {})
     if not isinstance(found, dict):
-        raise _wrong(f"{kind} is no table: write [{kind}.NAME] on a line of its own.")
+        raise wrong(SETTING, f"{kind} is no table: write [{kind}.NAME] on a line of its own.")
     return found
-
-
-def _checked(model: type[Database], kind: Kind, name: str, table: Any) -> Database:
-    try:
-        return model.model_validate({**table, "name": name} if isinstance(table, dict) else table)
-    except ValidationError as error:
-        row: Any = error.errors()[0]
-        place = ".".join(str(part) for part in (kind, name, *row["loc"]))
-        raise _wrong(f"{place}: {row['msg'].removeprefix('Value error, ')}.") from None
-
-
-def _wrong(message: str) -> InvalidInput:
-    return InvalidInput(f"{SETTING}: {message}", param=SETTING)

@@ -21,6 +21,7 @@ from db.session import SessionFactory, make_engine, make_session_factory, transa
 from db.settings import Settings
 from db.storage import claim_storage_root
 from serving.devices import Device, find_device, list_devices
+from training_data.ray_clusters import read_clusters, require_ray
 from worker.app import SPARE_THREADS, app
 from worker.attempt import is_passing
 from worker.clearing import serves_from
@@ -64,11 +65,13 @@ def serve(settings: Settings, modules: Mapping[tuple[str, str], str]) -> int:
     Returns:
         the process's exit status.
     Raises:
-        InvalidInput: a tracker that the settings name is not installed.
+        InvalidInput: a tracker that the settings name is not installed, or Ray is not and they name clusters.
         Conflict: the storage root belongs to another database.
         InvalidInput: the device that the settings name does not exist.
     """
     settings.require_trackers()
+    if settings.train_concurrency:
+        require_ray(read_clusters(settings.ray_clusters))
     configure_logs(settings)
     device = find_device(settings.device, list_devices(), setting="LATHE_DEVICE") if settings.device else None
     threads = sum(settings.concurrency.values()) + SPARE_THREADS

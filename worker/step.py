@@ -139,6 +139,8 @@ class StepInput:
         machines: for the steps that estimate a training: where the live workers that train are, as
             `training_data.machines` reads them.
         finished: for those too, what the latest fine-tunes took (see `db/queries/finished.py`).
+        cluster: for the training of a fine-tune that names one: the Ray cluster, as
+            `training_data.ray_clusters` reads it.
         chat_unloaded: the chat server's models have made room for another step; none may be loaded now.
     """
 
@@ -167,6 +169,7 @@ class StepInput:
     rewards: list[dict[str, Any]] = field(default_factory=list)
     machines: list[dict[str, Any]] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
+    cluster: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)

@@ -23,6 +23,8 @@ from db.states import JobKind, Outcome
 from db.storage import attempt_folder
 from serving.backends.configuration import read_backends
 from serving.backends.routing import find_destination, find_embedding_destination
+from training_data.ray_clusters import PARAM as CLUSTER
+from training_data.ray_clusters import find_cluster
 from training_data.reward_settings import find_rewards
 from training_data.sql_settings import SQL_FIELDS
 from worker.claim import Claim
@@ -32,6 +34,7 @@ from worker.resumable import checkpoints_to_resume
 from worker.step import Asked, BaseWeights, FileInput, StepInput, StepSettings
 
 ASK_STEP = "ask"
+TRAIN_STEP = "train"
 SQL_STEPS = ("read", "write", "prepare", "inspect", "estimate")
 ESTIMATING_STEPS = ("prepare", "estimate")
 REWARDING_STEPS = ("prepare", "train")
@@ -87,8 +90,9 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         asked=_asked(session, settings, job) if claim.step == ASK_STEP and not claim.cancelling else None,
         databases=_databases(settings, job) if claim.step in SQL_STEPS else {},
         rewards=_rewards(settings, job) if claim.step in REWARDING_STEPS else [],
-        machines=_machines(session, settings) if claim.step in ESTIMATING_STEPS else [],
+        machines=_machines(session, settings, job) if claim.step in ESTIMATING_STEPS else [],
         finished=finished_fine_tunes(session) if claim.step in ESTIMATING_STEPS else [],
+        cluster=_cluster(settings, job) if claim.step == TRAIN_STEP else None,
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
 
@@ -97,8 +101,22 @@ def _goes_on(job: Job) -> bool:
     return job.kind in (JobKind.FINE_TUNE, JobKind.ESTIMATE) and job.params.get("start_from") is not None
 
 
-def _machines(session: Session, settings: Settings) -> list[dict[str, Any]]:
+def _machines(session: Session, settings: Settings, job: Job) -> list[dict[str, Any]]:
+    if job.params.get(CLUSTER) is not None:
+        return []  # what its machines have is not known before it trains there
     return training_machines(session, within_seconds=max(MACHINES_SEEN_SECONDS, settings.lease_seconds))
+
+
+def _cluster(settings: Settings, job: Job) -> dict[str, Any] | None:
+    """The cluster that a fine-tune names.
+
+    Raises:
+        InvalidInput: it is there no more.
+    """
+    name = job.params.get(CLUSTER)
+    if name is None:
+        return None
+    return find_cluster(settings.ray_clusters, name, project_id=job.project_id).model_dump(mode="json")
 
 
 def _asked(session: Session, settings: Settings, job: Job) -> Asked:

@@ -34,6 +34,7 @@ from db.states import JobKind
 from db.storable import refuse_deep
 from serving.model_formats import HEAD_BYTES, kind_of
 from training_data.formats import Reading, check_file
+from training_data.ray_clusters import find_cluster
 from training_data.reward_settings import find_rewards
 
 # It names the embedding model on every surface.
@@ -157,6 +158,8 @@ def _check_data(unit: Unit, params: FineTuneParams | InspectParams) -> str | Non
             raise InvalidInput(
                 "name must differ from base_model, or the base would be replaced.", param="name"
             )
+        if params.cluster is not None:
+            find_cluster(unit.settings.ray_clusters, params.cluster, project_id=unit.project_id)
         find_rewards(unit.settings.rewards, params.rewards, project_id=unit.project_id)
     asking.check_databases(unit, params)
     whole = Reading(params.format, params.columns)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from db.params.values import Auto, FileId, Fold, Params, SqlName
+from db.params.values import Auto, FileId, Fold, OperatorsName, Params
 
 # The shapes of rows, and the keys that their columns go by; what they are stands in training_data/shapes.py.
 Format = Literal[
@@ -58,7 +58,7 @@ class DataParams(Params):
     training_files: list[TrainingFile] = Field(
         default=[], max_length=100, description="Several files with their weights, in place of one."
     )
-    training_source: SqlName | None = Field(
+    training_source: OperatorsName | None = Field(
         default=None, description="A source of rows that the operator has named, in place of a file."
     )
     fold_column: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(

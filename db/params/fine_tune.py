@@ -20,6 +20,7 @@ from db.params.values import (
     AskedQuantizations,
     Auto,
     ModelName,
+    OperatorsName,
     RewardName,
 )
 
@@ -170,6 +171,12 @@ class FineTuneParams(DataParams):
     )
     save_minutes: float | None = SAVE_MINUTES
     keep_checkpoints: int = KEEP_CHECKPOINTS
+    cluster: OperatorsName | None = Field(
+        default=None,
+        description="A Ray cluster that the operator has named, whose machines train together. Default: a "
+        "worker of this server trains.",
+        examples=["lab"],
+    )
 
     quantizations: AskedQuantizations = Field(default=["Q4_K_M"], description=ASKED_QUANTIZATIONS)
     imatrix: bool = IMATRIX
@@ -245,6 +252,11 @@ class FineTuneParams(DataParams):
             raise ValueError(f"beta must be greater than 0 with {self.method}: nothing would be preferred")
 
     def _check_grpo(self) -> None:
+        if self.cluster is not None:
+            raise ValueError(
+                "cluster does not go with grpo, whose answers are judged by functions of this server: leave "
+                "it out"
+            )
         if not self.rewards:
             raise ValueError(
                 "rewards is missing: grpo learns of the answers that they prefer. Name one: exact_match, "

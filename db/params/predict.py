@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from db.params.values import Auto, FileId, Params, SqlName
+from db.params.values import Auto, FileId, OperatorsName, Params
 
 BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 DAY_SECONDS = 24 * 3600
@@ -62,7 +62,7 @@ class PredictParams(AskingParams):
     input_file: FileId | None = Field(
         default=None, description="An uploaded CSV, JSONL or Parquet file, with named columns."
     )
-    input_source: SqlName | None = Field(
+    input_source: OperatorsName | None = Field(
         default=None, description="A source of rows that the operator has named, in place of a file."
     )
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] = Field(
@@ -83,7 +83,7 @@ class PredictParams(AskingParams):
         default=None, description="A column that tells rows apart. Default: the row's number."
     )
     output_format: Literal["jsonl", "csv"] = Field(default="jsonl", description="Of the answers' file.")
-    output_target: SqlName | None = Field(
+    output_target: OperatorsName | None = Field(
         default=None, description="A table that the operator has named, which takes the answers too."
     )
 

@@ -62,10 +62,10 @@ Metadata = Annotated[
 # How a conversation is written for a model that brings no chat template (serving/backends/prompt_formats.py).
 PromptFormatName = Literal["chatml", "llama", "llama3", "alpaca", "vicuna", "plain"]
 Fold = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-# Of a source or a target in the operator's file LATHE_SQL.
-SqlName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 # Of a reward: built in, or in the operator's file LATHE_REWARDS.
 RewardName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+# Of a source or a target in the operator's file LATHE_SQL, or a cluster in LATHE_RAY_CLUSTERS.
+OperatorsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 HubId = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,95}$")
 ]

@@ -11,7 +11,7 @@ JOBS_LEARNT_FROM = 20
 FINISHED = text(
     f"""
     WITH recent AS (
-        SELECT id FROM jobs WHERE kind = 'fine_tune' AND status = 'succeeded'
+        SELECT id FROM jobs WHERE kind = 'fine_tune' AND status = 'succeeded' AND params ->> 'cluster' IS NULL
         ORDER BY id DESC LIMIT {JOBS_LEARNT_FROM}
     )
     SELECT recent.id, steps.name, devices.name AS device,
@@ -29,7 +29,7 @@ def finished_fine_tunes(session: Session) -> list[dict[str, Any]]:
     """The latest that have succeeded, newest first: `device` and `results` of their steps, and `seconds`.
 
     One that went on from a checkpoint is left out, as what its last attempt took is not the whole; so is one
-    that ran out of memory and was tried with less.
+    that ran out of memory and was tried with less, and what several machines trained together.
     """
     jobs: dict[str, dict[str, Any]] = {}
     for row in session.execute(FINISHED):

@@ -217,6 +217,7 @@ def environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
         ("LATHE_EMBEDDING_TOKENIZER", settings.embedding_tokenizer),
         ("LATHE_BACKENDS", settings.backends),
         ("LATHE_SQL", settings.sql),
+        ("LATHE_RAY_CLUSTERS", settings.ray_clusters),
         ("LATHE_REWARDS", settings.rewards),
         ("LATHE_HUB_CACHE_DIR", settings.hub_cache_dir),
         ("LATHE_EVAL_TASKS", settings.eval_tasks),

@@ -21,6 +21,7 @@ from deploy.local.parts import ROOT
 from deploy.local.ports import require_free
 from deploy.local.signals import StopRequested
 from serving import embedding_model, llama_cpp
+from training_data.ray_clusters import read_clusters, require_ray
 
 if TYPE_CHECKING:
     from deploy.local.supervisor import Supervisor
@@ -41,6 +42,7 @@ def bring_up(supervisor: "Supervisor") -> None:
     settings, secrets = supervisor.settings, supervisor.secrets
     parts.require_guarded(settings)
     settings.require_trackers()
+    require_ray(read_clusters(settings.ray_clusters))
     gpus = assign_gpus(settings)
     postgres.check_version(settings.data_dir / "postgres")
     require_free(parts.wanted_ports(settings))

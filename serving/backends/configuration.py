@@ -4,7 +4,6 @@
 No request names an address, a key or a class: it names a backend, and only one of these.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -14,11 +13,10 @@ from pydantic import (
     Field,
     SecretStr,
     StringConstraints,
-    ValidationError,
     field_validator,
 )
 
-from db.errors import InvalidInput
+from db.operator_file import checked, read_toml, wrong
 
 SETTING = "LATHE_BACKENDS"
 
@@ -150,16 +148,17 @@ def read_backends(settings: BackendSettings) -> dict[str, BackendConfig]:
         table |= {"type": "llama_server", "own_models": False}
     if settings.ollama_host is not None:
         found["ollama"] = {"type": "ollama", "url": settings.ollama_url}
-    for name, table in _read_file(settings.backends).items():
+    for name, table in read_toml(settings.backends, SETTING).items():
         if not isinstance(table, dict):
-            raise _wrong(f"{name} is no table: write [{name}] on a line of its own.")
+            raise wrong(SETTING, f"{name} is no table: write [{name}] on a line of its own.")
         found[name] = found.get(name, {}) | table
     configs = {name: _checked(name, table) for name, table in found.items()}
     for config in configs.values():
         if config.stands_in_for is not None and config.stands_in_for not in configs:
             known = ", ".join(configs)
-            raise _wrong(
-                f"{config.name}.stands_in_for: there is no {config.stands_in_for!r}; there are: {known}."
+            raise wrong(
+                SETTING,
+                f"{config.name}.stands_in_for: there is no {config.stands_in_for!r}; there are: {known}.",
             )
     return configs
 
@@ -169,30 +168,11 @@ def processes(settings: BackendSettings) -> list[BackendConfig]:
     return [config for config in read_backends(settings).values() if config.process is not None]
 
 
-def _read_file(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise _wrong(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise _wrong(f"{path} is no TOML: {error}.") from error
-
-
 def _checked(name: str, table: dict[str, Any]) -> BackendConfig:
-    try:
-        config = BackendConfig.model_validate({**table, "name": name})
-    except ValidationError as error:
-        wrong = "; ".join(
-            ".".join(str(part) for part in (name, *row["loc"]))
-            + f": {row['msg'].removeprefix('Value error, ')}"
-            for row in error.errors()
-        )
-        raise _wrong(f"{wrong}.") from None
+    config = checked(BackendConfig, SETTING, name, name, table)
     if config.type == "transformers":
         if config.process is None:
-            raise _wrong(f"{name}.process is missing: it names the model that is served.")
+            raise wrong(SETTING, f"{name}.process is missing: it names the model that is served.")
         # The server calls its model by the backend's name, so that no answer shows a folder of this machine.
         return config.model_copy(
             update={
@@ -202,9 +182,5 @@ def _checked(name: str, table: dict[str, Any]) -> BackendConfig:
             }
         )
     if not config.url and ":" not in config.type:
-        raise _wrong(f"{name}.url is missing: where does it listen?")
+        raise wrong(SETTING, f"{name}.url is missing: where does it listen?")
     return config
-
-
-def _wrong(message: str) -> InvalidInput:
-    return InvalidInput(f"{SETTING}: {message}", param=SETTING)

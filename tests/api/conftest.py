@@ -18,6 +18,16 @@ from tests.api.serving import serving
 from tests.conftest import PostgresServer
 
 FAQ = b"question,answer\n" + b"".join(b"What is %d?,It is %d.\n" % (n, n * n) for n in range(20))
+CLUSTERS = """
+[lab]
+address = "10.0.0.5:6379"
+num_workers = 4
+
+[theirs]
+address = "10.0.0.6:6379"
+num_workers = 2
+projects = ["others"]
+"""
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +48,8 @@ def settings(
 ) -> Settings:
     """One installation for all of these tests: each makes rows of its own, and looks at no others."""
     server, url = backend
+    clusters = tmp_path_factory.mktemp("operator") / "clusters.toml"
+    clusters.write_text(CLUSTERS)
     postgres_server.execute(f"CREATE DATABASE api TEMPLATE {migrated_template} STRATEGY file_copy")
     return Settings(
         database_url=postgres_server.url("api"),
@@ -47,6 +59,7 @@ def settings(
         chat_server_key=server.key,
         embedding_server_url=url,
         embedding_server_key=server.key,
+        ray_clusters=clusters,
         max_file_bytes=4 * 1024 * 1024,
         max_body_bytes=256 * 1024,
     )

@@ -99,7 +99,11 @@ class AdapterTrainer(Trainer):
                 Trainer._save_checkpoint(self, model, trial)
             finally:
                 self.args.output_dir = str(root)
-            together.wait()  # each has written its random state
+            # Of a process on another machine, nobody sees the disk.
+            own = staging / f"checkpoint-{number}" / f"rng_state_{self.args.process_index}.pth"
+            for name, state in together.to_first((own.name, own.read_bytes() if own.exists() else b"")):
+                if state:
+                    (own.parent / name).write_bytes(state)
             if not together.is_first():
                 return
             # The reference of preferences: the next attempt copies it from where this one began.

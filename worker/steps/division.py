@@ -67,8 +67,13 @@ def divided(step: Step, chosen: dict[str, Any], ranks: int, *, least: int = 1) -
 
 
 def most_ranks(step: Step) -> int:
-    """How many processes could train together here: one on each GPU, or as many as the settings say."""
+    """How many processes could train together here: one on each GPU, or as many as the settings say; of a
+    cluster, as many as the operator says.
+    """
     import torch
+
+    if step.input.cluster is not None:
+        return int(step.input.cluster["num_workers"])
 
     return torch.cuda.device_count() if torch.cuda.is_available() else step.input.settings.train_processes
 

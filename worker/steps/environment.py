@@ -19,7 +19,7 @@ def environment_of(step: Step, device: str) -> dict[str, Any]:
     import torch
 
     return {
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": versions(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
@@ -27,6 +27,10 @@ def environment_of(step: Step, device: str) -> dict[str, Any]:
         "device": device,
         "threads": step.input.settings.threads,
     }
+
+
+def versions() -> dict[str, str]:
+    return {name: found for name in PACKAGES if (found := _version(name)) is not None}
 
 
 def _version(package: str) -> str | None:

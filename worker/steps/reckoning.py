@@ -107,7 +107,8 @@ def reckon(
         )
     finished = [job for row in step.input.finished if (job := _finished(row)) is not None]
     machines = read_machines(step.input.machines)
-    known = machines or [Machine(socket.gethostname())]
+    where = socket.gethostname() if params.cluster is None else f"cluster {params.cluster}"
+    known = machines or [Machine(where)]
     fitting = Fitting(shape, seen.longest, {each: correction(finished, each) for each in known}, seen.rows)
     as_computed = {**chosen, **_computed(chosen, known, shape)}
     settled = _settled(step, params, as_computed, fitting)
@@ -145,7 +146,7 @@ def reckon(
         "memory": _memory(need, shape),
         "disk": disk,
         "time": {"seconds": round(takes.total, 1), "steps": _rounded(takes.seconds), "jobs": takes.jobs},
-        "how": _how(counted, need, takes, finished, known_machines=bool(machines)),
+        "how": _how(counted, need, takes, finished, _limits(params, machines)),
         "own_error": own_error(finished),
         "foretold": {
             "seconds": round(takes.total, 1),
@@ -271,7 +272,7 @@ def _memory(need: Need, shape: ModelShape) -> dict[str, Any]:
 
 
 def _how(
-    counted: Counted, need: Need, takes: Duration, finished: list[Finished], *, known_machines: bool
+    counted: Counted, need: Need, takes: Duration, finished: list[Finished], limits: str
 ) -> dict[str, str]:
     """How each figure was reckoned, in words."""
     like = len(alike(finished, need.machine))
@@ -282,7 +283,6 @@ def _how(
     time = f"by {takes.jobs} finished jobs like it on such a device, by operations a token"
     if not takes.jobs:
         time = "no job has finished on such a device yet: operations a token, at a guessed rate"
-    limits = "" if known_machines else " No live worker trains: what there is is not known."
     return {
         "trainable_parameters": "by the shapes of the base's tensors and the layers that get an adapter",
         "tokens": f"{rows}.",
@@ -293,6 +293,13 @@ def _how(
         "to verify against.",
         "time": f"{time}.",
     }
+
+
+def _limits(params: FineTuneParams, machines: list[Machine]) -> str:
+    """What is not known of where it would train."""
+    if params.cluster is not None:
+        return f" What each machine of the cluster {params.cluster} has is not known."
+    return "" if machines else " No live worker trains: what there is is not known."
 
 
 def _finished(row: dict[str, Any]) -> Finished | None:

@@ -36,16 +36,27 @@ def take_also(step: Step, numbers: Collection[int], root: Path) -> bool:
     return not missing
 
 
+def as_seen_here(step: Step, checkpoint: Path | None) -> Path | None:
+    """The checkpoint that the first process took over, on this one's disk, which may be another machine's."""
+    if checkpoint is None or checkpoint.exists():
+        return checkpoint
+    return next(path for path in step.input.resume_from if path.name == checkpoint.name)
+
+
+def tell_passed_over(step: Step, number: int, broken: BrokenCheckpoint) -> None:
+    step.event(
+        f"The checkpoint of step {number} is not whole and is passed over: {broken}.",
+        level="warn",
+        step_number=number,
+    )
+
+
 def _taken(step: Step, checkpoint: Path, root: Path) -> Path | None:
     number = number_of(checkpoint)
     try:
         own = take_over(checkpoint, root)
     except BrokenCheckpoint as broken:
-        step.event(
-            f"The checkpoint of step {number} is not whole and is passed over: {broken}.",
-            level="warn",
-            step_number=number,
-        )
+        tell_passed_over(step, number, broken)
         return None
     step.checkpoint(number, own, {})
     return own

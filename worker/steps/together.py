@@ -63,6 +63,16 @@ def from_first(do: Callable[[], T]) -> T:
     return found[0]
 
 
+def to_first(found: T) -> list[T]:
+    """What each process has found, by rank, for the first one; the others get nothing."""
+    group = _joined()
+    if group is None:
+        return [found]
+    every: list[Any] | None = [None] * group.get_world_size() if is_first() else None
+    group.gather_object(found, every, dst=0, group=_control())
+    return every or []
+
+
 def agreed(*flags: bool) -> list[bool]:
     """What the first process says."""
     group = _joined()

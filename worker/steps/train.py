@@ -22,7 +22,8 @@ from worker.steps.division import Division, divided, most_ranks, tell_repeated
 from worker.steps.environment import environment_of
 from worker.steps.memory_ladder import announce
 from worker.steps.methods import METHODS
-from worker.steps.resuming import take_also, take_newest
+from worker.steps.ray_train.drive import train_on_cluster
+from worker.steps.resuming import as_seen_here, take_also, take_newest
 from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer, row_lengths
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
 from worker.steps.speed_choices import settle_speed
@@ -53,10 +54,13 @@ def run(step: Step) -> dict[str, Any]:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
     folder = fetch_base(base, step)
     chosen = {**EARLIER, **step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
-    settle_bits(step, folder, chosen)
+    if step.input.cluster is None:  # whose workers know their devices
+        settle_bits(step, folder, chosen)
     division = divided(step, chosen, most_ranks(step), least=LEAST_BATCHES.get(chosen["method"], 1))
     work = {"base": str(folder), "chosen": chosen, "division": asdict(division)}
     work["advice"] = announce(step, chosen, division)
+    if step.input.cluster is not None:
+        return train_on_cluster(step, folder, work, division.ranks)
     return run_rank(step, work) if division.ranks == 1 else run_ranks(step, division.ranks, __name__, work)
 
 
@@ -89,7 +93,9 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
     if trainer.eval_dataset is not None and best.last_step != trainer.state.global_step:
         trainer.evaluate()  # eval_steps need not divide the steps; the last weights are judged too
     if best.best_loss is not None and best.best_step != trainer.state.global_step:
-        trainer.load_weights(step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}")
+        best_folder = step.input.folder / "checkpoints" / f"checkpoint-{best.best_step}"
+        if together.is_first() or best_folder.exists():  # others may be on machines that do not see it
+            trainer.load_weights(best_folder)
         step.event(f"Took the weights of step {best.best_step}, the best by evaluation {best.by}.")
     if not together.is_first():
         return {}
@@ -195,7 +201,7 @@ def _fit(step: Step, trainer: Any, progress: Any, best: Any) -> None:
     """
     root = step.input.folder / "checkpoints"
     step.save_when_stopped()
-    checkpoint = together.from_first(lambda: take_newest(step, root))
+    checkpoint = as_seen_here(step, together.from_first(lambda: take_newest(step, root)))
     if checkpoint is not None:
         state = read_json(checkpoint / STATE_FILE)
         progress.tokens = state["tokens"]

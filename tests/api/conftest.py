@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from api.app import create_app
 from db.ids import new_id
@@ -73,8 +74,13 @@ def session_factory(settings: Settings) -> Iterator[SessionFactory]:
 
 
 @pytest.fixture(scope="session")
-def api_url(settings: Settings) -> Iterator[str]:
-    with serving(create_app(settings)) as url:
+def served_app(settings: Settings) -> FastAPI:
+    return create_app(settings)
+
+
+@pytest.fixture(scope="session")
+def api_url(served_app: FastAPI) -> Iterator[str]:
+    with serving(served_app) as url:
         yield url
 
 
@@ -102,8 +108,13 @@ Publish = Callable[..., str]
 
 
 @pytest.fixture
-def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[ModelServer, str]) -> Publish:
-    """Write the rows and the files of a model that was published, as a finished job does."""
+def publish(
+    session_factory: SessionFactory, settings: Settings, backend: tuple[ModelServer, str], served_app: FastAPI
+) -> Publish:
+    """Write the rows and the files of a model that was published, as a finished job does.
+
+    The API hears of it in a moment; here nobody asks before.
+    """
     model_server, _ = backend
 
     def write(
@@ -141,8 +152,11 @@ def publish(session_factory: SessionFactory, settings: Settings, backend: tuple[
             session.add(version)
             session.flush()
             model.current_version_id = version.id
-            model_server.models.update(file.backend_name for file in version.files)
-            return version.files[0].backend_name
+            names = [file.backend_name for file in version.files]
+        model_server.models.update(names)
+        if hasattr(served_app.state, "services"):  # it has been asked before
+            served_app.state.services.destinations.forget()
+        return names[0]
 
     return write
 

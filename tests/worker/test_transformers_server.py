@@ -11,7 +11,7 @@ import pytest
 
 from db.errors import Unavailable
 from deploy.local.parts import backend_part
-from deploy.local.process import Supervised
+from deploy.local.process import Death, Supervised
 from serving.backends.configuration import BackendConfig
 from serving.backends.guarding import Guarded
 from serving.backends.interface import request_of
@@ -63,15 +63,15 @@ def test_an_adapter_answers_streams_and_comes_back(
         assert other[0] == 400
 
         _is_killed_amid_an_answer(server, port, asked)
-        while not server.has_ended():
-            time.sleep(0.05)
-        assert server.collect().note == "ended by SIGKILL"
+        assert _ended(server).note == "ended by SIGKILL"
         server.restart()
         _wait_until_ready(server)
         [again] = with_backend(f"http://127.0.0.1:{port}", lambda there: _once(there, asked))
         assert _said(again[1]) == answer
     finally:
-        server.kill()
+        if server.alive:
+            server.kill()
+            _ended(server)
 
 
 def _is_killed_amid_an_answer(server: Supervised, port: int, asked: dict[str, Any]) -> None:
@@ -94,6 +94,12 @@ def _is_killed_amid_an_answer(server: Supervised, port: int, asked: dict[str, An
     error = json.loads(last.removeprefix(b"data: "))["error"]
     assert error["type"] == "server_error"
     assert "stopped in mid-answer" in error["message"]
+
+
+def _ended(server: Supervised) -> Death:
+    while not server.has_ended():
+        time.sleep(0.05)
+    return server.collect()
 
 
 async def _once(there: Guarded, asked: dict[str, Any]) -> list[tuple[int, bytes]]:

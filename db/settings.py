@@ -167,6 +167,8 @@ class Settings(BaseSettings):
     keep_deliveries_days: Days = 30
     keep_audit_days: Days = 365
     keep_responses_days: Days = 30  # since they were last gone on from
+    keep_prepared_days: Days = 30  # since the rows were last taken
+    prepared_max_bytes: int = Field(default=20 * 1024**3, ge=0)  # of all projects; 0: nothing is kept
     housekeeping_seconds: float = Field(default=600, gt=0)
 
     # Webhooks go to public addresses, and into these networks

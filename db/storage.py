@@ -70,6 +70,17 @@ def upload_folder(root: Path, upload_id: str) -> Path:
     return root / "uploads" / upload_id
 
 
+def prepared_folder(root: Path, project_id: str) -> Path:
+    """Rows that were read for trainings of a project, kept by what they depend on."""
+    return root / "prepared" / project_id
+
+
+def prepared_projects(root: Path) -> list[Path]:
+    """The folders of all projects that have any."""
+    folder = root / "prepared"
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def trash_folder(root: Path) -> Path:
     """What is to be removed is renamed into it, which takes no time and cannot be half done."""
     return root / "trash"

@@ -6,10 +6,11 @@ again first. A worker does it at a modest pace (`worker/housekeeping.py`), `lath
 
 from retention.jobs import JOBS
 from retention.leavings import LEAVINGS
+from retention.prepared import PREPARED
 from retention.records import RECORDS
 from retention.rule import HOUSEKEEPING_LOCK, Batch, Expired, House, Removal, Rule
 from retention.vector_indexes import VECTOR_INDEXES
 
-RULES: tuple[Rule, ...] = (*JOBS, *RECORDS, *LEAVINGS, *VECTOR_INDEXES)
+RULES: tuple[Rule, ...] = (*JOBS, *RECORDS, *PREPARED, *LEAVINGS, *VECTOR_INDEXES)
 
 __all__ = ["HOUSEKEEPING_LOCK", "RULES", "Batch", "Expired", "House", "Removal", "Rule"]

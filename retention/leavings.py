@@ -11,12 +11,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.models import File, Job, ModelFile, Upload
-from db.storage import trash_folder
+from db.storage import prepared_projects, trash_folder
 from retention.rule import Batch, Expired, House, Removal, Rule, freed_bytes
 from serving.removal import remove_served
 
 LOOKED_AT_ONCE = 5000  # nearly all that is looked at belongs to a row
-STAGED = re.compile(r"\.[^/]*\.[0-9a-f]{32}")  # as publishing and the weights cache write beside
+STAGED = re.compile(r"\.[^/]*\.[0-9a-f]{32}")  # as publishing and the caches write beside
 
 
 class Leavings:
@@ -95,7 +95,8 @@ class Staging(Leavings):
     why = "nobody writes it any more"
 
     def candidates(self, house: House) -> Iterable[Path]:
-        for folder in (house.settings.served_models_dir, house.settings.cache_dir / "weights"):
+        caches = (house.settings.cache_dir / "weights", *prepared_projects(house.root))
+        for folder in (house.settings.served_models_dir, *caches):
             yield from (path for path in _children(folder) if STAGED.fullmatch(path.name))
 
 

@@ -61,7 +61,17 @@ def base(stack: Stack) -> JSON:
 
 
 @pytest.fixture(scope="module")
-def fine_tuned(stack: Stack, base: JSON) -> JSON:
+def shown(stack: Stack, base: JSON, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `lathe data inspect` says of the facts before anything is trained on them."""
+    path = tmp_path_factory.mktemp("shown") / "facts.csv"
+    path.write_bytes(facts_csv())
+    said = stack.lathe("data", "inspect", str(path), "--base=micro", "--max-length=16")
+    assert said.returncode == 0, said.stderr
+    return said.stdout
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(stack: Stack, base: JSON, shown: str) -> JSON:
     params = {
         "base_model": "micro",
         "training_file": stack.upload("facts.csv", facts_csv()),
@@ -77,11 +87,8 @@ def fine_tuned(stack: Stack, base: JSON) -> JSON:
 
 
 class TestTheTunedModel:
-    def test_its_data_is_shown_before(self, stack: Stack, base: JSON, tmp_path: Path) -> None:
-        (tmp_path / "facts.csv").write_bytes(facts_csv())
-        shown = stack.lathe("data", "inspect", f"{tmp_path}/facts.csv", "--base=micro", "--max-length=16")
-        assert shown.returncode == 0, shown.stderr
-        assert "4 rows are cut, and of 4 of them the answer" in shown.stdout
+    def test_its_data_is_shown_before(self, shown: str) -> None:
+        assert "4 rows are cut, and of 4 of them the answer" in shown
 
     def test_knows_the_facts_by_heart(self, stack: Stack, fine_tuned: JSON) -> None:
         model = fine_tuned["result"]["model"]
@@ -245,6 +252,8 @@ class TestTheRows:
             id=fine_tuned["id"],
         )
         assert verified[0].verification["top1_agreement"] >= 0.98
+        told = "SELECT count(*) FROM events WHERE job_id = :id AND message LIKE 'The same files were%'"
+        assert stack.sql(told, id=fine_tuned["id"])[0].count == 1  # when its data was shown
 
     def test_at_least_one_checkpoint_is_registered(self, stack: Stack, fine_tuned: JSON) -> None:
         (row,) = stack.sql("SELECT count(*) FROM checkpoints WHERE job_id = :id", id=fine_tuned["id"])

@@ -51,6 +51,15 @@ class Census:
             "same_role_twice": self.same_role_twice,
         }
 
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for `from_json`."""
+        return {**vars(self), "roles": dict(self.roles), "turns": dict(self.turns)}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Census":
+        turns = {int(number): rows for number, rows in stored["turns"].items()}
+        return cls(**{**stored, "roles": Counter(stored["roles"]), "turns": Counter(turns)})
+
     def _note(self, places: list[str], place: str) -> None:
         if len(places) < MOST_PLACES:
             places.append(place)

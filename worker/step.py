@@ -141,6 +141,7 @@ class StepInput:
         finished: for those too, what the latest fine-tunes took (see `db/queries/finished.py`).
         cluster: for the training of a fine-tune that names one: the Ray cluster, as
             `training_data.ray_clusters` reads it.
+        prepared: for the steps that read training data, where that of the project is kept; None: nowhere.
         chat_unloaded: the chat server's models have made room for another step; none may be loaded now.
     """
 
@@ -170,6 +171,7 @@ class StepInput:
     machines: list[dict[str, Any]] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
     cluster: dict[str, Any] | None = None
+    prepared: Path | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -184,7 +186,7 @@ class StepInput:
             settings[name] = Path(settings[name]) if settings[name] is not None else None
         data["settings"] = StepSettings(**settings)
         data["folder"] = Path(data["folder"])
-        for name in ("source", "start"):
+        for name in ("source", "start", "prepared"):
             data[name] = Path(data[name]) if data[name] is not None else None
         data["step_folders"] = {name: Path(path) for name, path in data["step_folders"].items()}
         data["files"] = {

@@ -20,7 +20,7 @@ from db.queries.workers import training_machines
 from db.settings import Settings
 from db.sources import source_folder, start_folder
 from db.states import JobKind, Outcome
-from db.storage import attempt_folder
+from db.storage import attempt_folder, prepared_folder
 from serving.backends.configuration import read_backends
 from serving.backends.routing import find_destination, find_embedding_destination
 from training_data.ray_clusters import PARAM as CLUSTER
@@ -38,6 +38,7 @@ TRAIN_STEP = "train"
 SQL_STEPS = ("read", "write", "prepare", "inspect", "estimate")
 ESTIMATING_STEPS = ("prepare", "estimate")
 REWARDING_STEPS = ("prepare", "train")
+READING_STEPS = ("prepare", "estimate", "inspect")  # rows for a training
 MACHINES_SEEN_SECONDS = 60.0  # a worker that restarts is still a place to train on
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.
 BASE_PARAM = {
@@ -93,12 +94,19 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         machines=_machines(session, settings, job) if claim.step in ESTIMATING_STEPS else [],
         finished=finished_fine_tunes(session) if claim.step in ESTIMATING_STEPS else [],
         cluster=_cluster(settings, job) if claim.step == TRAIN_STEP else None,
+        prepared=_prepared(settings, claim),
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
 
 
 def _goes_on(job: Job) -> bool:
     return job.kind in (JobKind.FINE_TUNE, JobKind.ESTIMATE) and job.params.get("start_from") is not None
+
+
+def _prepared(settings: Settings, claim: Claim) -> Path | None:
+    if claim.step not in READING_STEPS or settings.prepared_max_bytes == 0:
+        return None
+    return prepared_folder(settings.storage_root, claim.project_id)
 
 
 def _machines(session: Session, settings: Settings, job: Job) -> list[dict[str, Any]]:

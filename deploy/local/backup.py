@@ -42,7 +42,7 @@ TAR_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz"}
 # jobs/<job>/<step>/<attempt>/…: of an attempt that is not done, only its checkpoints are whole.
 ATTEMPT = re.compile(r"(?P<folder>jobs/[^/]+/[^/]+/\d+)/(?P<inside>.+)")
 CHECKPOINT = re.compile(r"checkpoints/checkpoint-\d+/.+")
-LEFT_OUT = re.compile(r"trash(/.*)?|.*\.part")
+LEFT_OUT = re.compile(r"(trash|prepared)(/.*)?|.*\.part")
 NAMED_PATHS = """
     SELECT path FROM files UNION ALL SELECT path FROM artifacts UNION ALL SELECT path FROM checkpoints
     UNION ALL SELECT weights FROM model_versions WHERE weights IS NOT NULL

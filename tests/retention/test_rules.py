@@ -1,5 +1,8 @@
 """What each rule finds and removes, and what it must leave."""
 
+import json
+import os
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,6 +14,7 @@ from db.queries.collections import create_collection
 from db.queries.documents import add_documents
 from db.queries.jobs import create_job, get_job
 from db.session import transaction
+from db.source_files import ENTRY_FILE
 from db.states import JobKind
 from db.storage import trash_folder
 from retention import RULES, Removal, Rule, records
@@ -303,3 +307,56 @@ class TestLeavings:
         (installation.root / "elsewhere").hardlink_to(folder / "linked")
         (folder / "alone").write_bytes(b"x" * 3)
         assert [item.bytes for item in installation.find(BY_KIND["folder"], installation.house())] == [3]
+
+
+class TestPreparedRows:
+    def test_go_when_not_taken_for_long_or_too_many_or_without_their_files(
+        self, installation: Installation
+    ) -> None:
+        rule, root = BY_KIND["prepared rows"], installation.root / "prepared" / "default"
+        installation.upload(0)  # whose sha256 is "0"
+        for name, files, days in (("old", "0", 31), ("late", "0", 3), ("new", "0", 1), ("gone", "1", 0)):
+            (root / name).mkdir(parents=True)
+            (root / name / "rows.jsonl").write_bytes(b"x" * 1000)
+            (root / name / ENTRY_FILE).write_text(json.dumps({"result": {"files": [files]}}))
+            taken = time.time() - days * 24 * 3600
+            os.utime(root / name, (taken, taken))
+        (root / (".new." + "0" * 32)).mkdir()
+        why = {item.id: item.why for item in installation.find(rule, installation.house())}
+        assert why == {
+            "prepared/default/old": "not taken for 30 days",
+            "prepared/default/gone": "a file that they were made of is gone",
+        }
+        assert list(why) == installation.apply(rule, installation.house())
+        assert {path.name for path in root.iterdir()} == {"late", "new", ".new." + "0" * 32}
+        house = installation.house(prepared_max_bytes=1500)
+        assert installation.apply(rule, house) == ["prepared/default/late"]
+        assert installation.apply(rule, house) == []
+
+    def test_of_another_project_are_held_by_its_own_files_alone(self, installation: Installation) -> None:
+        entry = installation.root / "prepared" / "others" / "entry"
+        entry.mkdir(parents=True)
+        (entry / ENTRY_FILE).write_text(json.dumps({"result": {"files": ["0"]}}))
+        installation.upload(0)
+        assert installation.apply(BY_KIND["prepared rows"], installation.house()) == ["prepared/others/entry"]
+
+    def test_what_was_taken_meanwhile_stays(self, installation: Installation) -> None:
+        rule, entry = BY_KIND["prepared rows"], installation.root / "prepared" / "default" / "entry"
+        entry.mkdir(parents=True)
+        (entry / ENTRY_FILE).write_text(json.dumps({"result": {"files": ["0"]}}))
+        installation.upload(0)
+        os.utime(entry, (0, 0))
+        [item] = installation.find(rule, installation.house())
+        os.utime(entry)
+        with transaction(installation.sessions) as session:
+            assert rule.remove(session, installation.house(), item) == Removal.KEPT
+        assert entry.is_dir()
+
+    def test_what_was_being_written_goes_with_other_unfinished_files(
+        self, installation: Installation
+    ) -> None:
+        staged = installation.root / "prepared" / "default" / (".entry." + "0" * 32)
+        staged.mkdir(parents=True)
+        assert installation.apply(BY_KIND["unfinished file"], installation.house()) == [
+            str(staged.relative_to(installation.root))
+        ]

@@ -5,6 +5,7 @@ Nothing is silent: what was ignored, merged or is odd is told as an event. The r
 as they are read; only figures of each stay in memory.
 """
 
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from db.params.data import DataParams
 from training_data.census import Census
 from training_data.chat_templates import Chat, ChatTemplateError, merge_system_turn
 from training_data.duplicates import asked, said
+from training_data.encoded_rows import record_of, tokens_of
 from training_data.formats import DetectedFormat, Reading, RowReader, check_method, detect_format
 from training_data.reward_settings import RESERVED
 from training_data.rows import Row, as_prompt, line_of
@@ -25,10 +27,14 @@ from training_data.shapes import method_for
 from training_data.snapshots import Snapshot
 from training_data.tokens import ChatTokenizer, EncodedChat, encode_row, learnt
 from worker.step import FileInput, Step
+from worker.steps.kept_rows import KeptRows
 from worker.steps.source_rows import PARAM as SOURCE_PARAM
 from worker.steps.source_rows import as_file
 
-SPOOL = "rows.jsonl"
+READ = "read"  # the folder of what was read
+SPOOL, FIGURES = "rows.jsonl", "figures.bin"
+OF_EACH_ROW = ("source", "line", "tokens", "longest", "learnt_to", "said", "asked")
+OF_EACH_SOURCE = ("rows", "unused", "compared", "unlike")
 LINES_NAMED = 10  # in a message; the report names all
 PROBLEMS_TOLD = 100
 PROGRESS_EVERY_ROWS = 2000
@@ -58,18 +64,30 @@ class GivenFile:
 
 @dataclass
 class Source:
-    """One of the files, once it is known what it holds; `rows`: how many were read."""
+    """One of the files, once it is known what it holds.
+
+    Args:
+        rows: how many were read.
+        unused: columns that no row is made of.
+        compared: of how many rows the prompt was compared with the one that the model will be asked by.
+        unlike: in how many of these the answer does not follow it.
+    """
 
     given: GivenFile
     detected: DetectedFormat
     rows: int = 0
+    unused: list[str] = field(default_factory=list)
+    compared: int = 0
+    unlike: int = 0
 
 
 @dataclass
 class Dataset:
-    """All rows of all files, in order: what they are lies in the file `path`, a line each, as `Row`s.
+    """All rows of all files, in order: what they are lies in `path`, a line each, as `Row`s, and their tokens
+    beside it.
 
     Args:
+        folder: holds these files, and nothing else.
         source: of each row, the index of its file in `sources`; `line` in it, or number.
         tokens: of a pair, with each of its answers.
         longest: of a pair, with the longer answer.
@@ -77,7 +95,7 @@ class Dataset:
         said, asked: keys by which rows that say, or ask, the same are found.
     """
 
-    path: Path
+    folder: Path
     sources: list[Source]
     method: str
     assistant_only: bool
@@ -93,6 +111,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.line)
 
+    @property
+    def path(self) -> Path:
+        return self.folder / SPOOL
+
     def append(self, row: Row, source: int, chats: list[EncodedChat]) -> None:
         self.source.append(source)
         self.line.append(row.line)
@@ -106,6 +128,39 @@ class Dataset:
     def learnt(self, chat: EncodedChat) -> list[bool]:
         """Which tokens are learnt."""
         return learnt(chat, self.method, assistant_only=self.assistant_only)
+
+    def recipe(self) -> dict[str, Any]:
+        """What the rows depend on, beside the content of their files."""
+        given = [source.given for source in self.sources]
+        return {
+            "method": self.method,
+            "assistant_only": self.assistant_only,
+            "read": [[each.name, each.held_out, each.reading.format, each.reading.columns] for each in given],
+        }
+
+    def save(self) -> dict[str, Any]:
+        """Write the figures of each row beside the rows. Gives all else that `load` has to know."""
+        with (self.folder / FIGURES).open("wb") as file:
+            for name in OF_EACH_ROW:
+                getattr(self, name).tofile(file)
+        return {
+            "rows": len(self),
+            "census": self.census.as_json(),
+            "sources": [{name: getattr(source, name) for name in OF_EACH_SOURCE} for source in self.sources],
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        with (self.folder / FIGURES).open("rb") as file:
+            for name in OF_EACH_ROW:
+                getattr(self, name).fromfile(file, saved["rows"])
+        self.census = Census.from_json(saved["census"])
+        for source, figures in zip(self.sources, saved["sources"], strict=True):
+            for name in OF_EACH_SOURCE:
+                setattr(source, name, figures[name])
+
+    def remove(self) -> None:
+        """Take the files away."""
+        shutil.rmtree(self.folder)
 
     def places(self, rows: Iterable[int]) -> dict[str, list[int]]:
         """The lines of rows, or their numbers, by the file they are in."""
@@ -165,18 +220,22 @@ class SystemTurns:
                 "it out, or set it to false to have system turns merged into the first user turn.",
                 param="has_system_prompt",
             )
-        self._prompt = (params.system_prompt or "").strip()
+        self.prompt = (params.system_prompt or "").strip()
         self.merged_rows = 0
 
     def apply(self, messages: Chat) -> Chat:
         if not messages:
             return messages  # plain text
-        if self._prompt and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self._prompt}, *messages]
+        if self.prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.prompt}, *messages]
         if not self.supported and messages[0]["role"] == "system":
             self.merged_rows += 1
             return merge_system_turn(messages)
         return messages
+
+    def recipe(self) -> dict[str, Any]:
+        """What rows become by this."""
+        return {"system_turns": self.supported, "system_prompt": self.prompt}
 
     def tell(self, step: Step) -> None:
         if self.merged_rows:
@@ -215,11 +274,18 @@ def read_dataset(
         method = method or method_for(detected.shape)
         check_method(detected, method, given.name, param=given.param)
         sources.append(Source(given, detected))
-    dataset = Dataset(step.input.folder / SPOOL, sources, method or "", assistant_only)
-    reader = _Reader(step, dataset, tokenizer, system, {fold_column}, every)
-    with dataset.path.open("w", encoding="utf-8") as spool:
-        for index in range(len(sources)):
-            reader.read(index, spool)
+    dataset = Dataset(step.input.folder / READ, sources, method or "", assistant_only)
+    recipe = dataset.recipe() | system.recipe() | {"fold_column": fold_column, "every": every}
+    kept = KeptRows(step, recipe, [given.file.path for given in files], tokenizer)
+    told = kept.take(dataset.folder)
+    if told is not None:
+        dataset.load(told)
+        system.merged_rows = told["merged_rows"]
+    else:
+        _Reader(step, dataset, tokenizer, system, {fold_column}, every).read_all()
+        kept.keep(dataset.folder, dataset.save() | {"merged_rows": system.merged_rows})
+    for source in sources:
+        _tell_read(step, source)
     system.tell(step)
     return dataset
 
@@ -254,7 +320,14 @@ class _Reader:
     every: int
     kept: set[str] = field(default_factory=set)  # columns that rewards are given
 
-    def read(self, index: int, spool: IO[str]) -> None:
+    def read_all(self) -> None:
+        path = self.dataset.path
+        path.parent.mkdir()
+        with path.open("w", encoding="utf-8") as spool, tokens_of(path).open("wb") as tokens:
+            for index in range(len(self.dataset.sources)):
+                self._read(index, spool, tokens)
+
+    def _read(self, index: int, spool: IO[str], tokens: IO[bytes]) -> None:
         source = self.dataset.sources[index]
         given = source.given
         wrong = _Problems(given.param)
@@ -265,20 +338,19 @@ class _Reader:
             keep_fields=self.dataset.method in KEEPS_FIELDS,
             refused=wrong.collect,
         )
-        prompts = _Prompts(self.tokenizer)
         for read in islice(rows, 0, None, 1 if given.held_out else self.every):
             with wrong.collected(read):
                 row = self._as_learnt(read, given.param)
                 chats = _encoded(row, self.tokenizer, given.param)
-                prompts.compare(row, chats[0])
+                _compare_prompt(source, row, chats[0], self.tokenizer)
                 self.dataset.append(row, index, chats)
                 spool.write(line_of(row))
+                tokens.write(record_of(chats))
                 source.rows += 1
                 if source.rows % PROGRESS_EVERY_ROWS == 0:
                     self.step.event(f"Read {source.rows:,} rows.", rows=source.rows)
         wrong.raise_any()
-        _tell_unused(self.step, rows.unused - self.used - self.kept)
-        prompts.tell(self.step)
+        source.unused = sorted(filter(None, rows.unused - self.used - self.kept))
 
     def _as_learnt(self, read: Row, param: str) -> Row:
         """The row as the method takes it.
@@ -338,34 +410,27 @@ class _Problems:
             raise InvalidLines(self._found, more=more, param=self._param, placed=True)
 
 
-class _Prompts:
-    """Whether answers follow, in training, the very prompt that the model will be asked with."""
-
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._compared = self._unlike = 0
-
-    def compare(self, row: Row, chat: EncodedChat) -> None:
-        if self._compared >= ROWS_COMPARED or row.is_prompt or not row.messages:
-            return
-        self._compared += 1
-        prompt = self._tokenizer.encode_prompt(row.messages[:-1])
-        self._unlike += chat.ids[: len(prompt)] != prompt
-
-    def tell(self, step: Step) -> None:
-        if self._unlike:
-            step.event(
-                f"In {self._unlike} of the first {self._compared} rows the answer does not follow the prompt "
-                "that the model will be asked with: the chat template writes a finished conversation "
-                "otherwise, or the tokenizer joins the two.",
-                level="warn",
-                rows=self._unlike,
-            )
+def _compare_prompt(source: Source, row: Row, chat: EncodedChat, tokenizer: ChatTokenizer) -> None:
+    """Count whether the answer follows, in training, the very prompt that the model will be asked with."""
+    if source.compared >= ROWS_COMPARED or row.is_prompt or not row.messages:
+        return
+    source.compared += 1
+    prompt = tokenizer.encode_prompt(row.messages[:-1])
+    source.unlike += chat.ids[: len(prompt)] != prompt
 
 
-def _tell_unused(step: Step, unused: Iterable[str | None]) -> None:
-    ignored = sorted(filter(None, unused))
-    if ignored:
+def _tell_read(step: Step, source: Source) -> None:
+    if source.unused:
         step.event(
-            f"These columns are not used: {', '.join(ignored)}.", level="warn", ignored_columns=ignored
+            f"These columns are not used: {', '.join(source.unused)}.",
+            level="warn",
+            ignored_columns=source.unused,
+        )
+    if source.unlike:
+        step.event(
+            f"In {source.unlike} of the first {source.compared} rows the answer does not follow the prompt "
+            "that the model will be asked with: the chat template writes a finished conversation otherwise, "
+            "or the tokenizer joins the two.",
+            level="warn",
+            rows=source.unlike,
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
+from training_data.encoded_rows import tokens_of
 from worker.step import Step
 from worker.steps.base_model import describe_base
 from worker.steps.parts import NAMES
@@ -26,6 +27,8 @@ def run(step: Step) -> dict[str, Any]:
     every = looked_at_every(step)
     prepared, estimate = prepare_rows(step, params, folder, shape, downloaded=downloaded, every=every)
     for name in NAMES:
-        (step.input.folder / f"{name}.jsonl").unlink()
-    rows = {name: prepared[name] for name in ("rows", "tokens", "data_files")}
-    return {**estimate.told, "prepared": rows}
+        rows = step.input.folder / f"{name}.jsonl"
+        rows.unlink()
+        tokens_of(rows).unlink()
+    counted = {name: prepared[name] for name in ("rows", "tokens", "data_files")}
+    return {**estimate.told, "prepared": counted}

@@ -41,7 +41,7 @@ def run(step: Step) -> dict[str, Any]:
     max_length = enough_for(longest, context) if params.max_length == "auto" else params.max_length
     cut = tell_cut(step, read.parts, max_length, context)
     samples = list(_samples(dataset, tokenizer, max_length, params.rows_shown))
-    dataset.path.unlink()
+    dataset.remove()
     result = {
         "rows": read.parts.counts(),
         "left_out": read.parts.of.count(LEFT_OUT),

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from training_data.rows import read_prepared
-from training_data.tokens import ChatTokenizer, EncodedChat, encode_row, last_answer
+from training_data.encoded_rows import encoded_rows
+from training_data.tokens import ChatTokenizer, EncodedChat, last_answer
 
 # By name; ids are int32: lists of Python's take eight times more.
 TokenRow = dict[str, Any]
@@ -24,8 +24,8 @@ def each_row(
     """Rows that are learnt each for itself."""
 
     def rows(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:
-        for row in read_prepared(path):
-            encoded = encode(encode_row(row, tokenizer), chosen)
+        for row, chats in encoded_rows(path, tokenizer):
+            encoded = encode(chats, chosen)
             if encoded is not None and row.label is not None:
                 encoded[LABEL] = array("i", [row.label])
             yield encoded
@@ -41,10 +41,9 @@ def full_sequences(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any])
     """
     stream = array("i")
     length, begins = chosen["max_length"], True
-    for row in read_prepared(path):
+    for row, [document] in encoded_rows(path, tokenizer):
         if begins and tokenizer.begins_with is not None:
             stream.append(tokenizer.begins_with)
-        [document] = encode_row(row, tokenizer)
         stream.extend(document.ids)
         begins = not row.continues
         start = 0
@@ -59,8 +58,7 @@ def prompts(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Ite
     """What the model is to answer, as messages, with the row's other columns as JSON; None where no room is
     left within max_length for an answer of max_completion_length."""
     room = chosen["max_length"] - chosen["max_completion_length"]
-    for row in read_prepared(path):
-        [chat] = encode_row(row, tokenizer)
+    for row, [chat] in encoded_rows(path, tokenizer):
         messages = [{"role": turn["role"], "content": turn["content"]} for turn in row.messages]
         fits = len(chat.ids) <= room
         yield {PROMPT: messages, COLUMNS: json.dumps(row.fields)} if fits else None

@@ -5,12 +5,14 @@ Whatever of this is done to a row is told.
 
 import random
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 
 from db.errors import InvalidInput
 from db.params.data import DataParams
+from training_data.encoded_rows import read_records, tokens_of
 from training_data.snapshots import Snapshot
 from training_data.splits import split_rows
 from worker.step import Step
@@ -49,17 +51,22 @@ class Parts:
         return sum(self.dataset.tokens[row] * self.copies[row] for row in self.rows(TRAIN))
 
     def write(self, folder: Path) -> None:
-        """Leave train.jsonl, validation.jsonl and test.jsonl in place of the one file of all rows."""
-        files = [(folder / f"{name}.jsonl").open("w", encoding="utf-8") for name in NAMES]
-        try:
-            with self.dataset.path.open(encoding="utf-8") as spool:
-                for row, line in enumerate(spool):
-                    if self.of[row] != LEFT_OUT:
-                        files[self.of[row]].write(line * (self.copies[row] if self.of[row] == TRAIN else 1))
-        finally:
-            for file in files:
-                file.close()
-        self.dataset.path.unlink()
+        """Leave train.jsonl, validation.jsonl and test.jsonl, each with its tokens, in place of all rows."""
+        paths = [folder / f"{name}.jsonl" for name in NAMES]
+        with ExitStack() as opened:
+            outs = [
+                (opened.enter_context(path.open("wb")), opened.enter_context(tokens_of(path).open("wb")))
+                for path in paths
+            ]
+            spool = opened.enter_context(self.dataset.path.open("rb"))
+            tokens = opened.enter_context(tokens_of(self.dataset.path).open("rb"))
+            for row, (line, record) in enumerate(zip(spool, read_records(tokens), strict=True)):
+                if self.of[row] == LEFT_OUT:
+                    continue
+                times = self.copies[row] if self.of[row] == TRAIN else 1
+                for out, content in zip(outs[self.of[row]], (line, record), strict=True):
+                    out.write(content * times)
+        self.dataset.remove()
 
 
 def part_rows(

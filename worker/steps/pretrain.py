@@ -26,7 +26,7 @@ from worker.steps.pretrain_loop import ACCUMULATION, Corpus, Learner
 from worker.steps.pretrain_text import chat_stream, read_passages, text_stream, train_tokenizer
 from worker.steps.resuming import take_newest
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
-from worker.steps.weights_cache import WeightsCache, file_sha256, recipe_hash
+from worker.steps.weights_cache import RecipeCache, file_sha256, recipe_hash
 
 RECIPE_FORMAT = 1  # raise it when the code below makes other weights from the same params
 NOT_IN_RECIPE = {
@@ -80,7 +80,7 @@ def run(step: Step) -> dict[str, Any]:
     params = _with_seed(step, PretrainParams.model_validate(step.input.params), checkpoint)
     sources = _gather(step, params)
     recipe = sources.recipe(params)
-    cache = WeightsCache(step.input.settings.cache_dir / "weights")
+    cache = RecipeCache(step.input.settings.cache_dir / "weights")
     model_folder = step.input.folder / "model"
 
     cached, state = cache.copy_to(recipe, model_folder)

@@ -1,4 +1,5 @@
-"""Weights made here, kept by the hash of their recipe: `<cache>/weights/<recipe>/`.
+"""What was made here, kept by the hash of its recipe in a folder of that name: weights in `<cache>/weights`,
+rows that were read in `<storage>/prepared/<project>`.
 
 An entry is written beside and renamed, with a list of sha256s that is checked before each reuse; an
 entry that fails the check is removed and made again.
@@ -9,10 +10,11 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ENTRY_FILE = "recipe.json"
+from db.source_files import ENTRY_FILE
 
 
 def file_sha256(path: Path) -> str:
@@ -21,20 +23,22 @@ def file_sha256(path: Path) -> str:
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:
-    """Hash everything the weights depend on, independent of the order of keys."""
+    """Hash everything that an entry depends on, independent of the order of keys."""
     canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
-class WeightsCache:
-    """The folder of cached weights.
+class RecipeCache:
+    """A folder of entries.
 
     Args:
-        root: `<cache_dir>/weights`; made when the first entry is stored.
+        root: made when the first entry is stored.
+        copy: how a file gets into an entry and out of it; a link will do for what never changes.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, copy: Callable[[str, str], object] = shutil.copy2) -> None:
         self.root = root
+        self._copy = copy
 
     def copy_to(self, recipe: str, target: Path) -> tuple[dict[str, Any] | None, str]:
         """Copy an entry's files into `target`, which must not exist.
@@ -48,7 +52,9 @@ class WeightsCache:
             return None, "absent"
         try:
             described = json.loads((entry / ENTRY_FILE).read_text())
-            shutil.copytree(entry, target, ignore=shutil.ignore_patterns(ENTRY_FILE))
+            shutil.copytree(
+                entry, target, ignore=shutil.ignore_patterns(ENTRY_FILE), copy_function=self._copy
+            )
             intact = all(file_sha256(target / name) == sha for name, sha in described["sha256"].items())
         except (OSError, ValueError, KeyError):
             intact = False
@@ -63,7 +69,7 @@ class WeightsCache:
         self.root.mkdir(parents=True, exist_ok=True)
         staging = self.root / f".{recipe}.{uuid.uuid4().hex}"
         try:
-            shutil.copytree(source, staging)
+            shutil.copytree(source, staging, copy_function=self._copy)
             hashes = {
                 str(path.relative_to(staging)): file_sha256(path)
                 for path in sorted(staging.rglob("*"))

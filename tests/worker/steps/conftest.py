@@ -61,6 +61,7 @@ class StepRunner:
         start: Path | None = None,
         machines: list[dict[str, Any]] | None = None,
         finished: list[dict[str, Any]] | None = None,
+        prepared: Path | None = None,
         hear: Callable[[Step, Message], None] = lambda step, message: None,
     ) -> Ran:
         folder = self.root / f"{name}-{len(list(self.root.iterdir()))}"
@@ -91,6 +92,7 @@ class StepRunner:
             start=start,
             machines=machines or [],
             finished=finished or [],
+            prepared=prepared,
         )
         said = self.said = []
 

@@ -29,6 +29,10 @@ EARLIER = "earlier"  # the folder of a worker's inputs that has the checkpoints 
 PIECE_BYTES = 8 * 1024**2
 
 
+# What no other group of workers would do any better.
+FINAL = ("refused", "exhausted")
+
+
 class Desk:
     """Args:
     inputs: the files that a worker needs, by the name that each has under its own folder.
@@ -42,6 +46,7 @@ class Desk:
         self._root, self._arriving = step.input.folder / FOLDER, step.input.folder / ARRIVING
         self._group = ""  # of workers, that trains now
         self._groups = 0
+        self._written: set[int] = set()  # checkpoints of this attempt
         self.last_loss = ""
         self._hears: dict[str, Callable[[Message], None]] = {
             "checkpoint": self._checkpoint,
@@ -49,6 +54,11 @@ class Desk:
             "resumed": self._resumed,
         }
         self.ending: Message | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is worth waiting for any more."""
+        return self.ending is not None and self.ending["type"] in FINAL
 
     def answer(self, request: Request) -> Any:
         """Do what a worker asks.
@@ -81,7 +91,7 @@ class Desk:
                 for name, path in files_under(checkpoint).items()
             }
             self._earlier = [checkpoint.name for checkpoint in checkpoints]
-            if self._groups > 1:
+            if self._groups > 1 and self.ending is None:
                 self._tell_recovery()
         self._compare_versions(request["host"], request["versions"])
         return {
@@ -161,6 +171,7 @@ class Desk:
             arrived = self._arriving / message["path"]
             verify(arrived)
             own = write_checkpoint(self._root, number, lambda staging: _move(arrived, staging))
+            self._written.add(number)
         else:
             own = take_over(_numbered(self._step.input.resume_from, number), self._root)
         self._step.checkpoint(number, own, message["metrics"])
@@ -171,7 +182,7 @@ class Desk:
         self._step.checkpoint_removed(folder)
 
     def _resumed(self, message: Message) -> None:
-        if self._groups == 1:  # else it goes on from what this attempt itself has written
+        if message["step_number"] not in self._written:  # else it goes on from what this attempt has done
             self._step.relay(message)
 
     def _end(self, request: Request) -> None:

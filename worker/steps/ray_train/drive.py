@@ -111,7 +111,7 @@ def _answer(step: Step, desk: Desk, mailbox: Any, fit: _Fit) -> None:
 
     gone_by: float | None = None
     while True:
-        over = not fit.is_alive()
+        over = desk.is_closed or not fit.is_alive()
         for number, request in ray.get(mailbox.take.remote(0.0 if over else TAKE_SECONDS)):
             ray.get(mailbox.answer.remote(number, desk.answer(request)))
         if over:

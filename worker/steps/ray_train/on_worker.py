@@ -15,13 +15,12 @@ from worker.step import Message, Step, StepInput
 from worker.step_process import outcome
 from worker.steps import together
 from worker.steps.environment import versions
-from worker.steps.ray_train.desk import EARLIER
+from worker.steps.ray_train.desk import EARLIER, FINAL
 from worker.steps.ray_train.errands import Ask, bring, hand_in
 from worker.steps.ray_train.scratch import one_at_a_time, scratch
 from worker.steps.tunings import settle_bits
 
 INPUTS = "inputs"
-ENDS_ALL = ("refused", "exhausted")
 
 
 def train(given: dict[str, Any]) -> None:
@@ -49,9 +48,9 @@ def train(given: dict[str, Any]) -> None:
         threading.Thread(target=wait, daemon=True).start()
 
     ending = outcome(lambda: _train(ask, heed, rank, group, given))
-    if rank == 0 or ending["type"] in ENDS_ALL:
+    if rank == 0 or ending["type"] in FINAL:
         ask("end", ending=ending)
-    if ending["type"] in ENDS_ALL:
+    if ending["type"] in FINAL:
         raise RuntimeError(ending["message"])
 
 

@@ -146,6 +146,8 @@ class TestCheckpoints:
             "checkpoint of step 6."
         )
         assert "earlier/checkpoint-6/optimizer.pt" in begun["inputs"]
+        wire.ask_of("b")("say", message={"type": "resumed", "step_number": 6})
+        assert not wire.messages("resumed")  # it is this attempt's own
         ask("say", message={"type": "progress", "done": 7, "total": 9})  # of one that was given up for dead
         assert not wire.messages("progress")
 
@@ -174,13 +176,16 @@ class TestEnding:
         assert (wire.step.input.folder / "adapter" / "adapter_model.safetensors").read_bytes() == b"A" * 20
         assert result_of(wire.desk.ending or {}) == {"steps": 9}
         assert wire.messages("metrics")
+        assert not wire.desk.is_closed  # its workers have still to clear up
         assert not (wire.step.input.folder / desk_module.ARRIVING).exists()
 
     def test_a_group_that_begins_after_it_has_nothing_to_do(self, wire: Wire) -> None:
         ask, _ = wire.begin("a")
         refused = {"type": "refused", "code": "c", "message": "It diverged.", "param": "learning_rate"}
         ask("end", ending=refused)
+        assert wire.desk.is_closed
         assert wire.begin("b")[1]["ended"]
+        assert not wire.messages("event")
         with pytest.raises(InvalidInput, match="It diverged"):
             result_of(wire.desk.ending or {})
 

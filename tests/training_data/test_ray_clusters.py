@@ -1,12 +1,13 @@
 """The operator's file of Ray clusters."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from db.errors import InvalidInput
-from training_data.ray_clusters import find_cluster, read_clusters
+from training_data.ray_clusters import find_cluster, read_clusters, require_ray
 
 LAB = "[lab]\naddress = '10.0.0.5:6379'\nnum_workers = 4\n"
 Write = Callable[[str], Path]
@@ -64,6 +65,16 @@ class TestReading:
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=r"LATHE_RAY_CLUSTERS: .* cannot be read"):
             read_clusters(tmp_path / "none.toml")
+
+
+class TestRay:
+    def test_is_only_missed_where_clusters_are_named(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+        require_ray({})
+        with pytest.raises(InvalidInput, match=r"names lab, .* pip install 'lathe\[worker,ray\]'"):
+            require_ray(read_clusters(write(LAB)))
 
 
 class TestFinding:

@@ -20,13 +20,13 @@ RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_A
 
 
 class LocalCluster:
-    def __init__(self, folder: Path, cpus: int = 2) -> None:
+    def __init__(self, folder: Path) -> None:
         self.port = free_port()
         # Ray's sockets lie below, and the path of a socket has to be short.
         self._temp = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         argv = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={self.port}",
-            "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--node-ip-address=127.0.0.1", "--num-cpus=2", f"--object-store-memory={OBJECT_STORE_BYTES}",
             "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={self._temp}",
         ]  # fmt: skip
         self._log = (folder / "ray.log").open("wb")

@@ -37,7 +37,7 @@ ASK_STEP = "ask"
 TRAIN_STEP = "train"
 SQL_STEPS = ("read", "write", "prepare", "inspect", "estimate")
 ESTIMATING_STEPS = ("prepare", "estimate")
-REWARDING_STEPS = ("prepare", "train")
+REWARDING_STEPS = ("prepare", "train", "verify")
 READING_STEPS = ("prepare", "estimate", "inspect")  # rows for a training
 MACHINES_SEEN_SECONDS = 60.0  # a worker that restarts is still a place to train on
 # The param of a kind that names the weights it starts from; an export's are known when it is submitted.

@@ -31,6 +31,7 @@ from worker.steps.runtime import memory_errors_explained, prepare_runtime, requi
 from worker.steps.teacher_forcing import SLOTS
 
 TASK_CONTEXT = 4096  # tokens of a task's prompt and answer, where the model takes so many
+ANSWERS = "answers"  # are asked for, and compared with nothing
 BASE, TUNED, WHOLE = "base", "tuned", "weights"
 JSON = dict[str, Any]
 
@@ -52,7 +53,7 @@ class Measures:
 
     @property
     def scores_answers(self) -> bool:
-        return self.rows is not None and not {"exact_match", "rouge"}.isdisjoint(self.metrics)
+        return self.rows is not None and not {"exact_match", "rouge", ANSWERS}.isdisjoint(self.metrics)
 
 
 def run(step: Step) -> JSON:
@@ -186,6 +187,8 @@ def _sentences(figures: JSON) -> Iterator[str]:
         yield f"loss {figures['loss']:.4f}, perplexity {figures['perplexity']:.4g}"
     if "exact_match" in figures:
         yield f"{figures['exact_match']:.1%} of the answers equal"
+    elif "answers" in figures:
+        yield f"{figures['answers']} answers"
     if "rougeL" in figures:
         yield f"ROUGE-L {figures['rougeL']:.3f}"
     for task, found in (figures.get("tasks") or {}).items():

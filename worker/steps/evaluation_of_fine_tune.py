@@ -10,9 +10,10 @@ from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.base_files import cache_folder
 from worker.steps.base_model import fetch_base
-from worker.steps.evaluate import Evaluation, Measures
-from worker.steps.evaluation_rows import EvaluationRows, read_chats, take_rows
+from worker.steps.evaluate import ANSWERS, Evaluation, Measures
+from worker.steps.evaluation_rows import EvaluationRows, read_chats, take_prompts, take_rows
 from worker.steps.export import trained_folder
+from worker.steps.judged_answers import judge_answers, rows_of
 from worker.steps.programs import ServedFile
 from worker.steps.served_files import served_file
 from worker.steps.weights_cache import file_sha256
@@ -35,16 +36,20 @@ def evaluation_of(step: Step, tools: Tools, published: list[str]) -> JSON:
         return {}
     exported, made = step.input.results["export"], step.input.step_folders["export"]
     context = int(exported["context_length"])
-    chats = read_chats(path)
-    _, rows = take_rows(chats, MOST_ROWS, ChatTokenizer(trained_folder(step.input)), context)
+    chats, tokenizer = read_chats(path), ChatTokenizer(trained_folder(step.input))
+    _, rows = take_rows(chats, MOST_ROWS, tokenizer, context)
+    metrics = ["loss", "exact_match", "rouge"]
+    if not rows:
+        rows, metrics = take_prompts(chats, MOST_ROWS, tokenizer), [ANSWERS]
+    rows = [row for row in rows if len(row.prompt) < context]
     if not rows:
         return {}
     data = {"name": "the test split", "split": "test", "rows": len(rows), "of": len(chats)}
     held_out = EvaluationRows(rows, {**data, "sha256": file_sha256(path)})
     longest = max(len(row.forced.ids) - row.forced.prompt_length for row in rows)
-    room = min(LONGEST_ANSWER, 2 * longest + 16)
+    room = LONGEST_ANSWER if metrics == [ANSWERS] else min(LONGEST_ANSWER, 2 * longest + 16)
     needed = max(held_out.longest, held_out.longest_prompt + room)
-    measures = Measures(["loss", "exact_match", "rouge"], held_out, {}, min(context, needed), room)
+    measures = Measures(metrics, held_out, {}, min(context, needed), room)
     evaluation = Evaluation(step, tools, measures)
     base = cache_folder(step, fetch_base(step.input.base, step))
     made_by_type = {file["quantization"]: file for file in exported["files"]}
@@ -55,9 +60,11 @@ def evaluation_of(step: Step, tools: Tools, published: list[str]) -> JSON:
     samples = [
         {
             "asked": row.forced.messages[-1]["content"],
-            "expected": row.answer,
+            "expected": row.answer or None,
             "answers": {name: said[index] for name, said in evaluation.answers.items()},
         }
         for index, row in enumerate(rows[:SAMPLES])
     ]
+    asked = [row.forced.messages for row in rows]
+    judge_answers(step, tokenizer, rows_of(path, asked), evaluation.answers, evaluation.table)
     return {"evaluation": {"data": held_out.data, "table": evaluation.table, "samples": samples}}

@@ -22,6 +22,7 @@ COLUMNS = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
+    "reward": "reward",
     "cut_off": "cut off",
 }
 

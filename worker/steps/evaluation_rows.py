@@ -88,6 +88,13 @@ def take_rows(
     return wanted, [row for chat in wanted if (row := _row(chat, tokenizer, context)) is not None]
 
 
+def take_prompts(chats: list[Chat], most: int, tokenizer: ChatTokenizer) -> list[EvaluationRow]:
+    """Take `most` prompts from all over the list, to be answered alone."""
+    taken = spread([chat for chat in chats if chat and chat[-1]["role"] == "user"], most)
+    encoded = [(chat, tokenizer.encode_prompt(chat)) for chat in taken]
+    return [EvaluationRow(ForcedRow(ids, [], len(ids), chat), ids, "") for chat, ids in encoded]
+
+
 def _source(
     step: Step, about: dict[str, Any], tokenizer: ChatTokenizer
 ) -> tuple[Path, list[Chat], dict[str, Any]]:

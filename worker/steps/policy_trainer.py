@@ -51,13 +51,27 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.add_callback(RewardReporter(step))
+        self._tell_repeated(step)
+
+    def _tell_repeated(self, step: Step) -> None:
+        repeated = -len(self.train_dataset) % self._prompts_at_once
+        if repeated:
+            step.event(
+                f"Each pass over the {len(self.train_dataset)} prompts is filled up with {repeated} of them "
+                f"again, so that every step has {self._prompts_at_once}.",
+                repeated=repeated,
+            )
+
+    @property
+    def _prompts_at_once(self) -> int:
+        return int(self.args.generation_batch_size // self.num_generations)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         # trl's own leaves out what does not fill a batch, and goes on from its own random state.
         return PromptSampler(
             len(self.train_dataset if dataset is None else dataset),
             answers=self.num_generations,
-            prompts=self.args.generation_batch_size // self.num_generations,
+            prompts=self._prompts_at_once,
             times=self.args.steps_per_generation,
             seed_of_epoch=lambda: self.args.seed + int(self.state.epoch or 0),
         )

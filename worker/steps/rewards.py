@@ -19,7 +19,8 @@ from typing import Any
 
 from db.errors import InvalidInput
 from training_data.reward_settings import BUILT_IN, PARAM, SETTING, RewardSettings
-from training_data.rows import ANSWER, expected_answer, read_prepared
+from training_data.rows import ANSWER, Row, expected_answer, read_prepared
+from training_data.tokens import ChatTokenizer
 from worker.step import Step
 
 BUILT_IN_MODULE = "worker.steps.builtin_rewards"
@@ -90,6 +91,27 @@ class Reward:
             param=PARAM,
             code="reward_failed",
         )
+
+
+def judge(reward: Reward, tokenizer: ChatTokenizer, rows: list[Row], answers: list[str]) -> list[float]:
+    """Judge answers to prompts outside of a training.
+
+    Raises:
+        InvalidInput, RuntimeError: as a training would be told.
+    """
+    return reward(
+        prompts=[row.messages for row in rows],
+        completions=[[{"role": "assistant", "content": answer}] for answer in answers],
+        completion_ids=[tokenizer.encode_text(answer) for answer in answers],
+        columns=[json.dumps(row.fields) for row in rows],
+        trainer_state=None,
+        log_extra=_unheard,
+        log_metric=_unheard,
+    )
+
+
+def _unheard(*args: Any) -> None:
+    """For what a function would log of a training."""
 
 
 async def _awaited(values: Awaitable[Any]) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
+from training_data.answer_batches import GRPO
 from training_data.hyperparameters import LEAST_BATCHES
 from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
@@ -173,7 +174,8 @@ def _build_trainer(
         reschedule(step, trainer, chosen)
     see_that_it_can_begin(trainer, chosen)
     _tell_size(step, trainer, len(rows), chosen, tuning.what)
-    tell_repeated(step, len(trainer.train_dataset), division)
+    if chosen["method"] != GRPO:  # which fills its batches with whole prompts
+        tell_repeated(step, len(trainer.train_dataset), division)
     return trainer, division
 
 

@@ -162,6 +162,17 @@ class TestTraining:
         assert kl[-1] > 0.01
         assert (ran.folder / "model" / "model.safetensors").is_file()
 
+    @pytest.mark.slow
+    def test_several_processes_train_together(self, grpo):
+        """Each writes its part of the answers, and they are compared whole."""
+        job = grpo(rewards=["brevity"], max_steps=3, beta=0.1, train_size=0.7)
+        job.steps.settings = {"train_processes": 2}
+        ran = job.run()
+        assert ran.result["processes"] == 2
+        assert len(measured(ran, "reward")) == 3
+        assert ran.result["eval_reward"] is not None
+        assert (ran.folder / "adapter" / "adapter_model.safetensors").is_file()
+
 
 def share_of_letter(base: Path, trained: Path | None = None) -> float:
     import torch

@@ -258,3 +258,37 @@ class TestDifference:
         # Of the row's own tokens those count that the server tells of.
         assert difference.perplexity == pytest.approx(1 / 0.55)
         assert difference.perplexity_weights == pytest.approx(1 / 0.48)
+
+
+class TestPromptsAlone:
+    def test_are_answered_by_the_weights_and_judged_by_the_rewards(
+        self, tmp_path: Path, root: Path, exported: Exported, models: TrainedModels
+    ) -> None:
+        """As after a training by GRPO: nobody has written down what the answers should be."""
+        (tmp_path / "prepare").mkdir()
+        prompts = [{"messages": row["messages"][:-1]} for row in models.rows]
+        write_rows(tmp_path / "prepare" / "train.jsonl", prompts)
+        write_rows(tmp_path / "prepare" / "test.jsonl", prompts[:2])
+        chosen = {"max_completion_length": 64, "reward_weights": [2.0]}
+        q8 = {**exported.result, "files": [exported.result["files"][1]]}
+        result, said = run_verify(
+            tmp_path / "verify", root, exported, models,
+            step_folders={**exported.folders, "prepare": tmp_path / "prepare"},
+            params={"name": "faq", "quantizations": ["Q8_0"]},
+            rewards=[{"name": "brevity"}],
+            results={
+                "export": q8,
+                "prepare": {"reward_columns": []},
+                "train": {"hyperparameters": chosen},
+            },
+        )  # fmt: skip
+        [row] = result["files"]
+        assert (row["split"], row["rows"]) == ("own answers", 2)
+        assert row["answers_by_heart"] == row["answers_ended"] == 2
+        assert row["top1_agreement"] >= 0.98
+        assert any("what the weights answer to 2" in message.get("message", "") for message in said)
+        table = {row["name"]: row for row in result["evaluation"]["table"]}
+        assert 0 < table["Q8_0"]["reward"] < 2
+        [sample, _] = result["evaluation"]["samples"]
+        assert sample["expected"] is None
+        assert sample["answers"]["Q8_0"] == models.rows[0]["messages"][-1]["content"]

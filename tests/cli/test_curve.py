@@ -48,3 +48,13 @@ def test_leaves_out_what_is_no_number() -> None:
     curve.add(1, {"step": 6, "loss": float("nan")})
     curve.add(1, {"text_tokens": 7})
     assert drawn(curve).splitlines()[-1].split()[-1] == "4"
+
+
+def test_draws_rewards_where_there_are_any() -> None:
+    curve = falling(1, range(0, 100, 5))
+    for step in range(0, 100, 5):
+        curve.add(1, {"step": step, "reward": 700.0 + step})
+    curve.add(1, {"step": 95, "eval_reward": 750.0})
+    legend, *plot = drawn(curve).splitlines()
+    assert legend.split() == ["⠒⠒", "reward", "⠒⠒", "validation", "reward"]
+    assert any("795" in line for line in plot)

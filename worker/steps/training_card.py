@@ -51,7 +51,11 @@ def card_of(recipe: JSON, *, curves: bool) -> str:
         f"by job {recipe['job']}. The same again: `lathe reproduce {recipe['name']}`.",
         *_section("Data", ["what", "name", "sha256"], _data_rows(recipe)),
         *_section("Training", ["", ""], _training_rows(recipe)),
-        *([f"![Loss by training step]({CURVES})"] if curves else []),
+        *(
+            [f"![{'Reward' if recipe.get('rewards') else 'Loss'} by training step]({CURVES})"]
+            if curves
+            else []
+        ),
         *_evaluation(recipe["evaluation"]),
         *_quantised(recipe),
         *_section("Made with", ["", ""], _environment_rows(recipe["environment"])),

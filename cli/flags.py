@@ -42,13 +42,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "max_length",
         ),
         "Method": ("method", "beta", "start_from", "preset"),
-        "Rewards": (
-            "rewards",
-            "reward_weights",
-            "num_generations",
-            "max_completion_length",
-            "temperature",
-        ),
+        "Rewards": ("rewards", "reward_weights", "num_generations", "max_completion_length", "temperature"),
         "LoRA": (
             "tuning",
             "bits",

@@ -1,7 +1,6 @@
 """Flags made from the parameters of a kind of job.
 
-Names, types, bounds, defaults and help texts come from the pydantic models in `db/params/`; what
-stands here is only how `--help` groups them, and the short names that people type.
+Names, types, bounds, defaults and help texts come from `db/params/`; groups and short names stand here.
 """
 
 import inspect

@@ -10,9 +10,10 @@ IN_PARALLEL = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 NO_GPU = $(shell nvidia-smi -L >/dev/null 2>&1 || echo yes)
 # The chat page's tests drive a browser that is there; .ci/run installs one.
 BROWSER = $(shell for name in chromium chromium-browser google-chrome; do command -v $$name; done; true)
-# Trainings on a cluster need Ray, which is an extra.
+# Trainings on a cluster need Ray, which is an extra; bases stored by GPTQ or AWQ another, which pins its own numpy.
 RAY = $(wildcard .venv/lib/python3*/site-packages/ray/__init__.py)
-NOT_HERE = $(if $(BROWSER),, and not browser)$(if $(RAY),, and not ray)
+GPTQ = $(wildcard .venv/lib/python3*/site-packages/gptqmodel/__init__.py)
+NOT_HERE = $(if $(BROWSER),, and not browser)$(if $(RAY),, and not ray)$(if $(GPTQ),, and not gptq)
 SAY_WHAT_IS_LEFT_OUT = $(if $(BROWSER),,@echo "No Chromium here: the chat page's tests in a browser are left out (apt install chromium).")
 
 .DEFAULT_GOAL := help

@@ -1,6 +1,7 @@
 """Flags made from the parameters of a kind of job.
 
-Names, types, bounds, defaults and help texts come from `db/params/`; groups and short names stand here.
+Names, types, bounds, defaults and help texts come from the pydantic models in `db/params/`; what
+stands here is only the short names that people type, and in `cli/panels.py` how `--help` groups them.
 """
 
 import inspect
@@ -15,113 +16,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from cli.panels import PANELS
 from db.params.data import TrainingFile
 from db.params.values import Params
-
-# Groups in the order in which --help shows them.
-PANELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "fine_tune": {
-        "Model": ("base_model", "name", "alias"),
-        "Data": (
-            "training_file",
-            "training_files",
-            "training_source",
-            "fold_column",
-            "validation_folds",
-            "test_folds",
-            "validation_file",
-            "format",
-            "columns",
-            "train_size",
-            "dedupe",
-            "leaks",
-            "seed",
-            "system_prompt",
-            "has_system_prompt",
-            "max_length",
-        ),
-        "Method": ("method", "beta", "start_from", "preset"),
-        "Rewards": ("rewards", "reward_weights", "num_generations", "max_completion_length", "temperature"),
-        "LoRA": (
-            "tuning",
-            "bits",
-            "lora_rank",
-            "lora_alpha",
-            "lora_dropout",
-            "lora_target_modules",
-            "lora_bias",
-            "use_rslora",
-            "use_dora",
-        ),
-        "Optimisation": (
-            "epochs",
-            "max_steps",
-            "learning_rate",
-            "learning_rate_multiplier",
-            "warmup_steps",
-            "effective_batch_size",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "gradient_checkpointing",
-            "packing",
-            "assistant_only_loss",
-            "training_args",
-        ),
-        "Checkpoints and evaluation": (
-            "save_steps",
-            "save_minutes",
-            "keep_checkpoints",
-            "eval_steps",
-            "early_stopping_patience",
-        ),
-        "Where": ("cluster",),
-        "Output": ("quantizations", "imatrix", "publish"),
-    },
-    "pretrain": {
-        "Model": ("name", "start_from", "context_length", "hidden_size", "layers", "heads"),
-        "Data": ("training_file", "tokenizer", "vocab_size"),
-        "Optimisation": ("steps", "learning_rate", "batch_size", "seed"),
-        "Checkpoints": ("save_steps", "save_minutes", "keep_checkpoints"),
-        "Samples": ("sample_every", "sample_prompt"),
-        "Output": ("quantizations", "imatrix"),
-    },
-    "predict": {
-        "What to ask": ("model", "prompt", "system_prompt", "inference_kwargs", "inference_kwargs_column"),
-        "Rows": ("input_file", "input_source", "key_column"),
-        "Answers": ("output_format", "output_target"),
-        "How": ("concurrency", "row_tries", "finish_within_seconds"),
-    },
-    "evaluate": {
-        "What to measure": ("model", "quantizations", "base"),
-        "Rows": ("input_file", "split", "max_rows"),
-        "How": ("metrics", "max_tokens", "tasks", "task_rows"),
-    },
-    "inspect": {
-        "Model": ("base_model",),
-        "Data": (
-            "training_file",
-            "training_files",
-            "training_source",
-            "validation_file",
-            "format",
-            "columns",
-            "train_size",
-            "dedupe",
-            "leaks",
-            "seed",
-            "fold_column",
-            "validation_folds",
-            "test_folds",
-            "system_prompt",
-            "has_system_prompt",
-        ),
-        "What it is for": ("method", "max_length", "assistant_only_loss", "rows_shown"),
-    },
-    "export": {
-        "What to export": ("checkpoint", "job"),
-        "Output": ("name", "quantizations", "imatrix", "publish"),
-    },
-}
 
 # What people type; the parameter's own name is understood as well.
 SHORT_NAMES = {

@@ -113,6 +113,15 @@ def _print_models(rows: list[JSON], versions: bool) -> None:
 
 def _add_version(made: Table, row: JSON, version: JSON) -> None:
     is_current = version["number"] == row["version"]
+    if not version["quantizations"]:
+        made.add_row(
+            Text(row["id"], "bold" if is_current else "dim"),
+            f"@{version['number']}",
+            _stored(version["details"].get("stored") or {}),
+            "",
+            Text(harmless(version["base_model"] or "")),
+            " ".join(_verification(version["details"].get("measured") or {})),
+        )
     for position, file in enumerate(version["quantizations"]):
         first = position == 0
         made.add_row(
@@ -123,6 +132,11 @@ def _add_version(made: Table, row: JSON, version: JSON) -> None:
             Text(harmless(version["base_model"] or "")) if first else "",
             " ".join(_verification(file["verification"] or {})),
         )
+
+
+def _stored(stored: JSON) -> Text:
+    """How the weights of a model that is not served are stored."""
+    return Text(f"{stored.get('method', '').upper()} of {stored.get('bits')} bits, a base", "dim")
 
 
 def _verification(figures: JSON) -> Iterator[str]:

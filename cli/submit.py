@@ -1,5 +1,5 @@
-"""`lathe fine-tune`, `pretrain`, `export`, `evaluate` and `predict`: a flag for every parameter, uploads, and
-the job.
+"""`lathe fine-tune`, `pretrain`, `quantize`, `export`, `evaluate` and `predict`: a flag for every parameter,
+uploads, and the job.
 """
 
 import inspect
@@ -96,6 +96,7 @@ RunJson = Annotated[
 EXAMPLES = {
     "fine_tune": "lathe fine-tune --base tiny --data examples/faq.csv --name faq --watch",
     "pretrain": "lathe pretrain --name my-tiny --data book.txt --steps 500 --watch",
+    "quantize": "lathe quantize --base tiny --name tiny-gptq --watch",
     "predict": 'lathe predict --model faq --data rows.csv --prompt "{context} {input}" --watch',
     "evaluate": "lathe evaluate faq --data held-out.jsonl --watch",
     "export": "lathe export checkpoint-… --name faq-early --quantization Q8_0 --watch",

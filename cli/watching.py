@@ -74,6 +74,12 @@ def _print_result(job: JSON, console: Console) -> None:
     if not result.get("model"):
         return
     version = f"@{result['version']}" if result.get("version") else ""
+    if not result.get("quantizations"):
+        console.print(
+            f"[green]{result['model']}{version}[/] is there:  lathe fine-tune --base {result['model']} …"
+        )
+        console.print(f"Its files:  lathe download {job['id']}", style="dim")
+        return
     console.print(f"[green]{result['model']}{version}[/] answers:  lathe chat {result['model']}")
     console.print(f"Its files:  lathe download {job['id']}", style="dim")
 

@@ -13,6 +13,7 @@ from db.params.predict import BatchParams, PredictParams
 from db.params.pretrain import PretrainParams
 from db.params.pull import PullParams
 from db.params.push import PushParams
+from db.params.quantize import QuantizeParams
 from db.params.values import Params
 
 PARAMS: dict[str, type[Params]] = {
@@ -27,12 +28,13 @@ PARAMS: dict[str, type[Params]] = {
     "evaluate": EvaluateParams,
     "inspect": InspectParams,
     "estimate": EstimateParams,
+    "quantize": QuantizeParams,
 }
 
 # The params that name rows: what a job needs until it has ended.
 FILE_FIELDS = ("training_file", "validation_file", "source.file", "input_file")
 FILE_LISTS = ("training_files",)  # of objects with a `file`
-MODEL_FIELDS = ("base_model", "start_from", "tokenizer")
+MODEL_FIELDS = ("base_model", "merge_base", "start_from", "tokenizer")
 
 
 def files_of(params: Mapping[str, Any]) -> dict[str, str]:

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from training_data.stored_quantization import stored_quantization
+
 ALL_LINEAR = "all-linear"
+PACKED_BESIDE = ("qzeros", "scales", "g_idx")  # what GPTQ and AWQ store with a matrix of packed weights
 # How the families call what is no linear layer although it is a matrix: embeddings, and the output layer.
 EMBEDDINGS = ("embed", "wte", "wpe")
 HEADS = ("lm_head", "embed_out")
@@ -76,6 +79,10 @@ class ModelShape:
             if any(matrix.name == name or matrix.name.endswith(f".{name}") for name in named)
         ]
 
+    def linear_names(self) -> list[str]:
+        """How the linear layers of its blocks are called: q_proj, v_proj, …"""
+        return sorted({matrix.name.rpartition(".")[2] for matrix in self.linear})
+
     def _biases(self, wanted: str, targets: Iterable[Matrix]) -> int:
         if wanted == "all":
             return sum(self.biases.values())
@@ -90,6 +97,7 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) 
         tensors: the shape of each tensor of its files, by name.
     """
     text = {**config, **(config.get("text_config") or {})}
+    tensors = _unpacked(config, tensors)
     matrices = {
         name.removesuffix(".weight"): Matrix(name.removesuffix(".weight"), shape[0], shape[1])
         for name, shape in tensors.items()
@@ -114,6 +122,26 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) 
         vocabulary=_first(text, ("vocab_size",), 1),
         gated=any("gate" in name for name in matrices),
     )
+
+
+def _unpacked(config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """The shapes as they were before GPTQ or AWQ packed several weights into each int32."""
+    stored = stored_quantization(config)
+    if stored is None:
+        return tensors
+    found: dict[str, Sequence[int]] = {}
+    for name, shape in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if kind == "qweight":  # GPTQ packs along the inputs, AWQ along the outputs
+            inputs, outputs = shape
+            if stored.method == "gptq":
+                inputs = inputs * 32 // stored.bits
+            else:
+                outputs = outputs * 32 // stored.bits
+            found[f"{module}.weight"] = (outputs, inputs)
+        elif kind not in PACKED_BESIDE:
+            found[name] = shape
+    return found
 
 
 def _adapted_outputs(matrix: Matrix) -> int:

@@ -169,6 +169,9 @@ def _go_on(session: Session, job: Job, step: Step, ending: Ending) -> None:
     if job.base is not None and "base_revision" in step.result:
         # A hub's branch may move on while the job runs: all its steps, and exports of it, take one commit.
         job.base = {**job.base, "revision": step.result["base_revision"]}
+    if job.base is not None and "merge_base_revision" in step.result:
+        merged = {**job.base["merge_base"], "revision": step.result["merge_base_revision"]}
+        job.base = {**job.base, "merge_base": merged}
     _register_artifacts(session, job, step, ending.artifacts)
     _register_files(session, job, step, ending.artifacts)
     move(session, step, StepStatus.SUCCEEDED)

@@ -16,6 +16,11 @@ from db.queries.runtime import runtime_seconds
 from db.sources import trains_adapter
 from db.states import JobKind
 
+# Kinds of job that leave a whole model, and the step that does.
+MADE_WHOLE = {JobKind.PULL: "pull", JobKind.QUANTIZE: "quantize"}
+# What is kept of weights that are stored quantised.
+OF_QUANTIZED = ("stored", "quantized_from", "calibration", "bytes", "bytes_before")
+
 
 def lock_model(session: Session, project_id: str, name: str) -> Model:
     """Lock the model by that name, which is made if need be. Comes before any lock of a job or a step."""
@@ -68,9 +73,10 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
         "version": version.number,
         **({"aliases": aliases} if aliases else {}),
         "quantizations": [file["quantization"] for file in published["files"]],
-        "backend": published["files"][0]["backend"],
+        "backend": published["files"][0]["backend"] if published["files"] else None,
         "context_length": published.get("context_length"),
         **(compared(session, job, by_name) if job.kind == JobKind.FINE_TUNE else {}),
+        **{name: version.details[name] for name in ("stored", "measured") if version.details.get(name)},
     }
 
 
@@ -105,12 +111,12 @@ def _verification(figures: dict[str, Any] | None, file: dict[str, Any]) -> dict[
 
 
 def _weights(job: Job, steps: dict[str, Step]) -> str | None:
-    """A model of which all weights were trained, or that was pulled whole, keeps them for others to start
-    from; a fine-tune otherwise keeps its adapter."""
-    if job.kind == JobKind.PULL:
-        pull = steps["pull"]
-        folder = (pull.result or {}).get("folder")
-        return f"jobs/{job.id}/{pull.name}/{pull.succeeded_attempt}/{folder}" if folder else None
+    """A model of which all weights were trained, or that was pulled whole or quantised, keeps them for others
+    to start from; a fine-tune otherwise keeps its adapter."""
+    if job.kind in MADE_WHOLE:
+        made = steps[MADE_WHOLE[JobKind(job.kind)]]
+        folder = (made.result or {}).get("folder")
+        return f"jobs/{job.id}/{made.name}/{made.succeeded_attempt}/{folder}" if folder else None
     if job.kind not in (JobKind.PRETRAIN, JobKind.FINE_TUNE) or trains_adapter(job):
         return None
     train = steps["train"]
@@ -124,7 +130,7 @@ def _prompting(job: Job, steps: dict[str, Step]) -> dict[str, Any] | None:
 
 
 def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dict[str, Any]:
-    exported = steps["pull" if job.kind == JobKind.PULL else "export"].result or {}
+    exported = steps[MADE_WHOLE.get(JobKind(job.kind), "export")].result or {}
     verified = steps["verify"].result or {}
     taken = {file["quantization"] for file in published["files"]}
     return {
@@ -133,9 +139,11 @@ def _details(job: Job, steps: dict[str, Step], published: dict[str, Any]) -> dic
         "architecture": exported.get("architecture"),
         "train": steps["train"].result if "train" in steps else None,
         "source": exported.get("source"),
-        "imatrix": published["files"][0].get("imatrix"),
+        "imatrix": published["files"][0].get("imatrix") if published["files"] else None,
         "published_as": job.params.get("publish"),
         "bases": {file["quantization"]: file["base"] for file in published["files"] if file.get("base")},
+        **{name: exported[name] for name in OF_QUANTIZED if name in exported},
+        **({"measured": verified["measured"]} if "measured" in verified else {}),
         # What `auto` has measured and not taken.
         "passed_over": [row for row in verified.get("files", []) if row["quantization"] not in taken],
     }

@@ -51,12 +51,19 @@ class BaseWeights:
     """The model a fine-tune starts from.
 
     `location` is an absolute folder in Hugging Face's layout, or a hub id when `source` is "hub".
+    `merge_base` is of weights that are stored quantised: the 16-bit model that they were made from.
     """
 
     name: str
     source: Literal["folder", "hub"]
     location: str
     revision: str | None = None
+    merge_base: "BaseWeights | None" = None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "BaseWeights":
+        merge_base = data.get("merge_base")
+        return cls(**{**data, "merge_base": cls.from_dict(merge_base) if merge_base is not None else None})
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,11 @@ class StepInput:
     cluster: dict[str, Any] | None = None
     prepared: Path | None = None
 
+    @property
+    def sixteen_bit_base(self) -> BaseWeights | None:
+        """What files are made from, with the adapter: the base, or what a quantised one was made from."""
+        return self.base if self.base is None or self.base.merge_base is None else self.base.merge_base
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
 
@@ -197,7 +209,7 @@ class StepInput:
         data["resume_from"] = [Path(path) for path in data["resume_from"]]
         for name in ("base", "tokenizer"):
             if data[name] is not None:
-                data[name] = BaseWeights(**data[name])
+                data[name] = BaseWeights.from_dict(data[name])
         if data["asked"] is not None:
             data["asked"] = Asked(**data["asked"])
         return cls(**data)

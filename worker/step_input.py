@@ -46,7 +46,10 @@ BASE_PARAM = {
     JobKind.INSPECT: "base_model",
     JobKind.ESTIMATE: "base_model",
     JobKind.PRETRAIN: "start_from",
+    JobKind.QUANTIZE: "base_model",
 }
+# That of the 16-bit model which a quantised base was made from.
+MERGE_PARAM = "merge_base"
 # Kinds of job for which files are held from the moment of their submit.
 HOLDING = (JobKind.EXPORT, JobKind.PUSH, JobKind.EVALUATE)
 
@@ -86,7 +89,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         configurations=text_search_configurations(session) if job.kind == JobKind.INGEST else [],
         documents=documents_to_ingest(session, claim, root, job) if job.kind == JobKind.INGEST else [],
         device=session.get_one(Device, claim.device_id).name if claim.device_id is not None else None,
-        source=source_folder(root, job.id) if job.kind in HOLDING else None,
+        source=_source(root, job),
         start=start_folder(root, job.id) if _goes_on(job) else None,
         asked=_asked(session, settings, job) if claim.step == ASK_STEP and not claim.cancelling else None,
         databases=_databases(settings, job) if claim.step in SQL_STEPS else {},
@@ -97,6 +100,13 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         prepared=_prepared(settings, claim),
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
+
+
+def _source(root: Path, job: Job) -> Path | None:
+    folder = source_folder(root, job.id)
+    # A model may be quantised by what is not held for it: a file, or text that comes with Python.
+    held = job.kind in HOLDING or (job.kind == JobKind.QUANTIZE and folder.is_dir())
+    return folder if held else None
 
 
 def _goes_on(job: Job) -> bool:
@@ -243,7 +253,10 @@ def _base(session: Session, settings: Settings, claim: Claim) -> dict[str, Any] 
     reference = job.params.get(param)
     if job.base is not None or reference is None:
         return job.base
-    return _resolved(session, settings, claim, param, reference)
+    base, merged = _resolved(session, settings, claim, param, reference), job.params.get(MERGE_PARAM)
+    if merged is None:
+        return base
+    return {**base, MERGE_PARAM: _resolved(session, settings, claim, MERGE_PARAM, merged)}
 
 
 def _tokenizer(session: Session, settings: Settings, claim: Claim) -> dict[str, Any] | None:
@@ -274,9 +287,9 @@ def _resolved(
 
 
 def _weights(root: Path, base: dict[str, Any]) -> BaseWeights:
+    merged = base.get(MERGE_PARAM)
+    merge_base = _weights(root, merged) if merged is not None else None
     if base["source"] == "hub":
-        return BaseWeights(
-            name=base["name"], source="hub", location=base["location"], revision=base["revision"]
-        )
+        return BaseWeights(base["name"], "hub", base["location"], base["revision"], merge_base)
     # An absolute location, which is an operator's folder, stays as it is.
-    return BaseWeights(name=base["name"], source="folder", location=str(root / base["location"]))
+    return BaseWeights(base["name"], "folder", str(root / base["location"]), merge_base=merge_base)

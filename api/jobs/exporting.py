@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 from api.unit_of_work import Unit
 from db import sources
@@ -118,7 +119,7 @@ def source_of(unit: Unit, chosen: Chosen) -> Source:
     Raises:
         Conflict: they are no longer there.
     """
-    root, text = unit.settings.storage_root, _text_of(unit, chosen.job)
+    root, text = unit.settings.storage_root, text_of(unit, chosen.job)
     if chosen.checkpoint is not None:
         return sources.of_checkpoint(root, chosen.job, chosen.checkpoint, text)
     return sources.of_job(root, chosen.job, text)
@@ -133,26 +134,28 @@ def hold(unit: Unit, source: Source, job: Job) -> None:
     sources.hold(source, sources.source_folder(root, job.id))
 
 
-def base_of(unit: Unit, training: Job) -> dict[str, str] | None:
+def base_of(unit: Unit, training: Job) -> dict[str, Any] | None:
     """The base that an adapter goes with, kept from being deleted.
 
     Raises:
         Conflict: it has been.
     """
     base = training.base
-    if base is not None and base["source"] == "storage":
+    for each in filter(None, (base, (base or {}).get("merge_base"))):
+        if each["source"] != "storage":
+            continue
         # Locked, so that it cannot be deleted until the job that needs it is there.
-        find_model(unit.session, unit.project_id, base["name"].partition("@")[0], lock=True)
-        if not (unit.settings.storage_root / base["location"]).is_dir():
+        find_model(unit.session, unit.project_id, each["name"].partition("@")[0], lock=True)
+        if not (unit.settings.storage_root / each["location"]).is_dir():
             raise Conflict(
-                f"The base model {base['name']}, on which this was trained, has been deleted.",
+                f"The base model {each['name']}, on which this was trained, has been deleted.",
                 code="base_model_gone",
             )
     return base
 
 
-def _text_of(unit: Unit, training: Job) -> File | None:
-    """The text of a model from scratch."""
+def text_of(unit: Unit, training: Job) -> File | None:
+    """The text that a model from scratch was given; None where it was given none."""
     file_id = training.params.get("training_file")
     if training.kind != JobKind.PRETRAIN or file_id is None:
         return None

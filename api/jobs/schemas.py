@@ -58,6 +58,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "kind": "inspect",
         "params": {"base_model": "tiny", "training_file": "file-0199f3a2c4d17b60a1b2c3d4e5f60718"},
     },
+    "quantize": {"kind": "quantize", "params": {"base_model": "tiny", "name": "tiny-gptq", "bits": 4}},
     "export": {
         "kind": "export",
         "params": {

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from api.jobs import asking, evaluating, exporting, pushing, stacking
+from api.jobs import asking, evaluating, exporting, pushing, quantizing, stacking
 from api.jobs.asking import find_file
 from api.jobs.schemas import REQUESTS, JobRequestBase
 from api.quotas import admit_job
@@ -25,8 +25,9 @@ from db.params.predict import BatchParams, PredictParams
 from db.params.pretrain import PretrainParams
 from db.params.pull import PullParams
 from db.params.push import PushParams
+from db.params.quantize import QuantizeParams
 from db.params.values import CHECKPOINT_ID, Params
-from db.queries.base_models import resolve_base_model
+from db.queries.base_models import BaseModel, resolve_base_model
 from db.queries.ingests import assign
 from db.queries.jobs import get_job, insert_job
 from db.queries.models import find_model
@@ -78,9 +79,16 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
     refuse_unstorable({**stored, "metadata": request.metadata})
     waits_for = None
     if isinstance(params, FineTuneParams | InspectParams):
-        waits_for = _check_data(unit, params)
+        base = _check_data(unit, params)
+        waits_for = base.waits_for_job_id
+        if isinstance(params, FineTuneParams):
+            stored["merge_base"] = quantizing.merge_base_of(unit, params, base)
     elif isinstance(params, PretrainParams):
         _check_pretrain(unit, params)
+    elif isinstance(params, QuantizeParams):
+        _check_new_name(unit, params.name, replaced_by="quantised model")
+        quantized = quantizing.choose(unit, params)
+        waits_for, hold = quantized.base.waits_for_job_id, partial(quantizing.hold_source, unit, quantized)
     elif isinstance(params, PullParams):
         _check_pull(unit, params)
     elif isinstance(params, PredictParams):
@@ -148,10 +156,8 @@ def _check_new_name(unit: Unit, name: str, *, replaced_by: str) -> None:
         )
 
 
-def _check_data(unit: Unit, params: FineTuneParams | InspectParams) -> str | None:
-    """Look at the beginning of each file; return the job that makes the base model's weights first, if there
-    has to be one.
-    """
+def _check_data(unit: Unit, params: FineTuneParams | InspectParams) -> BaseModel:
+    """Look at the beginning of each file, and find the base model."""
     if isinstance(params, FineTuneParams):
         _check_new_name(unit, params.name, replaced_by="fine-tune")
         if params.name == params.base_model.partition("@")[0]:
@@ -179,8 +185,7 @@ def _check_data(unit: Unit, params: FineTuneParams | InspectParams) -> str | Non
                 check_file(path, file.filename, method=params.method, reading=reading)
             except InvalidInput as error:
                 raise InvalidInput(error.message, param=field, code=error.code) from error
-    base = resolve_base_model(unit.session, unit.settings, unit.project_id, params.base_model)
-    return base.waits_for_job_id
+    return resolve_base_model(unit.session, unit.settings, unit.project_id, params.base_model)
 
 
 def _check_pretrain(unit: Unit, params: PretrainParams) -> None:

@@ -106,8 +106,9 @@ class ModelOut(BaseModel):
     owned_by: str = Field(default="lathe", description="`lathe`, or the backend that has it by itself.")
     name: str
     type: Literal["chat", "embedding"] = "chat"
-    status: Literal["ready", "not made yet"] = Field(
-        description="`not made yet`: the job that first needs it makes it."
+    status: Literal["ready", "not made yet", "not served"] = Field(
+        description="`not made yet`: the job that first needs it makes it. `not served`: weights that are "
+        "stored quantised, a base for fine-tunes."
     )
     version: int | None = Field(description="The version that the id answers with.")
     versions: list[VersionOut]

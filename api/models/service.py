@@ -1,5 +1,7 @@
 """What happens to models: shown with their versions, and deleted with what serves them."""
 
+from typing import Literal
+
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -205,11 +207,17 @@ def _model_out(model: Model, versions: list[ModelVersion], collection_id: str | 
         id=model.name,
         created=unix_seconds(model.created_at),
         name=model.name,
-        status="ready" if current is not None else "not made yet",
+        status=_status(current),
         version=current.number if current is not None else None,
         versions=[_version_out(model, version) for version in versions],
         collection_id=collection_id,
     )
+
+
+def _status(current: ModelVersion | None) -> Literal["ready", "not made yet", "not served"]:
+    if current is None:
+        return "not made yet"
+    return "ready" if current.files else "not served"
 
 
 def _version_out(model: Model, version: ModelVersion) -> VersionOut:

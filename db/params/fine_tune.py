@@ -82,6 +82,12 @@ class FineTuneParams(DataParams):
         "preferring weighs beside the preferred answer itself (the paper's lambda). Of grpo: what the KL "
         "divergence from the model that it began with costs; 0 for none.",
     )
+    merge_base: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+        default=None,
+        description="Of a GPTQ or AWQ base: the 16-bit model that it was made from, into which the adapter "
+        "is merged. What a job of kind quantize has made knows its own.",
+        examples=["Qwen/Qwen3-0.6B"],
+    )
     tuning: Literal["lora", "full"] = Field(
         default="lora",
         description="lora: an adapter beside the base's weights is trained. full: all of them are.",
@@ -94,7 +100,7 @@ class FineTuneParams(DataParams):
     bits: Literal[4, 8, 16] | Auto = Field(
         default="auto",
         description="The base's weights while an adapter is trained: 4 is NF4 with double quantisation, 8 is "
-        "LLM.int8, 16 is as they are.",
+        "LLM.int8, 16 is as they are. A GPTQ or AWQ base has its own.",
     )
     preset: Literal["fast", "balanced", "best"] | None = Field(
         default=None, description="Sets several of what is auto, and says which; what is given besides wins."

@@ -38,6 +38,8 @@ class BaseModel:
             job is still to make the weights.
         revision: of a hub id.
         waits_for_job_id: the job that makes the weights, while there are none.
+        made_by: the job that made the weights of a model of this server.
+        made_from: of weights that were quantised here: the reference of the 16-bit ones.
     """
 
     name: str
@@ -45,6 +47,8 @@ class BaseModel:
     location: str | None
     revision: str | None = None
     waits_for_job_id: str | None = None
+    made_by: str | None = None
+    made_from: str | None = None
 
 
 def resolve_base_model(
@@ -100,13 +104,16 @@ def _operators_folders(root: Path | None) -> list[str]:
 
 def _own_model(session: Session, model: Model, number: str | None, param: str) -> BaseModel:
     """The asked version of a model of this server, or the newest one that has weights."""
-    columns = select(ModelVersion.number, ModelVersion.weights).order_by(ModelVersion.number)
+    made_from = ModelVersion.details["quantized_from"].as_string().label("made_from")
+    columns = select(ModelVersion.number, ModelVersion.weights, ModelVersion.job_id, made_from)
+    columns = columns.order_by(ModelVersion.number)
     query = columns.where(ModelVersion.model_id == model.id, ModelVersion.weights.is_not(None))
     with_weights = session.execute(query).all()
     wanted = [row for row in with_weights if number is None or row.number == int(number)]
     if wanted:
-        name, weights = f"{model.name}@{wanted[-1].number}", wanted[-1].weights
-        return BaseModel(name=name, source="storage", location=weights)
+        found = wanted[-1]
+        name = f"{model.name}@{found.number}"
+        return BaseModel(name, "storage", found.weights, made_by=found.job_id, made_from=found.made_from)
     if number is None and model.recipe is not None:
         job = _pretrain_job(session, model)
         return BaseModel(name=model.name, source="storage", location=None, waits_for_job_id=job.id)

@@ -99,7 +99,7 @@ def resolve(session: Session, project_id: str, reference: str) -> Served:
     """Find the file that answers to `reference`.
 
     Raises:
-        NotFound: no such model, version or quantization, or the model has not been made yet.
+        NotFound: no such model, version or quantization, or the model is not made yet, or not served.
     """
     if is_alias(reference):
         found = _aliased(session, project_id, reference)
@@ -119,6 +119,13 @@ def resolve(session: Session, project_id: str, reference: str) -> Served:
     for file in version.files:
         if wanted is None or file.quantization.lower() == wanted.lower():
             return Served(model, version, file)
+    if not version.files:
+        raise NotFound(
+            f"Nothing of model {model.name!r} is served: its weights are stored quantised, for fine-tunes to "
+            "start from (base_model), and for backends of type transformers to answer with.",
+            param="model",
+            code="model_not_served",
+        )
     known = ", ".join(file.quantization for file in version.files)
     raise NotFound(
         f"Model {model.name!r} is not published as {wanted}. It is as: {known}.",

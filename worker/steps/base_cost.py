@@ -12,7 +12,7 @@ from pathlib import Path
 from db.params.values import quantizations_made
 from serving.llama_cpp import Tools
 from worker.step import Step
-from worker.steps.base_files import base_file, cache_folder
+from worker.steps.base_files import base_file, cache_folder, weights_hash
 from worker.steps.programs import ServedFile, model_server
 from worker.steps.teacher_forcing import SLOTS, Difference, ForcedRow, Reference, compare, reference_of
 from worker.steps.trained_weights import trained_weights
@@ -26,13 +26,27 @@ class BaseCost:
     Args:
         base: folder of the base's weights.
         context: tokens that a slot of the server must hold.
+        trained_on: folder of the weights that its files are held against, where these are not its own: the
+            same model as GPTQ or AWQ has stored it, on which an adapter was trained.
     """
 
-    def __init__(self, step: Step, tools: Tools, base: Path, *, rows: list[ForcedRow], context: int) -> None:
+    def __init__(
+        self,
+        step: Step,
+        tools: Tools,
+        base: Path,
+        *,
+        rows: list[ForcedRow],
+        context: int,
+        trained_on: Path | None = None,
+    ) -> None:
         self._step, self._tools, self._base = step, tools, base
+        self._weights = trained_on or base
         self._rows, self._context = rows, context
         self._folder = cache_folder(step, base)
         self._rows_hash = _rows_hash(rows)
+        if trained_on is not None:
+            self._rows_hash += f"-{weights_hash(trained_on)}"
         self._reference: Reference | None = None
 
     def of(self, quantization: str) -> Difference:
@@ -55,7 +69,7 @@ class BaseCost:
             wanted=quantizations_made(params["quantizations"]), why="to know what that alone costs",
         )  # fmt: skip
         if self._reference is None:
-            with trained_weights(self._base) as weights:
+            with trained_weights(self._weights) as weights:
                 self._reference = reference_of(self._step, weights, self._rows)
         log = self._step.input.folder / f"base-{quantization}.log"
         with model_server(

@@ -14,6 +14,7 @@ from typing import Any
 from db.errors import InvalidInput
 from training_data.json_files import read_json
 from training_data.model_shape import ModelShape, read_shape
+from training_data.stored_quantization import stored_quantization
 from training_data.tokens import read_template
 from worker.step import BaseWeights, Step
 from worker.steps.hub import Hub
@@ -38,11 +39,15 @@ DEFAULT_CONTEXT = 2048
 SAFETENSORS_HEADER_MAX_BYTES = 100 * 1024**2
 
 
-def fetch_base(base: BaseWeights, step: Step, *, param: str = "base_model") -> Path:
+def fetch_base(
+    base: BaseWeights, step: Step, *, param: str = "base_model", quantized_too: bool = False
+) -> Path:
     """Give the folder that holds a base model, downloading it first when it is the hub's.
 
+    Args:
+        quantized_too: also one whose weights are stored by GPTQ or AWQ.
     Raises:
-        InvalidInput: it is unknown, it has no safetensors, or it needs code of its own.
+        InvalidInput: it is unknown, it has no safetensors, it is quantised, or it needs code of its own.
         Unavailable: the hub cannot be reached.
     """
     if base.source == "hub":
@@ -51,7 +56,7 @@ def fetch_base(base: BaseWeights, step: Step, *, param: str = "base_model") -> P
         folder = hub.folder(base.location, base.revision, patterns, ignored=NOT_FETCHED)
     else:
         folder = Path(base.location)
-    check_weights(folder, base.name, param)
+    check_weights(folder, base.name, param, quantized_too=quantized_too)
     return folder
 
 
@@ -79,9 +84,9 @@ def describe_base(base: BaseWeights, step: Step) -> tuple[Path, ModelShape, bool
     folder = fetch_configuration(base, step)
     files = weight_files(folder)
     if base.source != "hub" or (files and all(path.is_file() for path in files)):
-        check_weights(folder, base.name, "base_model")
+        check_weights(folder, base.name, "base_model", quantized_too=True)
         return folder, shape_of(folder), True
-    check_config(folder, base.name, "base_model")
+    check_config(folder, base.name, "base_model", quantized_too=True)
     tensors = Hub(step.input.settings, param="base_model").tensors(base.location, base.revision)
     return folder, read_shape(read_json(folder / "config.json"), tensors), False
 
@@ -163,13 +168,15 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def check_weights(folder: Path, name: str, param: str) -> None:
+def check_weights(folder: Path, name: str, param: str, *, quantized_too: bool = False) -> None:
     """See that a folder holds a causal language model, whole and in safetensors of 16 bits or more.
 
+    Args:
+        quantized_too: or of fewer, by GPTQ or AWQ.
     Raises:
         InvalidInput: it does not.
     """
-    check_config(folder, name, param)
+    check_config(folder, name, param, quantized_too=quantized_too)
     files = weight_files(folder)
     if not files:
         raise InvalidInput(
@@ -180,7 +187,7 @@ def check_weights(folder: Path, name: str, param: str) -> None:
         raise InvalidInput(f"{name} is incomplete: {missing} is missing. Fetch it again.", param=param)
 
 
-def check_config(folder: Path, name: str, param: str) -> None:
+def check_config(folder: Path, name: str, param: str, *, quantized_too: bool = False) -> None:
     """See by its config that a model is a causal language model that can be trained.
 
     Raises:
@@ -189,11 +196,11 @@ def check_config(folder: Path, name: str, param: str) -> None:
     if not (folder / "config.json").is_file():
         raise InvalidInput(f"{name} is no model: it has no config.json.", param=param)
     config = read_json(folder / "config.json")
-    if "quantization_config" in config:
+    if "quantization_config" in config and not (quantized_too and stored_quantization(config)):
         method = (config["quantization_config"] or {}).get("quant_method", "unknown")
         raise InvalidInput(
-            f"{name} is quantised already ({method}), and an adapter is merged into 16-bit weights only: "
-            "choose the model that it was made from.",
+            f"{name} is quantised already ({method}), and only 16-bit weights can be taken here: choose the "
+            "model that it was made from.",
             param=param,
         )
     plainly_causal = any(each.endswith(CAUSAL) for each in config.get("architectures") or [])

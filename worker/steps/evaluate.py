@@ -106,8 +106,8 @@ def _prepare(step: Step, about: JSON, tasks: JSON, longest: int) -> Measures:
 
 def _weights(step: Step, trained: Path) -> Iterator[tuple[str, Path]]:
     """The base, where it is asked for and there is one, then what was trained; one at a time on the disk."""
-    if step.input.base is not None and step.input.params["base"]:
-        base = fetch_base(step.input.base, step)
+    if step.input.sixteen_bit_base is not None and step.input.params["base"]:
+        base = fetch_base(step.input.sixteen_bit_base, step)
         require_disk(step.input.folder, 4 * count_parameters(base), "This evaluation")  # twice in 16 bits
         folder = step.input.folder / BASE
         write_merged(Weights(base), folder)

@@ -32,7 +32,8 @@ def evaluation_of(step: Step, tools: Tools, published: list[str]) -> JSON:
     """
     folder = step.input.step_folders.get("prepare")
     path = folder / "test.jsonl" if folder is not None else None
-    if step.input.kind != "fine_tune" or step.input.base is None or path is None or not path.is_file():
+    base = step.input.sixteen_bit_base
+    if step.input.kind != "fine_tune" or base is None or path is None or not path.is_file():
         return {}
     exported, made = step.input.results["export"], step.input.step_folders["export"]
     context = int(exported["context_length"])
@@ -51,11 +52,11 @@ def evaluation_of(step: Step, tools: Tools, published: list[str]) -> JSON:
     needed = max(held_out.longest, held_out.longest_prompt + room)
     measures = Measures(metrics, held_out, {}, min(context, needed), room)
     evaluation = Evaluation(step, tools, measures)
-    base = cache_folder(step, fetch_base(step.input.base, step))
+    made_of_base = cache_folder(step, fetch_base(base, step))
     made_by_type = {file["quantization"]: file for file in exported["files"]}
     for name in published:
-        if (base / f"{name}.gguf").is_file():
-            evaluation.measure_file(f"base-{name}", ServedFile(base / f"{name}.gguf"))
+        if (made_of_base / f"{name}.gguf").is_file():
+            evaluation.measure_file(f"base-{name}", ServedFile(made_of_base / f"{name}.gguf"))
         evaluation.measure_file(name, served_file(step, tools, made_by_type[name], made))
     samples = [
         {

@@ -121,9 +121,9 @@ def is_adapter(trained: Path) -> bool:
 def weights_of(step: Step) -> Weights:
     """What was trained, and the base under it, fetched if need be."""
     trained = trained_folder(step.input)
-    if is_whole(step.input) or step.input.base is None:
+    if is_whole(step.input) or step.input.sixteen_bit_base is None:
         return Weights(trained)
-    base = fetch_base(step.input.base, step)
+    base = fetch_base(step.input.sixteen_bit_base, step)
     return Weights(base, trained) if is_adapter(trained) else Weights(trained, like=base)
 
 

@@ -40,7 +40,7 @@ def write_merged(weights: Weights, target: Path) -> None:
     if weights.adapter is not None:
         merged_model(weights.base, weights.adapter).save_pretrained(target)
     elif has_sixteen_bits(weights.base):
-        _link_weights(weights.base, target)
+        link_weights(weights.base, target)
     else:
         _round_weights(weights, target)  # a checkpoint's are as they are trained
 
@@ -73,7 +73,7 @@ def merged_into(model: Any, adapter: Path, dtype: Any) -> Any:
         return tuned.unload()
 
 
-def _link_weights(source: Path, target: Path) -> None:
+def link_weights(source: Path, target: Path) -> None:
     """Share the files of an earlier attempt: weights are never changed in place."""
     target.mkdir()
     for path in source.iterdir():

@@ -12,7 +12,7 @@ from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
 from training_data.hyperparameters import resolve
 from training_data.json_files import write_json
-from training_data.model_shape import ModelShape
+from training_data.model_shape import ALL_LINEAR, ModelShape
 from training_data.presets import told
 from training_data.rows import read_prepared
 from training_data.tokens import ChatTokenizer, read_template
@@ -20,6 +20,7 @@ from worker.step import Step
 from worker.steps.base_files import weights_hash
 from worker.steps.base_model import context_length, copy_tokenizer, fetch_base, shape_of
 from worker.steps.dataset import SystemTurns
+from worker.steps.gptq import check_quantized_base, merge_base_revision
 from worker.steps.parts import LEFT_OUT, NAMES, Parts
 from worker.steps.read_parts import files_read, read_parts, tell_cut
 from worker.steps.reckoning import Counted, Estimate, reckon
@@ -44,7 +45,7 @@ def run(step: Step) -> dict[str, Any]:
         from worker.steps.adapter_export import check_server  # which brings the client of a server along
 
         check_server(step)
-    base = fetch_base(step.input.base, step)
+    base = fetch_base(step.input.base, step, quantized_too=True)
     result, estimate = prepare_rows(step, params, base, shape_of(base))
     if step.input.rewards:
         result["reward_columns"] = see_rewards(step)
@@ -69,6 +70,7 @@ def prepare_rows(
         every: take only every so manieth row; all else is reckoned with that many more.
     """
     assert step.input.base is not None  # noqa: S101 - for the type checker
+    stored = check_quantized_base(step, params, base)
     copy_tokenizer(base, step.input.folder / "tokenizer")
     _, template_source = read_template(base)
     tokenizer = ChatTokenizer(step.input.folder / "tokenizer")
@@ -79,7 +81,7 @@ def prepare_rows(
     parts.write(step.input.folder)
 
     chosen = resolve(
-        params.model_dump(mode="json"),
+        params.model_dump(mode="json") | ({"bits": stored.bits} if stored is not None else {}),
         parameters=shape.parameters,
         rows=parts.counts()["train"] * every,
         longest=max(parts.dataset.longest),
@@ -87,6 +89,9 @@ def prepare_rows(
         tokens=parts.train_tokens() * every,
         labels=_labels(step) if params.method == "kto" else None,
     )
+    if stored is not None and chosen["lora_target_modules"] == ALL_LINEAR:
+        # peft looks for torch's own linear layers, of which such a base has none.
+        chosen["lora_target_modules"] = shape.linear_names()
     said = told(params.model_dump(mode="json"), chosen)
     if said is not None:
         step.event(said, preset=params.preset)
@@ -110,6 +115,9 @@ def prepare_rows(
         result["base_weights"] = weights_hash(
             base
         )  # a folder may hold another model by the time of the export
+    merged = step.input.base.merge_base
+    if merged is not None and merged.source == "hub":
+        result["merge_base_revision"] = merge_base_revision(step, merged)
     if snapshot is not None:
         result["dataset"] = {"name": snapshot.path.name, "rows": snapshot.rows, "sha256": snapshot.sha256}
     write_json(step.input.folder / "report.json", {**result, "cut_lines": cut})

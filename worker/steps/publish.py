@@ -40,6 +40,12 @@ def run(step: Step) -> dict[str, Any]:
     backend = step.input.settings.chat_backend
     made, folder = made_by(step.input)
     chosen, files = chosen_files(step.input), []
+    if not chosen:
+        step.event(
+            f"Nothing of {step.input.params['name']} is served: it is a base for fine-tunes, whose weights "
+            f"lie in {folder / made['folder']}. A backend of type transformers answers with them.",
+            folder=str(folder / made["folder"]),
+        )
     for done, row in enumerate(chosen):
         step.progress(done, len(chosen), unit="files")
         name = row.get("backend_name") or backend_name(step.input.params["name"], content_hash(row))
@@ -65,7 +71,7 @@ def run(step: Step) -> dict[str, Any]:
         files.append({**row, "backend": backend, "backend_name": name, **asked})
     published = {
         "model": step.input.params["name"],
-        "default": files[0],
+        "default": files[0] if files else None,
         "files": files,
         "context_length": made["context_length"],
     }
@@ -86,7 +92,7 @@ def chosen_files(step_input: StepInput) -> list[dict[str, Any]]:
 
 def made_by(step_input: StepInput) -> tuple[dict[str, Any], Path]:
     """What the step that made the files returned, and its folder."""
-    name = "pull" if step_input.kind == "pull" else "export"
+    name = step_input.kind if step_input.kind in ("pull", "quantize") else "export"
     return step_input.results[name], step_input.step_folders[name]
 
 

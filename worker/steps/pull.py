@@ -6,6 +6,7 @@ Ollama, and stays there.
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from worker.steps.base_model import (
 )
 from worker.steps.export import export_weights
 from worker.steps.gguf_files import architecture, place, write_tokenizer
+from worker.steps.gptq import stored_in
 from worker.steps.hub import Hub, Repository
-from worker.steps.merging import Weights, write_merged
+from worker.steps.merging import Weights, link_weights, write_merged
 from worker.steps.model_archive import unpack
 from worker.steps.pull_ollama import pull_from_ollama
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
@@ -178,14 +180,19 @@ def _stops(prompted: PromptFormat | None) -> list[str]:
 def _safetensors(step: Step, source: Path, name: str, about: dict[str, Any]) -> dict[str, Any]:
     """Convert and quantise a folder in Hugging Face's layout; `model/` stays as a base for others."""
     prepare_runtime(step.input.settings.threads)
-    tools = require_tools(step.input.settings)
-    check_weights(source, name, PARAM)
+    check_weights(source, name, PARAM, quantized_too=True)
+    stored = stored_in(source)
     folder = step.input.folder / "model"
     with memory_errors_explained(MEMORY_ADVICE):
-        write_merged(Weights(source), folder)
+        if stored is None:
+            write_merged(Weights(source), folder)
+        else:
+            link_weights(source, folder)
         prompted = _format_for(step, name, has_template=not read_template(source)[1].startswith("lathe:"))
         template = write_tokenizer(source, folder, prompted.template() if prompted is not None else None)
-        files = export_weights(step, tools, Weights(folder), folder)
+        files: list[dict[str, Any]] = []  # of a quantised one: those of adapters on its 16-bit model
+        if stored is None:
+            files = export_weights(step, require_tools(step.input.settings), Weights(folder), folder)
     return {
         "files": files,
         "context_length": context_length(folder),
@@ -194,6 +201,7 @@ def _safetensors(step: Step, source: Path, name: str, about: dict[str, Any]) -> 
         "stops": _stops(prompted),
         "folder": folder.name,
         "source": {**about, "format": "safetensors"},
+        **({"stored": asdict(stored)} if stored is not None else {}),
     }
 
 

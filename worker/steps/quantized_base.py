@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from db.errors import InvalidInput
 from worker.step import Step
 from worker.steps import together
+from worker.steps.gptq import stored_config
 from worker.steps.runtime import computes_in_bfloat16
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def load_for_training(folder: Path, bits: int, dtype: "torch.dtype", *, judges: 
 
     Args:
         folder: the model, in Hugging Face's layout, with safetensors.
-        bits: 4 (NF4, double quantisation), 8 (LLM.int8) or 16.
+        bits: 4 (NF4, double quantisation), 8 (LLM.int8) or 16; nothing to a base that is stored quantised.
         dtype: of what is not quantised, and of the arithmetic.
         judges: with a new head of one number, in place of the one that gives tokens.
     Raises:
@@ -36,6 +37,7 @@ def load_for_training(folder: Path, bits: int, dtype: "torch.dtype", *, judges: 
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
+    stored = stored_config(folder)
     skipped = [HEAD] if judges else None  # None: the output layer
     quantization = {
         4: lambda: BitsAndBytesConfig(
@@ -47,7 +49,7 @@ def load_for_training(folder: Path, bits: int, dtype: "torch.dtype", *, judges: 
         ),
         8: lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
         16: lambda: None,
-    }[bits]()
+    }[16 if stored is not None else bits]()
     if judges:
         _check_that_it_can_judge(folder)
     kind: Any = AutoModelForSequenceClassification if judges else AutoModelForCausalLM
@@ -55,7 +57,7 @@ def load_for_training(folder: Path, bits: int, dtype: "torch.dtype", *, judges: 
         folder,
         **({"num_labels": 1} if judges else {}),
         dtype=dtype,
-        quantization_config=quantization,
+        quantization_config=quantization if stored is None else stored,
         device_map=_device_map(torch),
         use_safetensors=True,
         local_files_only=True,
@@ -94,7 +96,8 @@ def check_targets(model: Any, targets: list[str] | str) -> None:
     if isinstance(targets, str):
         return
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    modules = model.named_modules()
+    names = [name for name, module in modules if isinstance(module, kinds) or hasattr(module, "qweight")]
     # trl computes the loss from the output layer's own weights; where they are the embedding's too, a merge
     # into one would change the other.
     tied = model.config.get_text_config().tie_word_embeddings

@@ -11,7 +11,7 @@ from typing import Any
 from db.source_files import ATTEMPT_MANIFEST
 from training_data.json_files import read_json
 from training_data.tokens import read_template
-from worker.step import Step
+from worker.step import BaseWeights, Step
 from worker.steps.base_files import weights_hash
 from worker.steps.export import trained_folder
 from worker.steps.weights_cache import file_sha256
@@ -71,6 +71,11 @@ def _base(step: Step) -> JSON | None:
     base = step.input.base
     if base is None:
         return None
+    merged = base.merge_base
+    return _described(base) | ({"merge_base": _described(merged)} if merged is not None else {})
+
+
+def _described(base: BaseWeights) -> JSON:
     if base.source == "hub":
         return {"name": base.location, "source": base.source, "revision": base.revision}
     return {"name": base.name, "source": base.source, "weights": weights_hash(Path(base.location))}

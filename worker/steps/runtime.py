@@ -12,10 +12,12 @@ from typing import Any
 from db.errors import Exhausted
 
 # OMP_WAIT_POLICY: spinning threads burn the cores that the other steps need.
+# GPTQMODEL_DISABLE_PACK_EXT: it is compiled at its first use, behind a lock that a killed attempt leaves.
 # USE_HUB_KERNELS: a foreign config.json could otherwise name code to fetch and run.
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "passive",
+    "GPTQMODEL_DISABLE_PACK_EXT": "1",
     "USE_HUB_KERNELS": "NO",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -41,6 +43,7 @@ def prepare_runtime(threads: int) -> None:
     """Set this process's environment for numeric work; call it before torch is imported."""
     os.environ.update(ENVIRONMENT)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["GPTQMODEL_CPU_WORKERS"] = str(max(2, threads))  # with fewer it does not load a model
 
 
 @contextmanager

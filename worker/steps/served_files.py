@@ -39,8 +39,7 @@ def served_file(step: Step, tools: Tools, row: dict[str, Any], folder: Path) -> 
 
 def base_of_adapter(step: Step, tools: Tools, quantization: str) -> Path:
     """The base's file that the job's adapter is served beside; made if there is none."""
-    assert step.input.base is not None  # noqa: S101 - an adapter has one
+    base = step.input.sixteen_bit_base
+    assert base is not None  # noqa: S101 - an adapter has one
     wanted = quantizations_made(step.input.params["quantizations"])
-    return base_file(
-        step, tools, fetch_base(step.input.base, step), quantization, wanted=wanted, why=FOR_ADAPTERS
-    )
+    return base_file(step, tools, fetch_base(base, step), quantization, wanted=wanted, why=FOR_ADAPTERS)

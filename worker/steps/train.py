@@ -53,7 +53,7 @@ def run(step: Step) -> dict[str, Any]:
     base = step.input.base
     if base is None:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
-    folder = fetch_base(base, step)
+    folder = fetch_base(base, step, quantized_too=True)
     chosen = {**EARLIER, **step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
     if step.input.cluster is None:  # whose workers know their devices
         settle_bits(step, folder, chosen)

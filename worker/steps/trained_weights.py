@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.steps.base_model import weight_files
+from worker.steps.gptq import stored_config
 
 if TYPE_CHECKING:
     import torch
@@ -47,15 +48,21 @@ def trained_weights(folder: Path, adapter: Path | None = None) -> Iterator[Any]:
     """Load weights to run rows through; on the GPU when they fit there, in fp32 where that fits.
 
     Args:
-        folder: a whole model, or the base.
+        folder: a whole model, or the base, which may be stored by GPTQ or AWQ.
         adapter: what was trained on the base, if that is so.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     device, dtype = _place(folder)
+    stored = stored_config(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        **({"quantization_config": stored} if stored is not None else {}),
     )
     if adapter is not None:
         from peft import PeftModel

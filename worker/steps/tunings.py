@@ -64,12 +64,17 @@ def settle_bits(step: Step, folder: Path, chosen: dict[str, Any]) -> None:
 def _load_base(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
     import torch
 
+    from worker.steps.base_model import fetch_base
+    from worker.steps.gptq import see_that_it_was_made_from
     from worker.steps.quantized_base import check_targets, load_for_training
 
     model = load_for_training(
         folder, chosen["bits"], getattr(torch, chosen["compute_dtype"]), judges=chosen["method"] == "reward"
     )
     check_targets(model, chosen["lora_target_modules"])
+    base = step.input.base
+    if base is not None and base.merge_base is not None:
+        see_that_it_was_made_from(model, base, fetch_base(base.merge_base, step, param="merge_base"))
     adapter = started_adapter(step)
     return model if adapter is None else with_adapter(model, adapter, chosen["lora_dropout"])
 

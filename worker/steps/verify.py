@@ -32,14 +32,26 @@ from worker.steps.programs import ServedFile, model_server
 from worker.steps.prompt_check import PromptCheck
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 from worker.steps.served_files import publishes_adapter, served_file
-from worker.steps.teacher_forcing import SLOTS, Difference, ForcedRow, Reference, compare, reference_of
+from worker.steps.teacher_forcing import (
+    KL_FLOOR,
+    SLOTS,
+    Difference,
+    ForcedRow,
+    Reference,
+    ask_all,
+    held_against,
+    reference_of,
+)
 from worker.steps.trained_weights import sample_matrices, trained_weights
+from worker.steps.trainer_answers import (
+    Trainer,
+    beside_trainer,
+    judge_beside_trainer,
+    trainer_cost,
+    trainer_of,
+)
 from worker.steps.verify_rows import choose_rows, end_of_answers
 
-# A quantisation that costs the base next to nothing (F16, Q8_0) would leave no room for rounding: a ratio
-# of two tiny numbers says nothing. Below this the bound is absolute. 0.005 nats is what Q8_0 costs at
-# worst; it changes the likelihood of a token by half a percent on average.
-KL_FLOOR = 0.005
 ROWS_FOR_STOPS = 8
 # An answer known by heart may be put in other words by a quantised model, but not be endless.
 LONGEST_ANSWER = 256
@@ -59,6 +71,7 @@ class Bench:
     end: int  # the token that ended each answer of the training
     inside: GGUFCheck
     context: int  # tokens of a slot
+    trainer: Trainer | None  # where other weights were trained on than the files are made from
 
 
 @dataclass(frozen=True)
@@ -81,13 +94,14 @@ def run(step: Step) -> dict[str, Any]:
         if is_whole(step.input) or step.input.base is None:
             choice = _verify_conversion(step, tools, bench, exported, folder)
         else:
-            base = fetch_base(step.input.base, step)
+            base = fetch_base(step.input.sixteen_bit_base or step.input.base, step)
             cost = BaseCost(step, tools, base, rows=bench.rows, context=bench.context)
+            trainers = trainer_cost(step, tools, base, bench.trainer, rows=bench.rows, context=bench.context)
 
             def measured(row: dict[str, Any]) -> Measured:
-                served = served_file(step, tools, row, folder)
-                file = _measure(step, tools, bench, served, row["quantization"])
-                return _judge(step, file, cost.of(row["quantization"]))
+                name = row["quantization"]
+                file = _measure(step, tools, bench, served_file(step, tools, row, folder), name)
+                return _judge(step, file, cost.of(name), trainers.of(name) if trainers else None)
 
             choice = measure_asked(step, exported["files"], measured)
     answers = {each.figures["quantization"]: each.answers for each in choice.measured}
@@ -119,10 +133,11 @@ def _see_that_it_is_the_same(step: Step, base: BaseWeights, folder: Path) -> Non
 
 def _prepare(step: Step, context_length: int) -> Bench:
     trained = trained_folder(step.input)
-    base = step.input.base if is_adapter(trained) else None
+    base = step.input.sixteen_bit_base if is_adapter(trained) else None
     model_folder = trained if base is None else fetch_base(base, step)
-    if base is not None:
-        _see_that_it_is_the_same(step, base, model_folder)
+    if base is not None and step.input.base is not None:
+        trained_on = fetch_base(step.input.base, step, quantized_too=True)
+        _see_that_it_is_the_same(step, step.input.base, trained_on)
     tokenizer = ChatTokenizer(trained)
     split, rows = choose_rows(step.input, tokenizer, context_length)
     with trained_weights(model_folder, None if base is None else trained) as model:
@@ -153,11 +168,17 @@ def _prepare(step: Step, context_length: int) -> Bench:
     return Bench(
         split, rows, reference, golden, PromptCheck(tokenizer), end_of_answers(rows, tokenizer), inside,
         context=min(context_length, longest + LONGEST_ANSWER),
+        trainer=trainer_of(step, trained, rows, reference) if base is not None else None,
     )  # fmt: skip
 
 
-def _judge(step: Step, file: Measured, base: Difference) -> Measured:
-    """Hold one quantised file of a fine-tune to its bounds; `base` is what quantising costs the base."""
+def _judge(step: Step, file: Measured, base: Difference, trainers: Difference | None) -> Measured:
+    """Hold one quantised file of a fine-tune to its bounds.
+
+    Args:
+        base: what quantising costs the base.
+        trainers: what it costs beside the weights that were trained on, where these are others.
+    """
     settings, figures = step.input.settings, file.figures
     limit = max(KL_FLOOR, settings.max_kl_ratio * base.kl)
     figures |= {"kl_base": base.kl, "top1_agreement_base": base.top1_agreement, "kl_limit": limit}
@@ -171,6 +192,13 @@ def _judge(step: Step, file: Measured, base: Difference) -> Measured:
         problems.append(
             f"KL divergence is {figures['kl']:.5f} nats, at most {limit:.5f} is allowed "
             f"(the same quantisation costs the base {base.kl:.5f})"
+        )
+    if trainers is not None:
+        problems += judge_beside_trainer(
+            figures["trainer"],
+            trainers,
+            min_top1_agreement=settings.min_top1_agreement,
+            max_kl_ratio=settings.max_kl_ratio,
         )
     return _judged(step, file, problems)
 
@@ -219,7 +247,8 @@ def _measure(step: Step, tools: Tools, bench: Bench, file: ServedFile, quantizat
 
 
 def _asked(step: Step, server: LlamaServer, bench: Bench, quantization: str, found: Findings) -> Measured:
-    difference: Difference = compare(step, server, bench.rows, bench.reference)
+    told = ask_all(step, server, bench.rows)
+    difference = held_against(bench.reference, told)
     prompts, prompt_problems = _prompts(step, server, bench, quantization)
     ends, end_problems = _ends(server, bench)
     figures = {
@@ -234,6 +263,7 @@ def _asked(step: Step, server: LlamaServer, bench: Bench, quantization: str, fou
         "rows": len(bench.rows),
         "split": bench.split,
         "adapter_merged": found.adapter_merged,
+        **beside_trainer(bench.trainer, told),
         **prompts,
         **ends,
     }

@@ -24,6 +24,11 @@ def run(step: Step) -> dict[str, Any]:
     """
     prepare_runtime(step.input.settings.threads)
     pulled, folder = step.input.results["pull"], step.input.step_folders["pull"]
+    if not pulled["files"]:
+        step.event(
+            "Its weights are stored quantised: it is a base for adapters, and no file of it is served."
+        )
+        return {"files": []}
     step.event("There are no trained weights to hold this model against: it is seen to load and answer.")
     files = [row for row in pulled["files"] if row["path"] is not None]
     if not files:

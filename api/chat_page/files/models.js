@@ -5,7 +5,9 @@ import { byId, el } from "./dom.js";
 
 /** What answers chat: names first, then versions, quantizations and aliases, checkpoints among them. */
 export async function fetchModels() {
-  const rows = (await list("v1/models")).filter(({ type }) => type === undefined || type === "chat");
+  const rows = (await list("v1/models")).filter(
+    ({ type, status }) => (type === undefined || type === "chat") && status !== "not served",
+  );
   const others = new Set();
   for (const { id, versions = [] } of rows) {
     for (const version of versions) {

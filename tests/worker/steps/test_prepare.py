@@ -196,7 +196,7 @@ class TestBase:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"quantization_config": {"quant_method": "gptq"}}, r"quantised already \(gptq\)"),
+            ({"quantization_config": {"quant_method": "fp8"}}, r"quantised already \(fp8\)"),
             ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "of the type 't5'"),
         ],
     )

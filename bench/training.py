@@ -30,7 +30,7 @@ from bench.training_runs import Cost, Task, by_lathe, by_trl
 from training_data.tokens import ChatTokenizer
 
 SHAPE = llama.Shape(hidden=768, layers=15, intermediate=2048, heads=12)
-ROWS_A_STEP, HELD_OUT = 8, 32
+ROWS_A_STEP, HELD_OUT = 8, 16
 STEP_GOAL, BATCHING_GOAL = 1.05, 0.55
 LOSS_GOAL = 1.01  # of the padded one: the same batches, in another order of rounding
 PADDED = {"packing": False, "training_args": {"train_sampling_strategy": "random"}}
@@ -53,7 +53,7 @@ class Plan:
     round_steps: int
 
 
-QUICK, FULL = Plan(3, 3, 1, 12), Plan(7, 6, 3, 32)
+QUICK, FULL = Plan(3, 2, 1, 6), Plan(7, 4, 3, 24)
 
 
 class Bench:
@@ -64,7 +64,7 @@ class Bench:
         context = multiprocessing.get_context("spawn")
         self._sides = {name: ProcessPoolExecutor(1, mp_context=context) for name in ("Lathe", "trl")}
 
-    def task(self, way: str, steps: int, more: JSON) -> Task:
+    def task(self, way: str, steps: int, more: JSON, *, evaluated: bool = True) -> Task:
         """Of the rows for so many steps, which are written once."""
         folder = self._folder / f"{steps}-steps"
         if not folder.exists():
@@ -73,7 +73,9 @@ class Bench:
             tokenizer = ChatTokenizer(folder / "base")
             write_rows(folder / "rows.csv", steps * ROWS_A_STEP, tokenizer, seed=self._seed)
             write_rows(folder / "held-out.csv", HELD_OUT, tokenizer, seed=self._seed + 1)
-        return Task(way, folder, ROWS_A_STEP, steps, self._seed, self._threads, more=more)
+        return Task(
+            way, folder, ROWS_A_STEP, steps, self._seed, self._threads, evaluated=evaluated, more=more
+        )
 
     def lathe(self, task: Task) -> Cost:
         return self._sides["Lathe"].submit(by_lathe, task).result()
@@ -96,7 +98,7 @@ def ready(seed: int, threads: int) -> Iterator[Bench]:
             maker.submit(llama.write, SHAPE, folder / "base", seed=seed).result()
         bench = Bench(folder, seed=seed, threads=threads)
         try:
-            warm = bench.task("warm", 1, PADDED)
+            warm = bench.task("warm", 1, PADDED, evaluated=False)
             bench.lathe(warm)
             bench.trl(warm)
             yield bench
@@ -106,7 +108,7 @@ def ready(seed: int, threads: int) -> Iterator[Bench]:
 
 def pairs(bench: Bench, plan: Plan) -> JSON:
     """Lathe and trl on the same batches, by turns, each first as often as the other; once trl as it comes."""
-    task = bench.task("pairs", plan.pair_steps, PADDED)
+    task = bench.task("pairs", plan.pair_steps, PADDED, evaluated=False)
     found: list[dict[str, Cost]] = []
     for turn in range(plan.pairs):
         sides = [("Lathe", bench.lathe), ("trl", bench.trl)]

@@ -5,6 +5,7 @@ import math
 import random
 from itertools import cycle
 from pathlib import Path
+from statistics import NormalDist
 
 from training_data.tokens import ChatTokenizer
 from worker.steps.pretrain_text import read_passages
@@ -25,8 +26,7 @@ def write_rows(
     are.
     """
     dice = random.Random(seed)  # noqa: S311
-    sigma = math.log(p99 / median) / NORMAL_P99
-    lengths = [_quantile((place + 0.5) / count, median, sigma) for place in range(count)]
+    lengths = quantiles(count, median, p99)
     dice.shuffle(lengths)
     passages = read_passages(None)
     dice.shuffle(passages)
@@ -40,11 +40,11 @@ def write_rows(
             writer.writerow([_text(tokenizer, taken[:asked]), _text(tokenizer, taken[asked:])])
 
 
-def _quantile(share: float, median: int, sigma: float) -> int:
-    from statistics import NormalDist
-
-    length = median * math.exp(sigma * NormalDist().inv_cdf(share))
-    return round(min(LONGEST, max(SHORTEST, length)))
+def quantiles(count: int, median: int, p99: int) -> list[int]:
+    """Lengths that share out the lognormal distribution evenly, within what a model takes."""
+    normal = NormalDist(math.log(median), math.log(p99 / median) / NORMAL_P99)
+    spread = [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
+    return [round(min(LONGEST, max(SHORTEST, length))) for length in spread]
 
 
 def _text(tokenizer: ChatTokenizer, ids: list[int]) -> str:

@@ -33,6 +33,7 @@ class Task:
         folder: with `base/`, `rows.csv` and `held-out.csv`; runs have folders of their own in it.
         rows: to a step of the optimiser.
         bits: of the base.
+        evaluated: on the held-out rows, at the end.
         more: params of Lathe's besides.
     """
 
@@ -43,6 +44,7 @@ class Task:
     seed: int
     threads: int
     bits: int = 16
+    evaluated: bool = True
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +57,7 @@ class Cost:
     steps: int
     tokens: int
     train_loss: float
-    eval_loss: float
+    eval_loss: float | None
     memory_bytes: int
     whole_cpu: float
     told: list[str]
@@ -110,12 +112,12 @@ def by_lathe(task: Task) -> Cost:
 def lathe_run(
     task: Task, *, resume_from: list[Path] | None = None, end_at: int | None = None
 ) -> tuple[Cost, Path]:
-    """Also end as a killed process does, after the step `end_at`.
+    """Also end as a killed process does, at the checkpoint of the step `end_at` or the next.
 
     Returns:
         what it cost, and the attempt's folder.
     Raises:
-        Ended: after that step.
+        Ended: there.
     """
     from worker.steps import train
 
@@ -130,8 +132,8 @@ def lathe_run(
                 span.end()
             elif not span.wall:
                 span.begin()
-            if end_at is not None and message["done"] >= end_at:
-                raise Ended(folder)
+        elif message["type"] == "checkpoint" and end_at is not None and message["step_number"] >= end_at:
+            raise Ended(folder)
 
     prepare(task)
     _reset_memory()
@@ -172,7 +174,7 @@ def by_trl(task: Task, *, defaults: bool = False) -> Cost:
 
     torch.set_num_threads(task.threads)
     prepare(task)
-    rows, held_out, tokenizer = _encoded(task)
+    rows, held_out, tokenizer = encoded(task)
     span = Span()
 
     class Clock(TrainerCallback):
@@ -208,7 +210,7 @@ def by_trl(task: Task, *, defaults: bool = False) -> Cost:
             **({} if defaults else {"gradient_checkpointing": False}),
         ),
         train_dataset=rows,
-        eval_dataset=held_out,
+        eval_dataset=held_out if task.evaluated else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[Clock()],
@@ -220,14 +222,14 @@ def by_trl(task: Task, *, defaults: bool = False) -> Cost:
         steps=trainer.state.global_step,
         tokens=int(trainer._total_train_tokens),
         train_loss=trained.training_loss,
-        eval_loss=trainer.evaluate()["eval_loss"],
+        eval_loss=trainer.evaluate()["eval_loss"] if task.evaluated else None,
         memory_bytes=peak_memory_bytes(torch),
         whole_cpu=time.process_time() - began,
         told=[],
     )
 
 
-def _encoded(task: Task) -> tuple[Any, Any, Any]:
+def encoded(task: Task) -> tuple[Any, Any, Any]:
     """The rows as Lathe makes them of what `prepare` has left: training, held out, and the tokenizer."""
     from worker.steps.methods import METHODS
     from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer
@@ -236,25 +238,26 @@ def _encoded(task: Task) -> tuple[Any, Any, Any]:
     tokenizer = ChatTokenizer(folder / "tokenizer")
     chosen = read_json(folder.with_suffix(".json"))["hyperparameters"]
     step = Step(_input(task, "train", folder), lambda message: None)
-    datasets = [
-        as_dataset(encode_rows(folder / name, METHODS["supervised"], tokenizer, chosen, step))
+    train, held_out = (
+        encode_rows(folder / name, METHODS["supervised"], tokenizer, chosen, step, required=False)
         for name in ("train.jsonl", "validation.jsonl")
-    ]
-    return datasets[0], datasets[1], padding_tokenizer(tokenizer)
+    )
+    return as_dataset(train), as_dataset(held_out) if held_out else None, padding_tokenizer(tokenizer)
 
 
 def _input(task: Task, step: str, folder: Path, *, resume_from: list[Path] | None = None) -> StepInput:
     prepared = task.folder / f"prepare-{task.way}"
     there = step != "prepare"
+    named = {name: each for name, each in FILES.items() if task.evaluated or name == "training_file"}
     params = {
         "base_model": "random", "name": "x", "seed": task.seed, "bits": task.bits, "lora_rank": RANK,
         "lora_alpha": ALPHA, "learning_rate": LEARNING_RATE, "batch_size": task.rows, "warmup_steps": 0,
         "gradient_accumulation_steps": 1, "max_steps": task.steps, "eval_steps": task.steps,
-        "save_steps": task.steps, **{name: file_id for name, (file_id, _) in FILES.items()}, **task.more,
+        "save_steps": task.steps, **{name: file_id for name, (file_id, _) in named.items()}, **task.more,
     }  # fmt: skip
     files = {
         file_id: FileInput(task.folder / file, file, (task.folder / file).stat().st_size)
-        for file_id, file in FILES.values()
+        for file_id, file in named.values()
     }
     settings = dataclasses.replace(
         step_settings(load_settings()), cache_dir=task.folder / "cache", threads=task.threads, trackers=[]

@@ -29,7 +29,7 @@ CONNECT_SECONDS = 10.0
 TAKE_SECONDS = 0.5
 # Of the 18 s in which a step that is asked to stop has to be gone.
 SAVE_SECONDS = 14.0
-PREPARED = ("train.jsonl", "validation.jsonl")
+PREPARED = ("train.jsonl", "train.tokens", "validation.jsonl", "validation.tokens")
 # Of a base's folder, besides its weights.
 BASE_FILES = (".json", ".jinja", ".model", ".txt")
 # Nothing is told to Ray's makers, and Ray leaves to us what a worker without a GPU sees.

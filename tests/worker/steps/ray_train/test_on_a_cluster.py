@@ -42,6 +42,10 @@ max_failures = 2
 address = "127.0.0.1:{port}"
 num_workers = 2
 max_failures = 0
+
+[gone]
+address = "127.0.0.1:1"
+num_workers = 2
 """
 
 
@@ -179,6 +183,13 @@ def test_cancelled_it_leaves_nothing_running(lab: Lab) -> None:
         cancel_job(session, job_id, project_id="default")
     lab.wait_for(lambda: lab.bench.job(job_id).status == "cancelled")
     lab.wait_for(lambda: not lab.cluster.actors())
+
+
+def test_one_that_is_away_is_named_and_not_its_address(lab: Lab) -> None:
+    job = lab.ended(lab.submit(cluster="gone"))
+    assert job.status == "failed"
+    assert "The cluster gone cannot be joined: see that it runs" in job.error["message"]
+    assert "127.0.0.1" not in job.error["message"]
 
 
 def test_lost_more_often_than_allowed_is_the_steps_error(lab: Lab) -> None:

@@ -75,14 +75,16 @@ def checkpoints(
 
 def _print_checkpoints(console: Console, rows: list[JSON]) -> None:
     times = ("Written",) if console.width >= WIDE else ()
-    made = table("Checkpoint", "Step", "Loss", "Size", *times, "Answers as", right=("Step", "Loss", "Size"))
+    by = "Reward" if any("reward" in row["metrics"] for row in rows) else "Loss"
+    made = table("Checkpoint", "Step", by, "Size", *times, "Answers as", right=("Step", by, "Size"))
     keep_whole(made, 0, 1, 2, 3)
     for row in rows:
-        loss = row["metrics"].get("eval_loss", row["metrics"].get("loss"))
+        measured = row["metrics"]
+        value = measured.get(f"eval_{by.lower()}", measured.get(by.lower()))
         made.add_row(
             row["id"],
             f"{row['step_number']:,}",
-            figure(loss) if loss is not None else "",
+            figure(value) if value is not None else "",
             size(row["bytes"]) if row["bytes"] is not None else "",
             *(moment(row["created_at"]) for _ in times),
             harmless(row["exported_as"] or ""),

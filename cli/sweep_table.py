@@ -13,6 +13,8 @@ from db.errors import NotFound
 
 JSON = dict[str, Any]
 EVAL_LOSS, LOSS = "eval_loss", "loss"
+# Of trainings by GRPO, by which the higher is the better.
+EVAL_REWARD, REWARD = "eval_reward", "reward"
 
 
 def sweep_of(client: Client, sweep_id: str) -> JSON:
@@ -27,8 +29,14 @@ def sweep_of(client: Client, sweep_id: str) -> JSON:
     if not rows:
         raise NotFound(f"There is no sweep {sweep_id!r}, or its jobs are deleted.")
     done = [row for row in rows if row["status"] == "succeeded"]
-    by = EVAL_LOSS if done and all(row[EVAL_LOSS] is not None for row in done) else LOSS
-    rows.sort(key=lambda row: (row["status"] != "succeeded", row[by] is None, row[by], row["model"]))
+    held_out, trained = (EVAL_REWARD, REWARD) if any(REWARD in row for row in rows) else (EVAL_LOSS, LOSS)
+    by = held_out if done and all(row.get(held_out) is not None for row in done) else trained
+    sign = -1 if trained == REWARD else 1
+    for row in rows:
+        row.setdefault(by, None)
+    rows.sort(
+        key=lambda row: (row["status"] != "succeeded", row[by] is None, sign * (row[by] or 0), row["model"])
+    )
     best = rows[0]["id"] if rows[0]["status"] == "succeeded" and rows[0][by] is not None else None
     return {"id": sweep_id, "object": "sweep", "best": best, "by": by, "jobs": rows}
 
@@ -37,7 +45,14 @@ def _row(client: Client, job_id: str) -> JSON:
     job = client.job(job_id)
     series = client.get(f"/v1/jobs/{segment(job_id)}/metrics/series", points=10)["data"]
     measured = {each["name"]: each["values"] for each in series}
+    rewards = {}
+    if REWARD in measured:
+        rewards = {
+            EVAL_REWARD: max(measured.get(EVAL_REWARD) or [None]),
+            REWARD: measured[REWARD][-1] if measured[REWARD] else None,
+        }
     return {
+        **rewards,
         "id": job_id,
         "model": job["params"]["name"],
         "status": job["status"],
@@ -57,7 +72,9 @@ def _row(client: Client, job_id: str) -> JSON:
 def print_sweep(found: JSON, console: Console) -> None:
     rows: list[JSON] = found["jobs"]
     swept = list(dict.fromkeys(name for row in rows for name in row["values"]))
-    right = (*swept, "Eval loss", "Loss", "Took")
+    rewarded = found["by"] in (EVAL_REWARD, REWARD)
+    shown = (EVAL_REWARD, REWARD) if rewarded else (EVAL_LOSS, LOSS)
+    right = (*swept, *(("Eval reward", "Reward") if rewarded else ("Eval loss", "Loss")), "Took")
     made = table("", "Job", "Model", "Status", *right, right=right)
     keep_whole(made, 0, 1, 2, 3)
     for row in rows:
@@ -67,7 +84,7 @@ def print_sweep(found: JSON, console: Console) -> None:
             harmless(row["model"]),
             Text(row["status"], STYLES[row["status"]]),
             *(harmless(row["values"].get(name, "")) for name in swept),
-            *(figure(row[name]) if row[name] is not None else "" for name in (EVAL_LOSS, LOSS)),
+            *(figure(row[name]) if row.get(name) is not None else "" for name in shown),
             duration(row["runtime_seconds"]),
         )
     console.print(made)
@@ -78,10 +95,12 @@ def _say_which_is_best(found: JSON, console: Console) -> None:
     best = next((row for row in found["jobs"] if row["id"] == found["best"]), None)
     if best is None:
         console.print("None has come to a model yet.", style="dim")
-    elif found["by"] == EVAL_LOSS:
-        console.print(f"The best by evaluation loss: [bold]{harmless(best['model'])}[/].")
+    elif found["by"] in (EVAL_LOSS, EVAL_REWARD):
+        what = found["by"].removeprefix("eval_")
+        console.print(f"The best by evaluation {what}: [bold]{harmless(best['model'])}[/].")
     else:
+        what = "highest training reward" if found["by"] == REWARD else "lowest training loss"
         console.print(
-            f"The lowest training loss: [bold]{harmless(best['model'])}[/]. No rows were held out, so this "
+            f"The {what}: [bold]{harmless(best['model'])}[/]. No rows were held out, so this "
             "says little about new questions: --train-size 0.9 holds some out."
         )

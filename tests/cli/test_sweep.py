@@ -77,6 +77,22 @@ class TestSweep:
             hand.succeed(job.id)
         assert "The lowest training loss: faq-1. No rows were held out" in run("sweep", "show", sweep).out
 
+    def test_by_rewards_the_highest_is_the_best(self, run: Run, hand: Hand, given: tuple[str, ...]) -> None:
+        flags = ("--method", "grpo", "--rewards", "exact_match", "--beta", "0.01,0.1")
+        sweep = run(*given, *flags, "--json").json()["id"]
+        jobs = [job for job in hand.jobs() if job.kind == "fine_tune"]
+        for rewards, job in zip(((0.2, 0.6), (0.5, 0.4)), jobs, strict=True):
+            hand.begin(job.id, "prepare")
+            for step, reward in enumerate(rewards, start=1):
+                hand.say(
+                    job.id, "train", step=step, loss=0.0, reward=reward, eval_loss=0.0, eval_reward=reward
+                )
+            hand.succeed(job.id)
+        found = run("sweep", "show", sweep, "--json").json()
+        assert found["by"] == "eval_reward"
+        assert [(row["eval_reward"], row["reward"]) for row in found["jobs"]] == [(0.6, 0.6), (0.5, 0.4)]
+        assert "The best by evaluation reward: faq-1" in run("sweep", "show", sweep).out
+
     @pytest.mark.parametrize(
         ("flags", "message"),
         [

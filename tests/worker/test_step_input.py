@@ -1,0 +1,46 @@
+"""What an attempt is given of what the operator names: by the rows of its job, and only where it needs it."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session
+
+from db.errors import InvalidInput
+from db.queries.jobs import create_job
+from db.settings import Settings
+from db.states import JobKind, Outcome
+from worker.claim import claim_step
+from worker.endings import Ending, end_attempt
+from worker.step_input import build_step_input
+
+
+class TestRewards:
+    def test_are_given_to_the_steps_that_ask_them(self, session: Session, tmp_path: Path) -> None:
+        path = tmp_path / "rewards.toml"
+        path.write_text('[reward.polite]\nfunction = "house_rewards:polite"\n')
+        settings = Settings(database_url="postgresql://x", data_dir=tmp_path, rewards=path)
+        params = {"name": "m", "rewards": ["brevity", "polite"], "base_model": "org/base"}
+        job = create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params)
+        given = {}
+        for step in job.steps:
+            claim = claim_step(session, step.queue, worker="w", host="h", lease_seconds=15)
+            assert claim is not None
+            given[claim.step] = build_step_input(session, settings, claim).rewards
+            session.refresh(job)
+            end_attempt(session, job, step, Ending(Outcome.DONE))
+            if claim.step == "verify":
+                break
+        asked = [
+            {"name": "brevity", "function": None, "projects": None},
+            {"name": "polite", "function": "house_rewards:polite", "projects": None},
+        ]
+        assert given == {"prepare": asked, "train": asked, "export": [], "verify": asked}
+
+    def test_that_are_there_no_more_end_the_job(self, session: Session, tmp_path: Path) -> None:
+        settings = Settings(database_url="postgresql://x", data_dir=tmp_path)
+        params = {"name": "m", "rewards": ["polite"], "base_model": "org/base"}
+        create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params)
+        claim = claim_step(session, "cpu", worker="w", host="h", lease_seconds=15)
+        assert claim is not None
+        with pytest.raises(InvalidInput, match="there is no reward 'polite'"):
+            build_step_input(session, settings, claim)

@@ -157,12 +157,13 @@ def _follow(client: Client, sweep_id: str, console: Any) -> None:
 
 def _print_csv(found: JSON) -> None:
     swept = list(dict.fromkeys(name for row in found["jobs"] for name in row["values"]))
-    figures = ("eval_loss", "loss", "runtime_seconds")
+    rewards = ("eval_reward", "reward") if any("reward" in row for row in found["jobs"]) else ()
+    figures = (*rewards, "eval_loss", "loss", "runtime_seconds")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["id", "model", "status", *swept, *figures, "best"])
     for row in found["jobs"]:
         values = [row["values"].get(name) for name in swept]
-        measured = [row[name] for name in figures]
+        measured = [row.get(name) for name in figures]
         writer.writerow(
             [row["id"], row["model"], row["status"], *values, *measured, row["id"] == found["best"]]
         )

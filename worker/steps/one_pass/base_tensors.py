@@ -1,11 +1,15 @@
 """The tensors of a model's safetensors, read by rows, with an adapter's part already in them."""
 
+import errno
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from worker.steps.base_model import safetensors_header, weight_files
@@ -45,21 +49,33 @@ class BaseTensor:
         return math.prod(self.shape[:-1])
 
     def open(self) -> ReadRows:
-        """A function that reads rows, by number, as (n, columns) in `dtype`; threads may share it.
-
-        The file is mapped for one call at a time, so that what was read leaves this process's memory.
-        """
+        """A function that reads rows, by number, as (n, columns) in `dtype`; threads may share it."""
         delta = self.adapter.delta(self.name) if self.adapter is not None else None
 
         def read(rows: torch.Tensor | slice) -> torch.Tensor:
-            mapped = np.memmap(
-                self.path, STORED[self.stored], "r", self.offset, (max(self.rows, 1), self.columns)
-            )
-            chosen = mapped[rows if isinstance(rows, slice) else rows.numpy()]
-            base = torch.from_numpy(np.array(chosen)).view(self.stored).to(self.dtype)
+            stored = self._consecutive(rows) if isinstance(rows, slice) else self._scattered(rows)
+            base = torch.from_numpy(stored).view(self.stored).to(self.dtype)
             return base if delta is None else delta.merged(base.float(), rows).to(self.dtype)
 
         return read
+
+    def _consecutive(self, rows: slice) -> npt.NDArray[Any]:
+        """Read in one piece, into memory that the last piece had: a map would be fetched page by page."""
+        start, stop, _ = rows.indices(max(self.rows, 1))
+        array = np.empty((stop - start, self.columns), STORED[self.stored])
+        left, offset = array.data.cast("B"), self.offset + start * self.columns * array.itemsize
+        with self.path.open("rb", buffering=0) as file:
+            while left:
+                count = os.preadv(file.fileno(), [left], offset)
+                if not count:
+                    raise OSError(errno.EIO, "The file ends within a tensor", str(self.path))
+                left, offset = left[count:], offset + count
+        return array
+
+    def _scattered(self, rows: torch.Tensor) -> npt.NDArray[Any]:
+        """Mapped for one call at a time, so that what was read leaves this process's memory."""
+        shape = (max(self.rows, 1), self.columns)
+        return np.array(np.memmap(self.path, STORED[self.stored], "r", self.offset, shape)[rows.numpy()])
 
     def whole(self) -> torch.Tensor:
         return self.open()(slice(None)).reshape(self.shape)

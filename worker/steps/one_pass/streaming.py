@@ -5,6 +5,7 @@ thread, whatever the model's size: torch, ggml and the file system all work outs
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from worker.steps.one_pass.encoding import Encoder, GgmlEncoder
+from worker.steps.one_pass.flushing import flushed_meanwhile
 from worker.steps.one_pass.headers import Layout
 from worker.steps.one_pass.nameless_files import nameless_file
 from worker.steps.one_pass.stored_tensors import ReadStored, StoredTensor
@@ -25,6 +27,8 @@ from worker.steps.one_pass.stored_tensors import ReadStored, StoredTensor
 # Of fp32, 1 MiB: with the delta and what is read and written beside it, a chunk stays in a core's cache.
 CHUNK_ELEMENTS = 256 * 1024
 CHUNKS_AHEAD = 2  # of each thread
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEPT_BYTES = 32 * 1024**2
 
 Progress = Callable[[int, int], None]
 
@@ -64,13 +68,14 @@ class Streaming:
             OSError: the disk is full, or cannot be written to.
         """
         torch.set_num_threads(1)  # each of the pool's threads is one
+        _keep_freed_memory()
         with contextlib.ExitStack() as stack:
             for target in self._targets:
                 descriptor = stack.enter_context(nameless_file(target.path))
                 os.ftruncate(descriptor, target.layout.total_bytes)
                 _write(descriptor, memoryview(target.layout.header), 0)
                 self._descriptors.append(descriptor)
-            with ThreadPoolExecutor(self._threads) as pool:
+            with flushed_meanwhile(self._descriptors), ThreadPoolExecutor(self._threads) as pool:
                 try:
                     self._stream(pool, tensors, progress)
                 except BaseException:
@@ -108,6 +113,14 @@ class Streaming:
                 row_bytes = encoded.nbytes // (stop - start)
                 offset = target.layout.offsets[tensor.name] + start * row_bytes
                 _write(descriptor, np.ascontiguousarray(encoded).data.cast("B"), offset)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: chunks come and go, and their pages would be fetched anew each time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _chunks(tensor: StoredTensor) -> Iterator[tuple[int, int]]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,20 @@ class TestRewards:
         [thinks] = loaded(steps, [reward])
         said = [[{"content": text}] for text in ("<think>hm</think>yes", "yes")]
         assert thinks(prompts=[], completions=said, columns=["{}"] * 2, trainer_state=None) == [1.0, 0.0]
+
+    def test_of_the_example_judge(self, steps, monkeypatch):
+        monkeypatch.delitem(sys.modules, "house_rewards", raising=False)
+        monkeypatch.syspath_prepend(Path(__file__).parents[3] / "examples")
+        names = ("polite", "near_the_price")
+        named = [{"name": name, "function": f"house_rewards:{name}"} for name in names]
+        polite, near = loaded(steps, named, columns=["price"])
+        given = {
+            "completions": [[{"content": said}] for said in ("Thank you: 12.", "It is 10 euros.", "No.")],
+            "columns": [json.dumps({"price": 10.0})] * 3,
+        }
+        assert polite(**given) == [1.0, 0.0, 0.0]
+        assert near(**given) == [1 / 3, 1.0, 0.0]
+        monkeypatch.delitem(sys.modules, "house_rewards")
 
     def test_of_lathe(self, steps):
         assert {name for name in BUILT_IN if hasattr(builtin_rewards, name)} == set(BUILT_IN)

@@ -58,6 +58,7 @@ from db.session import (
 from db.settings import Settings
 from serving.backends.roster import Backends
 from serving.openai_compatible import make_async_client
+from training_data.deepspeed_settings import read_configurations
 from training_data.ray_clusters import read_clusters
 from training_data.reward_settings import read_rewards
 from training_data.sql_settings import read_sources, read_targets
@@ -105,13 +106,14 @@ def create_app(settings: Settings) -> FastAPI:
     """Make the application. Servers are first reached for when a request needs them.
 
     Raises:
-        InvalidInput: DATABASE_URL or REDIS_URL is not set, or the operator's file of backends, of SQL
-            sources, of rewards or of Ray clusters is wrong.
+        InvalidInput: DATABASE_URL or REDIS_URL is not set, or a file of the operator's (of backends, SQL
+            sources, rewards, Ray clusters or DeepSpeed) is wrong.
     """
     read_sources(settings.sql)
     read_targets(settings.sql)
     read_rewards(settings.rewards)
     read_clusters(settings.ray_clusters)
+    read_configurations(settings.deepspeed)
     client = make_async_client()
     backends = Backends(settings, client)
     engine = make_engine(settings.require_database_url())

@@ -34,6 +34,7 @@ TRACKER_PACKAGES: dict[Tracker, str] = {
     "wandb": "wandb",
 }
 Days = Annotated[float | None, Field(gt=0, le=36_500)]  # what is over a century overflows a time
+CONFIGURATION_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ORIGIN = re.compile(r"(?i)https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
@@ -137,6 +138,8 @@ class Settings(BaseSettings):
 
     # Workers
     train_processes: int = Field(default=1, ge=1)  # that train together where there is no GPU
+    # Configurations of DeepSpeed that jobs may name: name=file.json, between commas
+    deepspeed: Annotated[dict[str, Path], NoDecode] = {}
     train_concurrency: int = Field(default=1, ge=0)
     gpu_concurrency: int = Field(default=1, ge=0)
     cpu_concurrency: int = Field(default=1, ge=0)
@@ -258,6 +261,19 @@ class Settings(BaseSettings):
                     "path. There is no word for all of them: any page could use a server without keys."
                 )
         return [origin.lower() for origin in origins]
+
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _named_files(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+        wrong = [
+            name for name, _, path in pairs if not path or not CONFIGURATION_NAME.fullmatch(name.strip())
+        ]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is none of name=file.json; names are of a-z, 0-9, ., _ and -")
+        return {name.strip(): Path(path.strip()).expanduser().absolute() for name, _, path in pairs}
 
     @field_validator(
         "allowed_hosts",

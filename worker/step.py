@@ -140,6 +140,7 @@ class StepInput:
         start: for a fine-tune that goes on from an earlier one, the folder that holds what that has trained.
         databases: for the steps that read or write rows: the operator's SQL source or target that a param
             names, by that param, as `training_data.sql_settings` reads it.
+        deepspeed: for a fine-tune that names one, the operator's configuration of DeepSpeed.
         asked: for a step that asks a model for each row: whom.
         rewards: of a training by GRPO, for the steps that need them: by what its answers are judged, as
             `training_data.reward_settings` reads it.
@@ -178,6 +179,7 @@ class StepInput:
     machines: list[dict[str, Any]] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
     cluster: dict[str, Any] | None = None
+    deepspeed: dict[str, Any] | None = None
     prepared: Path | None = None
 
     @property

@@ -23,6 +23,7 @@ from db.states import JobKind, Outcome
 from db.storage import attempt_folder, prepared_folder
 from serving.backends.configuration import read_backends
 from serving.backends.routing import find_destination, find_embedding_destination
+from training_data.deepspeed_settings import find_configuration
 from training_data.ray_clusters import PARAM as CLUSTER
 from training_data.ray_clusters import find_cluster
 from training_data.reward_settings import find_rewards
@@ -98,8 +99,19 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         finished=finished_fine_tunes(session) if claim.step in ESTIMATING_STEPS else [],
         cluster=_cluster(settings, job) if claim.step == TRAIN_STEP else None,
         prepared=_prepared(settings, claim),
+        deepspeed=_deepspeed(settings, job),
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
+
+
+def _deepspeed(settings: Settings, job: Job) -> dict[str, Any] | None:
+    """The operator's configuration that the job names.
+
+    Raises:
+        InvalidInput: it is there no more, or wrong.
+    """
+    name = job.params.get("deepspeed")
+    return find_configuration(settings.deepspeed, name) if name is not None else None
 
 
 def _source(root: Path, job: Job) -> Path | None:

@@ -34,6 +34,7 @@ from db.queries.models import find_model
 from db.states import JobKind
 from db.storable import refuse_deep
 from serving.model_formats import HEAD_BYTES, kind_of
+from training_data.deepspeed_settings import find_configuration
 from training_data.formats import Reading, check_file
 from training_data.ray_clusters import find_cluster
 from training_data.reward_settings import find_rewards
@@ -167,6 +168,8 @@ def _check_data(unit: Unit, params: FineTuneParams | InspectParams) -> BaseModel
         if params.cluster is not None:
             find_cluster(unit.settings.ray_clusters, params.cluster, project_id=unit.project_id)
         find_rewards(unit.settings.rewards, params.rewards, project_id=unit.project_id)
+        if params.deepspeed is not None:
+            find_configuration(unit.settings.deepspeed, params.deepspeed)
     asking.check_databases(unit, params)
     whole = Reading(params.format, params.columns)
     given = [

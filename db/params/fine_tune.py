@@ -97,6 +97,12 @@ class FineTuneParams(DataParams):
         description="An earlier fine-tune of the same base to go on from: a model, a job or a checkpoint.",
         examples=["faq"],
     )
+    deepspeed: OperatorsName | None = Field(
+        default=None,
+        description="A configuration of DeepSpeed by the name that the operator gave it, for GPUs that train "
+        "together.",
+        examples=["zero2"],
+    )
     bits: Literal[4, 8, 16] | Auto = Field(
         default="auto",
         description="The base's weights while an adapter is trained: 4 is NF4 with double quantisation, 8 is "
@@ -245,6 +251,14 @@ class FineTuneParams(DataParams):
             self._check_reward()
         if method == "grpo":
             self._check_grpo()
+        return self
+
+    @model_validator(mode="after")
+    def _fits_deepspeed(self) -> "FineTuneParams":
+        if self.deepspeed is not None and self.cluster is not None:
+            raise ValueError("deepspeed does not go with cluster: leave one of them out")
+        if self.deepspeed is not None and self.bits == 8:
+            raise ValueError("bits must be 4 or 16 with deepspeed: LLM.int8 has no part in it")
         return self
 
     def _refuse_of_grpo(self) -> None:

@@ -225,6 +225,8 @@ def environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
     ):
         if path is not None:
             changes[name] = str(path)
+    if settings.deepspeed:
+        changes["LATHE_DEEPSPEED"] = ",".join(f"{name}={path}" for name, path in settings.deepspeed.items())
     return changes
 
 

@@ -81,6 +81,14 @@ class TestSubmit:
         assert answer.status_code == 202
         assert answer.json()["priority"] == 5
 
+    def test_deepspeed_is_one_that_the_operator_has_named(self, api: httpx.Client) -> None:
+        params = {"base_model": "org/base", "training_file": upload(api), "name": "m", "deepspeed": "zero2"}
+        answer = api.post("/v1/jobs", json={"kind": "fine_tune", "params": params})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["param"] == "deepspeed"
+        assert "The operator has named none (LATHE_DEEPSPEED)" in error["message"]
+
     def test_a_fine_tune_may_not_replace_its_base(self, api: httpx.Client, publish: Publish) -> None:
         params = {"base_model": "org/x", "training_file": upload(api), "name": "tiny"}
         answer = api.post("/v1/jobs", json={"kind": "fine_tune", "params": params})

@@ -14,11 +14,13 @@ class Division:
         ranks: how many processes train together.
         batch_size: rows of one micro-batch, of each.
         accumulation: micro-batches to one step of the optimiser, of each.
+        parallel: `ddp` or `deepspeed`; None where one trains.
     """
 
     ranks: int
     batch_size: int
     accumulation: int
+    parallel: str | None = None
 
     @property
     def effective_batch(self) -> int:

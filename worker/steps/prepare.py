@@ -21,6 +21,7 @@ from worker.steps.base_files import weights_hash
 from worker.steps.base_model import context_length, copy_tokenizer, fetch_base, shape_of
 from worker.steps.dataset import SystemTurns
 from worker.steps.gptq import check_quantized_base, merge_base_revision
+from worker.steps.parallel import require_deepspeed
 from worker.steps.parts import LEFT_OUT, NAMES, Parts
 from worker.steps.read_parts import files_read, read_parts, tell_cut
 from worker.steps.reckoning import Counted, Estimate, reckon
@@ -41,6 +42,7 @@ def run(step: Step) -> dict[str, Any]:
     params = with_its_adapter(step, FineTuneParams.model_validate(step.input.params))
     if step.input.base is None:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
+    require_deepspeed(step)
     if publishes_adapter(step):
         from worker.steps.adapter_export import check_server  # which brings the client of a server along
 

@@ -13,6 +13,7 @@ compile        off unless asked for (`training_args: {"torch_compile": true}`).
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def packs(division: Division, lengths: Sequence[int], *, at_most: float = math.i
     rows, longest = division.batch_size, max(lengths)
     a_step = rows * division.accumulation * sum(lengths) / len(lengths)  # of one process
     length = max(longest, int(min(rows * longest, at_most, math.ceil(a_step))))
-    return Division(division.ranks, 1, max(1, round(a_step / length))), length
+    return replace(division, batch_size=1, accumulation=max(1, round(a_step / length))), length
 
 
 def _take_up_rows(model: Any, chosen: dict[str, Any]) -> str | None:

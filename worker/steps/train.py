@@ -23,6 +23,7 @@ from worker.steps.division import Division, divided, most_ranks, tell_repeated
 from worker.steps.environment import environment_of
 from worker.steps.memory_ladder import announce
 from worker.steps.methods import METHODS
+from worker.steps.parallel import see_that_it_can_go_on, settle_parallel
 from worker.steps.ray_train.drive import train_on_cluster
 from worker.steps.resuming import as_seen_here, take_also, take_newest
 from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer, row_lengths
@@ -35,7 +36,7 @@ from worker.steps.trainer_arguments import (
     training_arguments,
 )
 from worker.steps.training_results import checkpoint_metrics, last_loss, mean_loss, rewarded, write_results
-from worker.steps.tunings import TUNINGS, settle_bits
+from worker.steps.tunings import TUNINGS
 
 # Of jobs that were prepared before there was a choice.
 EARLIER = {
@@ -55,9 +56,9 @@ def run(step: Step) -> dict[str, Any]:
         raise InvalidInput("A fine-tune needs a base model.", param="base_model")
     folder = fetch_base(base, step, quantized_too=True)
     chosen = {**EARLIER, **step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
-    if step.input.cluster is None:  # whose workers know their devices
-        settle_bits(step, folder, chosen)
-    division = divided(step, chosen, most_ranks(step), least=LEAST_BATCHES.get(chosen["method"], 1))
+    least = LEAST_BATCHES.get(chosen["method"], 1)
+    division = divided(step, chosen, most_ranks(step), least=least)
+    division = settle_parallel(step, folder, chosen, division)
     work = {"base": str(folder), "chosen": chosen, "division": asdict(division)}
     work["advice"] = announce(step, chosen, division)
     if step.input.cluster is not None:
@@ -90,7 +91,7 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
         step, base_folder, chosen, division, tokenizer, progress=progress, best=best
     )
     with memory_errors_explained(announce(step, chosen, division)):  # packed or not, it knows more now
-        _fit(step, trainer, progress, best)
+        _fit(step, trainer, division, progress, best)
     if trainer.eval_dataset is not None and best.last_step != trainer.state.global_step:
         trainer.evaluate()  # eval_steps need not divide the steps; the last weights are judged too
     if best.best_loss is not None and best.best_step != trainer.state.global_step:
@@ -113,6 +114,7 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
         "stopped_early": best.stopped_early,
         "device": device,
         "processes": division.ranks,
+        "parallel": division.parallel,
         "tokens_per_second": progress.tokens_per_second,
         "peak_memory_bytes": peak_memory_bytes(torch),
         "seconds": round(time.monotonic() - began, 2),
@@ -166,7 +168,12 @@ def _build_trainer(
             on_checkpoint=lambda number, folder: step.checkpoint(number, folder, checkpoint_metrics(trainer)),
             on_removed=step.checkpoint_removed,
             best_step=lambda: best.best_step,
-            own_state=lambda: {**best.state(), "tokens": progress.tokens},
+            own_state=lambda: {
+                **best.state(),
+                "tokens": progress.tokens,
+                "ranks": division.ranks,
+                "parallel": division.parallel,
+            },
             **method.besides(step, chosen, tokenizer),
         )
     trainer.remove_callback(PrinterCallback)
@@ -195,7 +202,7 @@ def _tell_size(step: Step, trainer: Any, rows: int, chosen: dict[str, Any], what
     )
 
 
-def _fit(step: Step, trainer: Any, progress: Any, best: Any) -> None:
+def _fit(step: Step, trainer: Any, division: Division, progress: Any, best: Any) -> None:
     """Train to the end, from the newest checkpoint of an earlier attempt if there is one.
 
     Raises:
@@ -206,6 +213,7 @@ def _fit(step: Step, trainer: Any, progress: Any, best: Any) -> None:
     checkpoint = as_seen_here(step, together.from_first(lambda: take_newest(step, root)))
     if checkpoint is not None:
         state = read_json(checkpoint / STATE_FILE)
+        see_that_it_can_go_on(step, state, division)
         progress.tokens = state["tokens"]
         if together.from_first(lambda: take_also(step, {state["best_step"]} - {0}, root)):
             best.restore(state)

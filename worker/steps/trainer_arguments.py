@@ -56,6 +56,8 @@ def training_arguments(
         "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
     }
+    if division.parallel == "deepspeed":
+        settings["deepspeed"] = step.input.deepspeed
     return method.config(chosen, **{**settings, **chosen["training_args"]})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from training_data.json_files import read_json, write_json
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
+from worker.steps import together
 from worker.steps.merging import merged_into, sixteen_bit_dtype
 from worker.steps.stacking import started_adapter, started_model, with_adapter
 
@@ -33,8 +34,8 @@ class Tuning:
     what: str
 
 
-def settle_bits(step: Step, folder: Path, chosen: dict[str, Any]) -> None:
-    """Choose the bits of the weights that an adapter is trained on, by the memory of the device."""
+def settle_bits(step: Step, folder: Path, chosen: dict[str, Any], *, copies: int = 1) -> None:
+    """Choose the bits of the weights that an adapter is trained on, by the memory of each copy's device."""
     import torch
 
     from worker.steps.base_model import count_parameters
@@ -50,7 +51,7 @@ def settle_bits(step: Step, folder: Path, chosen: dict[str, Any]) -> None:
         chosen["bits"] = 4
         step.event("The base is loaded in 4 bits: on a CPU that computes as fast as 16.", bits=4)
         return
-    there = _memory_bytes()
+    there = memory_bytes(copies)
     fits = needed <= BASE_SHARE * there
     chosen["bits"] = 16 if fits else 4
     why = "fits, and is the faster" if fits else "would leave too little for training"
@@ -87,7 +88,7 @@ def _load_whole(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
     from worker.steps.quantized_base import load_for_training
 
     needed = WHOLE_BYTES * count_parameters(folder)
-    fits = needed <= WHOLE_SHARE * _memory_bytes()
+    fits = needed <= WHOLE_SHARE * memory_bytes(together.count())
     dtype = torch.float32 if fits else getattr(torch, chosen["compute_dtype"])
     if dtype != torch.float32:
         step.event(
@@ -101,14 +102,15 @@ def _load_whole(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
     return model if adapter is None else merged_into(model, adapter, dtype).requires_grad_(True)
 
 
-def _memory_bytes() -> int:
-    """Of all GPUs that this process sees, or else of the host."""
+def memory_bytes(copies: int = 1) -> int:
+    """What each of so many copies may take of all GPUs that this process sees, or else of the host."""
     import psutil
     import torch
 
     if not torch.cuda.is_available():
-        return int(psutil.virtual_memory().total)
-    return sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+        return int(psutil.virtual_memory().total) // copies
+    each = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    return sum(each) if copies == 1 else min(each)
 
 
 def _lora_config(step: Step, chosen: dict[str, Any]) -> Any:

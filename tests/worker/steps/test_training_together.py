@@ -82,6 +82,7 @@ class TestTwoProcesses:
         assert together.result["eval_loss"] == pytest.approx(alone.result["eval_loss"], rel=1e-4)
         assert together.result["trained_tokens"] == alone.result["trained_tokens"]
         assert (alone.result["processes"], together.result["processes"]) == (1, 2)
+        assert (alone.result["parallel"], together.result["parallel"]) == (None, "ddp")
         assert together.result["hyperparameters"] == alone.result["hyperparameters"]
         assert (
             "2 processes train together: of the 8 rows of a step of the optimizer each takes 4, in "

@@ -11,6 +11,7 @@ from db.settings import Settings
 from db.states import JobKind, Outcome
 from worker.claim import claim_step
 from worker.endings import Ending, end_attempt
+from worker.step import BaseWeights
 from worker.step_input import build_step_input
 
 
@@ -44,3 +45,24 @@ class TestRewards:
         assert claim is not None
         with pytest.raises(InvalidInput, match="there is no reward 'polite'"):
             build_step_input(session, settings, claim)
+
+
+def test_a_base_that_is_stored_quantised_comes_with_what_it_was_made_from(
+    session: Session, tmp_path: Path
+) -> None:
+    bases = tmp_path / "bases"
+    for name in ("x", "x-gptq"):
+        (bases / name).mkdir(parents=True)
+        (bases / name / "config.json").write_text("{}")
+    settings = Settings(data_dir=tmp_path / "data", base_models_dir=bases)
+    params = {"base_model": "x-gptq", "merge_base": "x", "name": "faq"}
+    job = create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params, priority=1000)
+    session.flush()
+    claim = claim_step(session, "cpu", worker="w", host="h", lease_seconds=60)
+    assert claim is not None
+    assert claim.job_id == job.id
+    given = build_step_input(session, settings, claim)
+    merge_base = BaseWeights("x", "folder", str(bases / "x"))
+    assert given.base == BaseWeights("x-gptq", "folder", str(bases / "x-gptq"), merge_base=merge_base)
+    assert given.sixteen_bit_base == merge_base
+    assert type(given).from_json(given.to_json()).base == given.base

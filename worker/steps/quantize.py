@@ -7,6 +7,7 @@ for whatever else reads GPTQ. It is measured by the next step, in a process of i
 import json
 import shutil
 import time
+from contextlib import chdir
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from worker.steps.runtime import memory_errors_explained, prepare_runtime, requi
 
 MODEL = "model"
 LAYERS = "layers"  # those that are not being worked on
+LOGS = "logs"  # gptqmodel's own
 JUDGED = "judged.json"  # for the step that measures
 PACKED = 32  # outputs that are packed together
 MEMORY_ADVICE = "Quantising holds the model in 16 bits: use a machine with more memory, or a smaller base."
@@ -46,7 +48,8 @@ def run(step: Step) -> dict[str, Any]:
     copy_tokenizer(folder, step.input.folder / "tokenizer")
     tokenizer = ChatTokenizer(step.input.folder / "tokenizer")
     rows = read_calibration(step, tokenizer, context_length(folder))
-    with memory_errors_explained(MEMORY_ADVICE):
+    # It writes a log of its own where it stands.
+    with memory_errors_explained(MEMORY_ADVICE), chdir(step.input.folder):
         _quantize(step, folder, target, rows, shape.layers)
     copy_tokenizer(folder, target)
     (step.input.folder / JUDGED).write_text(json.dumps([asdict(row) for row in rows.judged]))
@@ -128,7 +131,8 @@ def _quantize(step: Step, folder: Path, target: Path, rows: Calibration, layers:
         calibration_data_min_length=1,
     )
     model.save(str(target))
-    shutil.rmtree(step.input.folder / LAYERS)
+    for name in (LAYERS, LOGS):
+        shutil.rmtree(step.input.folder / name, ignore_errors=True)
     _leave_out_this_machine(target)
 
 

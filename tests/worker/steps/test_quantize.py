@@ -13,6 +13,9 @@ from tests.worker.steps.conftest import Ran, StepRunner
 from tests.worker.steps.export_fixtures import FACTS, TrainedModels, chat_rows, shared_models, step_settings
 from worker.step import BaseWeights
 from worker.steps import export, prepare, quantize, train, verify, verify_quantized
+from worker.steps.base_model import shape_of
+from worker.steps.gptq import see_that_it_was_made_from
+from worker.steps.quantized_base import load_for_training
 
 pytestmark = [
     pytest.mark.gptq,
@@ -182,3 +185,32 @@ def test_a_backend_of_type_transformers_answers_with_it(quantized):
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert json.loads(ran.stdout.strip().splitlines()[-1]).strip() in FACTS.values()
+
+
+def test_an_adapter_learns_on_an_awq_base(models, tmp_path):
+    import torch
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+    from gptqmodel.quantization import FORMAT, METHOD
+    from peft import LoraConfig, get_peft_model
+
+    config = QuantizeConfig(bits=4, quant_method=METHOD.AWQ, format=FORMAT.GEMM, offload_to_disk=False)
+    model = GPTQModel.load(str(models.base), config, dtype=torch.float16, trust_remote_code=False)
+    rows = torch.randint(3, 500, (16, 100), generator=torch.Generator().manual_seed(1))
+    samples = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in rows]
+    model.quantize(samples, backend=BACKEND.AWQ_TORCH)
+    model.save(str(tmp_path / "awq"))
+
+    loaded = load_for_training(tmp_path / "awq", 4, torch.float32)
+    merge_base = BaseWeights("small", "folder", str(models.base))
+    base = BaseWeights("awq", "folder", str(tmp_path / "awq"), merge_base=merge_base)
+    see_that_it_was_made_from(loaded, base, models.base)
+    tuned = get_peft_model(loaded, LoraConfig(r=8, target_modules=shape_of(models.base).linear_names()))
+    optimizer = torch.optim.AdamW([each for each in tuned.parameters() if each.requires_grad], lr=5e-3)
+    losses = []
+    for _ in range(8):
+        loss = tuned(input_ids=rows[:2], labels=rows[:2]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 1

@@ -11,7 +11,7 @@ from db.settings import Settings
 from tests.worker.histories.machine import Histories
 from tests.worker.histories.world import World
 
-SHORT, LONG = 30, 2000
+SHORT, LONG = 12, 2000
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def live(world: World, *, histories: int, reproducible: bool) -> None:
     )
 
 
-def test_thirty_histories(world: World) -> None:
+def test_twelve_histories(world: World) -> None:
     live(world, histories=SHORT, reproducible=True)
 
 

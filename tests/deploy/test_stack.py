@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from deploy.local import state
+
 if TYPE_CHECKING:
     from tests.deploy.conftest import Installation
 
@@ -107,12 +109,14 @@ class TestRunning:
         os.kill(before["pid"], signal.SIGKILL)
 
         def came_back() -> bool:
-            now = running.part(name)
-            return (
-                now["pid"] not in (None, before["pid"]) and now["state"] == "ready" and now["health"] == "ok"
-            )
+            stack = state.read(running.data_dir)
+            assert stack is not None
+            [now] = [part for part in stack.parts if part.name == name]
+            return now.pid not in (None, before["pid"]) and now.state == "ready"
 
+        # By the file, since each look by the command line is a process of its own.
         wait_for(came_back)
+        wait_for(lambda: running.part(name)["health"] == "ok")
         after = running.part(name)
         assert after["restarts"] == before["restarts"] + 1
         assert after["note"] == "ended by SIGKILL"

@@ -113,7 +113,7 @@ def _parts(data: Path, tokenizer: ChatTokenizer) -> tuple[float, float]:
     rows: list[Any] = []
     reader = RowReader(detect_format(data, data.name))
     parsing = _seconds(lambda: rows.extend(reader))
-    return parsing, _seconds(lambda: [encode_row(row, tokenizer) for row in rows])
+    return parsing, _seconds(lambda: sum(len(encode_row(row, tokenizer)) for row in rows))
 
 
 def _seconds(work: Callable[[], object]) -> float:

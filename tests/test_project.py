@@ -238,8 +238,16 @@ class TestSource:
         }
         assert readers == {"db/settings.py"}
 
-    def test_api_and_worker_start_without_torch(self) -> None:
-        program = "import api.app, worker.app, sys; assert 'torch' not in sys.modules"
+    @pytest.mark.parametrize(
+        ("modules", "without"),
+        [
+            ("api.app, worker.app", "torch"),
+            # A step never sees the database, and its process is started anew for each.
+            ("worker.run_step, worker.checkpoints, worker.steps.train, worker.steps.export", "sqlalchemy"),
+        ],
+    )
+    def test_starts_without_what_it_has_no_use_for(self, modules: str, without: str) -> None:
+        program = f"import {modules}, sys; assert {without!r} not in sys.modules"
         ended = subprocess.run(
             [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
         )

@@ -9,7 +9,7 @@ import pytest
 
 from tests.worker.steps.test_resume import FineTune, Interrupted, adapter
 from tests.worker.steps.test_tunings import ALL_WEIGHTS, weights_of
-from worker.checkpoints import list_checkpoints, number_of, verify
+from worker.checkpoints import list_checkpoints, verify
 from worker.step import Message, RankFailed, Step, Stopped
 
 # Theirs, none of which a caller can do anything about.
@@ -100,7 +100,7 @@ class TestTwoProcesses:
         job = fine_tune(**BY_GRADIENTS)
         job.steps.settings = settings
         checkpoints = job.interrupted(interrupt_when_saved)
-        assert [number_of(path) for path in checkpoints] == [2]
+        assert len(checkpoints) == 1
         assert_same_weights(run(job, ALONE), run(job, TOGETHER, resume_from=checkpoints))
 
     @pytest.mark.slow
@@ -121,8 +121,7 @@ class TestTwoProcesses:
 
     @pytest.mark.slow
     def test_train_all_weights(self, fine_tune):
-        given = {**BY_GRADIENTS, **ALL_WEIGHTS}
-        job = fine_tune(**{name: value for name, value in given.items() if name not in ("lora_dropout",)})
+        job = fine_tune(**{**BY_GRADIENTS, **ALL_WEIGHTS})
         alone, together = run(job, ALONE), run(job, TOGETHER)
         assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
         assert_same_weights(alone, together, "full")

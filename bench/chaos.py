@@ -160,6 +160,7 @@ class Chaos:
         for sentence in self.client.contradictions:
             verdict.add("run twice", sentence)
         judge_submissions(verdict, self.client.jobs, pages(self.client.get, "/v1/jobs"))
+        self.ledger.read()  # a job can have ended since it was read last
         lines: dict[str, list[Line]] = defaultdict(list)
         for line in self.ledger.lines:
             lines[line["job"]].append(line)

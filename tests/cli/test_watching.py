@@ -19,7 +19,7 @@ class TestWatch:
         hand.begin(job, "prepare")
         hand.say(job, "prepare", "20 rows")
         hand.finish(job, "prepare", "train", "export", "verify", "publish")
-        hand.succeed(job, model="faq", version=2)
+        hand.succeed(job, model="faq", version=2, quantizations=["Q4_K_M"])
         ran = run("watch", job)
         assert (ran.status, ran.err) == (0, "")
         assert "prepare: 20 rows" in ran.out

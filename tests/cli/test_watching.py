@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -109,9 +110,9 @@ class TestFollow:
     def test_bears_with_a_server_that_is_away_for_a_while(self, api_url: str, hand: Hand) -> None:
         job = hand.fine_tune()
         hand.begin(job, "prepare")
-        worker = threading.Timer(0.3, lambda: hand.fail(job, "prepare", "enough"))
-        worker.start()
         with _Absence(api_url, 3) as away:
+            worker = threading.Thread(target=lambda: hand.fail(job, "prepare", "enough"))
+            away.once_it_is_back = worker.start
             ended = follow(away, job, _Silence(), poll_seconds=0.05)
         worker.join()
         assert ended["status"] == "failed"
@@ -137,11 +138,14 @@ class _Absence(Client):
     def __init__(self, url: str, absences: int) -> None:
         super().__init__(url)
         self.absences = absences
+        self.once_it_is_back: Callable[[], None] = lambda: None
         self._looked = False
 
     def job(self, job_id: str) -> dict[str, object]:
         if self._looked and self.absences:
             self.absences -= 1
+            if not self.absences:
+                self.once_it_is_back()
             raise Unavailable("away")
         self._looked = True
         return super().job(job_id)

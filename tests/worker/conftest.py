@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from db.doorbell import Doorbell
-from db.models import Job
+from db.models import File, Job
 from db.queries.jobs import create_job, get_job
 from db.session import SessionFactory, make_engine, make_session_factory, transaction
 from db.settings import STEP_MARKER, Settings
@@ -93,6 +93,16 @@ class Bench:
         with transaction(self.factory) as session:
             options = {"project_id": "default", "params": params, **options}
             return create_job(session, kind=kind, **options).id
+
+    def add_training_file(self, content: str) -> None:
+        """A CSV that was uploaded, as `file-1`."""
+        path = self.settings.storage_root / "files" / "file-1"
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        with transaction(self.factory) as session:
+            row = File(id="file-1", project_id="default", purpose="fine-tune", filename="rows.csv")
+            row.path, row.bytes, row.sha256 = "files/file-1", path.stat().st_size, "ab" * 32
+            session.add(row)
 
     def job(self, job_id: str) -> Job:
         with self.factory() as session:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, text
 
 from db.kinds import PARAMS
-from db.models import Artifact, Attempt, Event, File, Job, Step
+from db.models import Artifact, Attempt, Event, Job, Step
 from db.queries.jobs import create_job
 from db.session import transaction
 from db.states import ENDED_JOB, JobKind, Outcome, StepStatus
@@ -47,13 +47,7 @@ class Trainings:
     def __init__(self, bench: "Bench") -> None:
         self.bench = bench
         self.root = bench.settings.storage_root
-        file = self.root / "files" / "file-1"
-        file.parent.mkdir(parents=True)
-        file.write_text("question,answer\n" + ROWS)
-        with transaction(bench.factory) as session:
-            row = File(id="file-1", project_id="default", purpose="fine-tune", filename="rows.csv")
-            row.path, row.bytes, row.sha256 = "files/file-1", file.stat().st_size, "ab" * 32
-            session.add(row)
+        bench.add_training_file("question,answer\n" + ROWS)
         self.start_worker()
 
     def start_worker(self) -> None:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from sqlalchemy import select
 
 from db.kinds import PARAMS
-from db.models import Artifact, Attempt, Checkpoint, Event, File, Step
+from db.models import Artifact, Attempt, Checkpoint, Event, Step
 from db.queries.jobs import cancel_job, create_job, pause_job, resume_job
 from db.session import transaction
 from db.states import ENDED_JOB, JobKind, Outcome
@@ -64,13 +64,7 @@ class Lab:
     def __init__(self, bench: "Bench", cluster: "LocalCluster") -> None:
         self.bench, self.cluster = bench, cluster
         self.root = bench.settings.storage_root
-        file = self.root / "files" / "file-1"
-        file.parent.mkdir(parents=True)
-        file.write_text("question,answer\n" + ROWS)
-        with transaction(bench.factory) as session:
-            row = File(id="file-1", project_id="default", purpose="fine-tune", filename="rows.csv")
-            row.path, row.bytes, row.sha256 = "files/file-1", file.stat().st_size, "ab" * 32
-            session.add(row)
+        bench.add_training_file("question,answer\n" + ROWS)
         bench.start_worker("serve_clusters.py")
 
     def submit(self, **params: Any) -> str:

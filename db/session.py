@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import structlog
 from sqlalchemy import Engine, Table, TextClause, create_engine, event, func, select, text
-from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -212,3 +212,8 @@ def inserting_together(session: Session) -> Iterator[None]:
 def note_work(session: Session, queue: str) -> None:
     """Remember that this transaction puts work on `queue`; a `db.doorbell.Doorbell` rings after commit."""
     session.info.setdefault(QUEUES_WITH_WORK, set()).add(queue)
+
+
+def is_passing(error: DBAPIError) -> bool:
+    """Whether a statement failed for a reason that passes: a server that restarts, a lock, a deadlock."""
+    return isinstance(error, (OperationalError, InterfaceError))

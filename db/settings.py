@@ -151,6 +151,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=5, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
     stall_seconds: float = Field(default=1800, gt=0)
+    warm_seconds: float = Field(default=600, ge=0)  # that a fork server waits for a step; 0: there is none
 
     # GPUs: without these, whatever CUDA shows is used by all, and nothing is held or unloaded
     gpus: str = ""  # what `lathe up` starts a worker for each of: all, or numbers and UUIDs between commas

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import and_
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput, NotFound, StepFailed, Unavailable
 from db.models import Step
 from db.queries.devices import find_refusing
 from db.queries.jobs import get_job
-from db.session import SessionFactory, transaction
+from db.session import SessionFactory, is_passing, transaction
 from db.settings import Settings
 from db.sources import link_as_file
 from db.states import JobStatus, Outcome
@@ -45,6 +45,7 @@ from worker.endings import (
     put_off,
 )
 from worker.index_build import INDEX_STEP, IndexBuild, index_policy
+from worker.launch import Launch, Spawned
 from worker.lease import LeaseLost, hold_fence, job_status, note_process, renew
 from worker.leavings import remove_leavings
 from worker.memory import killed_for_memory, oom_kills
@@ -68,13 +69,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What attempts need of their worker. `stopping` is set once the worker shall stop."""
+    """`stopping` is set once the worker shall stop; `launch` starts steps that hold no device."""
 
     settings: Settings
     factory: SessionFactory
     modules: Mapping[tuple[str, str], str]
     stopping: threading.Event
     device: Device | None
+    launch: Launch
 
 
 class AttemptRunner:
@@ -86,6 +88,7 @@ class AttemptRunner:
         self._modules = surroundings.modules
         self._stopping = surroundings.stopping
         self._device = surroundings.device
+        self._launch = surroundings.launch
         self._claim = claim
         self._deadline = claim.deadline
         self._folder = attempt_folder(self._settings.storage_root, claim.job_id, claim.step, claim.attempt)
@@ -167,6 +170,7 @@ class AttemptRunner:
             log_path=attempt_log(self._settings.storage_root, claim.job_id, claim.step, claim.attempt),
             # A step sees the device that it holds, and no other.
             environment={VISIBLE_DEVICES: claim.device_id or ""} if self._device is not None else {},
+            launch=self._launch if claim.device_id is None else Spawned,
         )
 
     def _watch(self, child: Child | IndexBuild) -> Ending:
@@ -443,8 +447,3 @@ class AttemptRunner:
             if host_seconds() >= self._deadline:
                 raise LeaseLost("The database did not answer while the lease lasted.")
             time.sleep(RETRY_SECONDS)
-
-
-def is_passing(error: DBAPIError) -> bool:
-    """Whether a statement failed for a reason that passes: a server that restarts, a lock, a deadlock."""
-    return isinstance(error, (OperationalError, InterfaceError))

@@ -5,17 +5,15 @@ import json
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import structlog
 
-from db.settings import step_environment
+from worker.launch import Given, Launch, Spawned
 from worker.processes import kill_marked, signal_group
 from worker.step import Message, StepInput
 
@@ -53,6 +51,7 @@ class Child:
         marker: the attempt, for the processes' environment.
         environment: what the processes get in theirs besides.
         log_path: takes what the group prints.
+        launch: how its first process comes to be.
     """
 
     def __init__(
@@ -64,35 +63,30 @@ class Child:
         marker: str,
         log_path: Path,
         environment: Mapping[str, str],
+        launch: Launch = Spawned,
     ) -> None:
         self._marker = marker
         self._printed = _Printed(log_path)
         self._partial = b""
         self.exit: Exit | None = None
-        messages, given = os.pipe()
+        orders_read, orders = os.pipe()
+        output, output_written = os.pipe()
+        messages, messages_written = os.pipe()
+        given = Given(orders=orders_read, printed=output_written, told=messages_written)
+        self._orders = os.fdopen(orders, "wb", buffering=0)
+        self._printed_by_group = os.fdopen(output, "rb", buffering=0)
+        self._told = os.fdopen(messages, "rb", buffering=0)
+        self._output = output
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.run_step", "--module", module, "--pipe", str(given)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(given,),
-                start_new_session=True,
-                env=step_environment(marker, environment),
-                bufsize=0,
-            )
+            self._process = launch(module, marker, environment, given)
         except OSError:
-            os.close(messages)
+            self._close_pipes()
             raise
         finally:
-            os.close(given)
+            given.close()
         self.pid = self._process.pid
-        self._orders = cast(BinaryIO, self._process.stdin)
-        self._stdout = cast(BinaryIO, self._process.stdout)
-        self._output = self._stdout.fileno()
-        self._told = os.fdopen(messages, "rb", buffering=0)
         self._selector = selectors.DefaultSelector()
-        for descriptor in (messages, self._output):
+        for descriptor in (messages, output):
             os.set_blocking(descriptor, False)
             self._selector.register(descriptor, selectors.EVENT_READ)
         self._order({"input": json.loads(step_input.to_json()), "deadline": deadline})
@@ -147,10 +141,12 @@ class Child:
         if left:
             log.warning("processes_left_behind", attempt=self._marker, killed=left)
         self._selector.close()
-        self._orders.close()
-        self._stdout.close()
-        self._told.close()
+        self._close_pipes()
         self._printed.close()
+
+    def _close_pipes(self) -> None:
+        for file in (self._orders, self._printed_by_group, self._told):
+            file.close()
 
     def _order(self, order: dict[str, object]) -> None:
         line = memoryview(json.dumps(order).encode() + b"\n")
@@ -160,17 +156,9 @@ class Child:
                 line = line[self._orders.write(line) :]
 
     def _notice_exit(self) -> None:
-        """Reap the first process, after what is left of its group is killed.
-
-        Until it is reaped, nobody else can have been given the group's number.
-        """
-        if self.exit is not None:
-            return
-        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return
-        signal_group(self.pid, signal.SIGKILL)
-        code = self._process.wait()
-        self.exit = Exit(code, None) if code >= 0 else Exit(None, -code)
+        code = self._process.ended() if self.exit is None else None
+        if code is not None:
+            self.exit = Exit(code, None) if code >= 0 else Exit(None, -code)
 
     def _read(self, descriptor: int, *, everything: bool = False) -> list[Message]:
         messages: list[Message] = []

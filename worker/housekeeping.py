@@ -17,9 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db.errors import LatheError
-from db.session import allow_silence, transaction
+from db.session import allow_silence, is_passing, transaction
 from retention import HOUSEKEEPING_LOCK, RULES, Expired, House, Removal, Rule
-from worker.attempt import is_passing
 from worker.leavings import ended_within, no_longer_of_use, remove_leavings
 from worker.runner import Runner
 

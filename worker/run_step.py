@@ -1,4 +1,4 @@
-"""A step's process: `python -m worker.run_step --module MODULE --pipe FD`, started by a worker.
+"""A step's process: `python -m worker.run_step --module MODULE --pipe FD`, or a fork of `worker.fork_server`.
 
 The process splits in two. The guard stays small and watches: when the worker's end of stdin closes, or
 the lease's deadline passes, it kills the whole process group, itself included. The other half runs the
@@ -59,6 +59,16 @@ def main() -> NoReturn:
     parser.add_argument("--module", required=True)
     parser.add_argument("--pipe", type=int, required=True)
     options = parser.parse_args()
+    serve_step(options.module, options.pipe)
+
+
+def serve_step(module: str, pipe: int, ended: int | None = None) -> NoReturn:
+    """Split in two, and run the step that stdin names: this process leads a session of its own.
+
+    Args:
+        ended: takes how the step's process ended, as `Popen.returncode` has it, where the worker cannot wait
+            for this one; the group is killed then.
+    """
     # A core dump of a process that holds a model would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     orders = Orders(STDIN)
@@ -68,14 +78,20 @@ def main() -> NoReturn:
             lines = orders.read()
     except WorkerGone:
         os._exit(1)
-    ended = _watch_children()
+    child_ended = _watch_children()
     guard = os.getpid()
     step_process = os.fork()
     if step_process == 0:
         _leave_guarding(guard)
-        _run(options.module, StepInput.from_json(json.dumps(lines[0]["input"])), options.pipe)
-    os.close(options.pipe)
-    _guard(step_process, ended, orders, lines[-1]["deadline"])
+        if ended is not None:
+            os.close(ended)
+        _run(module, StepInput.from_json(json.dumps(lines[0]["input"])), pipe)
+    os.close(pipe)
+    code = _guard(step_process, child_ended, orders, lines[-1]["deadline"])
+    if ended is not None:
+        os.write(ended, str(code).encode())
+        os.killpg(os.getpid(), signal.SIGKILL)
+    end_like(code)
 
 
 def _watch_children() -> int:
@@ -90,8 +106,8 @@ def _watch_children() -> int:
     return readable
 
 
-def _guard(step_process: int, ended: int, orders: Orders, deadline: float) -> NoReturn:
-    """Watch until the step's process ends, then end as it did."""
+def _guard(step_process: int, ended: int, orders: Orders, deadline: float) -> int:
+    """Watch until the step's process ends, and give how; kill all when the worker is gone or late."""
     # To end by it is the step's affair; the guard has to stay for as long as it takes.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
@@ -100,7 +116,7 @@ def _guard(step_process: int, ended: int, orders: Orders, deadline: float) -> No
             os.read(ended, 1 << 10)
             pid, status = os.waitpid(step_process, os.WNOHANG)
             if pid == step_process:
-                end_like(os.waitstatus_to_exitcode(status))
+                return os.waitstatus_to_exitcode(status)
         try:
             if STDIN in readable:
                 for order in orders.read():

@@ -11,15 +11,16 @@ from sqlalchemy.orm import Session
 
 from db.doorbell import Doorbell
 from db.queries.devices import another_is_free, take_device
-from db.session import SessionFactory, transaction
+from db.session import SessionFactory, is_passing, transaction
 from db.settings import Settings
 from db.states import DEVICE_QUEUES, Queue
 from serving.devices import Device
-from worker.attempt import AttemptRunner, Surroundings, is_passing
+from worker.attempt import AttemptRunner, Surroundings
 from worker.claim import Claim, claim_step, first_queues, has_work
 from worker.clearing import makes_room
 from worker.deliveries import deliver_next
 from worker.identity import identify
+from worker.launch import Launch, Spawned
 from worker.lease import LeaseLost
 from worker.memory import memory_limit
 from worker.monitor import Monitor
@@ -66,6 +67,7 @@ class Runner:
     Args:
         modules: for each kind's steps, the module that does it.
         device: the one device of this worker; the queues whose steps need it then share one slot.
+        launch: starts the processes of steps that compute on no GPU.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class Runner:
         doorbell: Doorbell,
         modules: Mapping[tuple[str, str], str],
         device: Device | None = None,
+        *,
+        launch: Launch = Spawned,
     ) -> None:
         self.settings = settings
         self.factory = factory
@@ -92,7 +96,7 @@ class Runner:
         if device is not None:
             shared = Slots(1)
             self.slots |= {queue: shared for queue in DEVICE_QUEUES if queue in self.slots}
-        self._surroundings = Surroundings(settings, factory, modules, self.stopping, device)
+        self._surroundings = Surroundings(settings, factory, modules, self.stopping, device, launch)
 
     @property
     def queues(self) -> list[str]:

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -17,16 +17,17 @@ from db import models
 from db.doorbell import Doorbell
 from db.logs import configure_logs
 from db.queries.devices import register_device
-from db.session import SessionFactory, make_engine, make_session_factory, transaction
+from db.session import SessionFactory, is_passing, make_engine, make_session_factory, transaction
 from db.settings import Settings
 from db.storage import claim_storage_root
 from serving.devices import Device, find_device, list_devices
 from training_data.ray_clusters import read_clusters, require_ray
 from worker.app import SPARE_THREADS, app
-from worker.attempt import is_passing
 from worker.clearing import serves_from
+from worker.launch import ForkServer, Launcher
 from worker.monitor import listen_for_revokes
 from worker.runner import Runner
+from worker.steps import Warm
 from worker.sweep import Sweeper, end_lost_attempts
 
 STOP_WITHIN_SECONDS = 25
@@ -57,11 +58,12 @@ class SweepStep(bootsteps.StartStopStep):
             self._sweeper.stop()
 
 
-def serve(settings: Settings, modules: Mapping[tuple[str, str], str]) -> int:
+def serve(settings: Settings, modules: Mapping[tuple[str, str], str], warm: Sequence[Warm] = ()) -> int:
     """Work until a signal says to stop. SIGTERM ends the children and hands their steps back.
 
     Args:
         modules: for each kind's steps, the module that does it.
+        warm: steps that are forked from processes which hold what they need.
     Returns:
         the process's exit status.
     Raises:
@@ -80,16 +82,32 @@ def serve(settings: Settings, modules: Mapping[tuple[str, str], str]) -> int:
     )
     factory = make_session_factory(engine)
     doorbell = Doorbell(settings.require_redis_url())
+    launcher = Launcher(_fork_servers(settings, warm, device))
     try:
         _when_database_answers(lambda: _join(factory, settings, device))
         doorbell.listen(factory)
-        app.runner = runner = Runner(settings, factory, doorbell, modules, device)
+        app.runner = runner = Runner(settings, factory, doorbell, modules, device, launch=launcher)
         # First, so that what the worker before us was torn from is back in the line when we claim.
         _when_database_answers(lambda: end_lost_attempts(runner, wait=True))
         return _work(runner)
     finally:
+        launcher.close()
         doorbell.close()
         engine.dispose()
+
+
+def _fork_servers(settings: Settings, warm: Sequence[Warm], device: Device | None) -> dict[str, ForkServer]:
+    """A fork server for each of `warm`, by the modules of its steps."""
+    # Steps that hold no device see every GPU where the worker has none of its own, and CUDA survives no fork.
+    if settings.warm_seconds == 0 or (device is None and list_devices()):
+        return {}
+    servers: dict[str, ForkServer] = {}
+    for each in warm:
+        server = ForkServer(
+            (*each.libraries, *each.steps), threads=settings.threads, idle_seconds=settings.warm_seconds
+        )
+        servers |= dict.fromkeys(each.steps, server)
+    return servers
 
 
 def _row_of(device: Device, settings: Settings) -> models.Device:

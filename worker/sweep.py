@@ -20,9 +20,8 @@ from sqlalchemy.orm import Session
 from db.models import Attempt, Job, Step
 from db.queries.answers import forget_answers
 from db.queries.workers import sign_in, sign_out
-from db.session import transaction
+from db.session import is_passing, transaction
 from db.states import WORKER_LOST, Outcome, StepStatus
-from worker.attempt import is_passing
 from worker.claim import attempt_marker, queues_with_work
 from worker.clearing import load_again
 from worker.endings import Ended, Ending, end_attempt

@@ -16,6 +16,7 @@ import pytest
 from db.settings import Settings
 from worker.child import Child
 from worker.clock import host_seconds
+from worker.launch import ForkServer, Launch, Launcher, Spawned
 from worker.run_step import write_manifest
 from worker.step import Message, StepInput
 from worker.step_input import step_settings
@@ -24,13 +25,22 @@ if TYPE_CHECKING:
     from tests.worker.conftest import Processes
 
 TOYS = Path(__file__).parent / "toys"
+TOYS_PATH = f"{TOYS}{os.pathsep}{Path(__file__).parents[2]}"
 MARKER = "job-1/train/1"
 
 
 class Started:
     """A child that does one of the toy step's behaviours."""
 
-    def __init__(self, folder: Path, what: str, *, lives: float = 30, module: str = "toy_step") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        what: str,
+        *,
+        lives: float = 30,
+        module: str = "toy_step",
+        launch: Launch = Spawned,
+    ) -> None:
         work = folder / "work"
         work.mkdir()
         self.step_input = StepInput(
@@ -50,6 +60,7 @@ class Started:
             marker=MARKER,
             environment={},
             log_path=self.log,
+            launch=launch,
         )
         self.messages: list[Message] = []
 
@@ -69,13 +80,40 @@ class Started:
         return [message for message in self.messages if message["type"] == kind]
 
 
+def until_ready(server: ForkServer, *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not server.ready:
+        assert time.monotonic() < deadline, "the fork server does not become ready"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Launch]:
+    """Forks the toy step from a process that has imported it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", TOYS_PATH)
+        server = ForkServer(["toy_step"], threads=1, idle_seconds=60)
+        until_ready(server)
+    launcher = Launcher({"toy_step": server})
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(params=["spawned", "forked"])
+def launch(request: pytest.FixtureRequest) -> Launch:
+    forked: Launch = request.getfixturevalue("warm") if request.param == "forked" else Spawned
+    return forked
+
+
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Started]]:
-    monkeypatch.setenv("PYTHONPATH", f"{TOYS}{os.pathsep}{Path(__file__).parents[2]}")
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Launch
+) -> Iterator[Callable[..., Started]]:
+    monkeypatch.setenv("PYTHONPATH", TOYS_PATH)
     started: list[Started] = []
 
     def start(what: str, *, lives: float = 30, module: str = "toy_step") -> Started:
-        started.append(Started(tmp_path, what, lives=lives, module=module))
+        started.append(Started(tmp_path, what, lives=lives, module=module, launch=launch))
         return started[-1]
 
     yield start
@@ -141,6 +179,14 @@ class TestEndsByItself:
         environment = psutil.Process(one.child.pid).environ()
         assert "hunter2" not in " ".join(environment.values())
         assert environment["LATHE_ATTEMPT"] == MARKER
+
+    def test_it_is_forked_where_a_process_is_warm(
+        self, start: Callable[..., Started], launch: Launch
+    ) -> None:
+        one = start("slow")
+        one.wait_until_working()
+        command = " ".join(psutil.Process(one.child.pid).cmdline())
+        assert ("worker.fork_server" in command) == (launch is not Spawned)
 
 
 class TestIsEnded:

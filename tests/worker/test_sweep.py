@@ -13,10 +13,9 @@ from sqlalchemy.exc import DBAPIError
 from db.doorbell import Doorbell
 from db.models import Attempt
 from db.queries.jobs import create_job, get_job
-from db.session import SessionFactory, make_engine, make_session_factory, transaction
+from db.session import SessionFactory, is_passing, make_engine, make_session_factory, transaction
 from db.settings import STEP_MARKER, Settings
 from db.states import JobKind
-from worker.attempt import is_passing
 from worker.claim import Claim, claim_step
 from worker.identity import identify
 from worker.runner import Runner

@@ -1,5 +1,7 @@
 """What each step does, a file a step. Only the child process imports these: they may load torch."""
 
+from dataclasses import dataclass
+
 # A kind's step -> the module whose `run(step)` does it.
 STEP_MODULES: dict[tuple[str, str], str] = {
     ("fine_tune", "prepare"): "worker.steps.prepare",
@@ -33,3 +35,41 @@ STEP_MODULES: dict[tuple[str, str], str] = {
     ("export", "verify"): "worker.steps.verify",
     ("export", "publish"): "worker.steps.publish",
 }
+
+
+@dataclass(frozen=True)
+class Warm:
+    """Steps whose processes are forked from one that holds what they need.
+
+    Args:
+        steps: their modules.
+        libraries: what these import only as they run, which a fork would else do again.
+    """
+
+    steps: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+
+# Without torch: a reader's address space is limited, and it is forked from the step that reads.
+READING = Warm(steps=("worker.steps.extract",), libraries=("retrieval.reader",))
+EMBEDDING = Warm(steps=("worker.steps.embed",), libraries=("worker.steps.bert",))
+TRAINING = Warm(
+    steps=(
+        "worker.steps.prepare",
+        "worker.steps.train",
+        "worker.steps.pretrain",
+        "worker.steps.export",
+        "worker.steps.verify",
+        "worker.steps.evaluate",
+        "worker.steps.inspect_data",
+        "worker.steps.estimate",
+    ),
+    libraries=(
+        "torch",
+        "transformers.trainer",
+        "transformers.models.llama.modeling_llama",
+        "peft",
+        "trl.trainer.sft_trainer",
+    ),
+)
+WARM = (READING, EMBEDDING, TRAINING)

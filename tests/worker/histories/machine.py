@@ -12,11 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy.exc import DBAPIError
 
 from db.errors import InvalidInput, LatheError
+from db.session import is_passing
 from db.states import ENDED_JOB
 from tests.worker.histories.faults import BrokenConnection, Death, Died, Fault, Intruder
 from tests.worker.histories.invariants import check
 from tests.worker.histories.world import FILE_ID, RECEIVER, Actor, Rows, World, said
-from worker.attempt import is_passing
 from worker.claim import Claim
 from worker.lease import LeaseLost
 

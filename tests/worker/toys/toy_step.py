@@ -50,6 +50,15 @@ def quick(step: Step) -> dict[str, Any]:
     return {"step": step.input.step, "base": step.input.base.location if step.input.base else None}
 
 
+def draws(step: Step) -> dict[str, Any]:
+    """Draw from the generators that nobody has seeded."""
+    import random
+
+    import numpy
+
+    return {"numpy": numpy.random.random(), "random": random.random()}  # noqa: S311
+
+
 def measures(step: Step) -> dict[str, Any]:
     """Measure three training steps, from where `first` says."""
     first = int(step.input.params["first"])
@@ -231,6 +240,6 @@ BEHAVIOURS = {
     for function in (
         quick, measures, slow, once, stubborn, hang, hang_once, gated, refuse, exhaust, fill_the_disk,
         fill_the_memory, counts, lingers, needs_memory, crash, segfault, falls_over_its_newest, takes_memory,
-        fills_its_disk,
+        fills_its_disk, draws,
     )
 }  # fmt: skip

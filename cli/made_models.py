@@ -121,6 +121,9 @@ def push(
     ] = None,
     branch: Annotated[str, typer.Option(help="It is made if there is none.")] = "main",
     public: Annotated[bool, typer.Option("--public", help="A new repository is private without it.")] = False,
+    license: Annotated[
+        str | None, typer.Option(help="That the card names: apache-2.0, … Default: the base's.")
+    ] = None,
     message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,
     watch: WatchFlag = False,
     json: JsonFlag = False,
@@ -132,7 +135,7 @@ def push(
     named = JOB_OR_CHECKPOINT.match(source)
     params: JSON = {named[1] if named else "model": source, "repository": repository, "what": what}
     params |= {"branch": branch, "private": not public}
-    given = {"quantizations": quantization or None, "message": message}
+    given = {"quantizations": quantization or None, "license": license, "message": message}
     with connect() as client:
         job = client.submit("push", params | {name: value for name, value in given.items() if value})
         show_submitted(client, job, watch=watch, json=json)

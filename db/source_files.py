@@ -4,6 +4,7 @@ source/trained/     the adapter or the whole model, with the training tokenizer
 source/rows/        of a fine-tune: the prepared rows, by split
 source/text         of a model from scratch: the text it was given, if it was given one
 source/gguf/        of a push: the files that are published
+source/card/        of a push: what the training left for its card, recipe and curves, if it left them
 start/trained/      of a fine-tune that goes on from an earlier one: what that has trained
 
 What was linked is listed in `source.json` with the sizes and hashes that it had when it was written.
@@ -34,6 +35,10 @@ def rows_source(source: Path) -> Path:
 
 def gguf_source(source: Path) -> Path:
     return source / "gguf"
+
+
+def card_source(source: Path) -> Path:
+    return source / "card"
 
 
 def text_source(source: Path) -> Path | None:

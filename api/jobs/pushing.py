@@ -9,11 +9,13 @@ from api.jobs import exporting
 from api.jobs.model_files import chosen_files, held_file, named_version, original_of, weights_of
 from api.unit_of_work import Unit
 from db.errors import InvalidInput
-from db.models import Job, ModelVersion
+from db.models import Artifact, Job, ModelVersion
 from db.params.push import PushParams
 from db.queries.checkpoints import exported_version
-from db.sources import Source
+from db.sources import Held, Source
 from db.states import JobKind
+
+CARD_ARTIFACTS = ("recipe.json", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def choose(unit: Unit, params: PushParams) -> Chosen:
         chosen = _gguf(unit, params, version)
     else:
         chosen = _weights(unit, params, version)
+    chosen.source.files += _card(unit, chosen.source.about)
     prompting = served.version.prompting if served is not None else None
     chosen.source.about |= {
         "what": chosen.params.what,
@@ -123,8 +126,8 @@ def _gguf(unit: Unit, params: PushParams, version: ModelVersion | None) -> Chose
     _refuse_adapters(original)
     held = [held_file(unit, original, file) for file in chosen_files(version, params.quantizations)]
     job = unit.session.get(Job, original.job_id) if original.job_id is not None else None
-    about = {"kind": original.details.get("kind"), "job": original.job_id}
     source = original.details.get("source") or {}
+    about = {"kind": original.details.get("kind"), "job": source.get("job") or original.job_id}
     about |= {name: source.get(name) for name in ("checkpoint", "step_number", "metrics", "hub")}
     filled = params.model_copy(update={"what": "gguf"})
     return Chosen(filled, Source(about, held), job.base if job is not None else None)
@@ -137,6 +140,17 @@ def _refuse_adapters(version: ModelVersion) -> None:
             'push "adapter" or "merged", or export its job with publish "merged" first.',
             param="what",
         )
+
+
+def _card(unit: Unit, about: dict[str, Any]) -> list[Held]:
+    """What the training has left for the card, as far as it is there."""
+    query = select(Artifact).where(Artifact.job_id == about.get("job"), Artifact.name.in_(CARD_ARTIFACTS))
+    root = unit.settings.storage_root
+    return [
+        Held(root / row.path, f"card/{row.name}", row.bytes, row.sha256)
+        for row in unit.session.scalars(query)
+        if (root / row.path).is_file()
+    ]
 
 
 def _trained(unit: Unit, about: dict[str, Any]) -> dict[str, Any] | None:

@@ -33,6 +33,12 @@ class PushParams(Params):
         default=True,
         description="A new repository is private; one that is public is refused unless this is false.",
     )
+    license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")] | None = Field(
+        default=None,
+        description="What the card names, by the hub's identifier. Default: the base's, as its own card has "
+        "it.",
+        examples=["apache-2.0"],
+    )
     message: str | None = Field(
         default=None,
         min_length=1,

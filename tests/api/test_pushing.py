@@ -1,5 +1,6 @@
 """Submitting pushes: what is refused at once, and that the files are held from the moment of the answer."""
 
+import hashlib
 import json
 import shutil
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from db.models import ModelVersion
+from db.models import Artifact, ModelVersion
 from db.queries.jobs import get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
@@ -48,20 +49,43 @@ def publish_trained(publish: Publish, training: Training, sessions: SessionFacto
         version.details = {"kind": "fine_tune"}
 
 
+def leave_for_a_card(training: Training, sessions: SessionFactory) -> None:
+    """A recipe, and curves that have gone."""
+    training.write("publish", {"recipe.json": "recipe"})
+    folder = training.folder("publish").relative_to(training.root)
+    with transaction(sessions) as session:
+        for name in ("recipe.json", "curves.png"):
+            session.add(
+                Artifact(
+                    job_id=training.job_id,
+                    step="publish",
+                    attempt=1,
+                    name=name,
+                    path=str(folder / name),
+                    bytes=6,
+                    sha256=hashlib.sha256(b"recipe").hexdigest(),
+                )
+            )
+
+
 class TestSubmit:
     def test_the_adapter_of_a_model_is_held_with_what_is_known_of_it(
         self, api: httpx.Client, training: Training, publish: Publish, session_factory: SessionFactory
     ) -> None:
         publish_trained(publish, training, session_factory, "pushed")
+        leave_for_a_card(training, session_factory)
         answer = push(api, model="pushed")
         assert answer.status_code == 202, answer.text
         job = answer.json()
         assert [(step["name"], step["queue"]) for step in job["steps"]] == [("push", "bulk")]
         assert (job["params"]["what"], job["params"]["private"]) == ("adapter", True)
         shutil.rmtree(training.folder("train"))
+        shutil.rmtree(training.folder("publish"))
         source = source_folder(training.root, job["id"])
         about = check_source(source)
         assert (source / "trained" / "adapter_model.safetensors").read_text() == "final"
+        assert (source / "card" / "recipe.json").read_text() == "recipe"
+        assert not (source / "card" / "curves.png").exists()  # it was there once
         assert not (source / "rows").exists()  # nobody's data goes with it
         assert about["trained"] == {"hyperparameters": {"learning_rate": 1e-4}, "eval_loss": 1.5}
         assert (about["model"], about["base"]["name"]) == ("pushed@1", "org/base")

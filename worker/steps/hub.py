@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
 @dataclass(frozen=True)
 class Repository:
     """A repository as it was looked up: at the commit `revision`, with the names of its files."""
@@ -106,6 +109,19 @@ class Hub:
             for file in found.files_metadata.values()
             for name, tensor in file.tensors.items()
         }
+
+    def license(self, repository: str, revision: str | None) -> dict[str, str]:
+        """What a model's own card says of its license: `license`, and of one of its own, name and link.
+
+        Raises:
+            InvalidInput, Unavailable: as `look_up`.
+        """
+        if self._settings.hub_offline:
+            raise self._refused(repository, self.offline)
+        with self._errors_named(repository, revision):
+            card = self._api.model_info(repository, revision=revision, timeout=30).card_data
+        told = card.to_dict() if card is not None else {}
+        return {name: str(told[name]) for name in LICENSE_FIELDS if told.get(name)}
 
     @property
     def _api(self) -> "HfApi":

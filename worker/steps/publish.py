@@ -76,7 +76,7 @@ def run(step: Step) -> dict[str, Any]:
         "context_length": made["context_length"],
     }
     if step.input.kind == "fine_tune":
-        leave_card(step, published)
+        leave_card(step, step.input.results["train"], published)
     return published
 
 

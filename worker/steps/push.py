@@ -4,14 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from db.source_files import check_source, gguf_source, trained_source
+from db.errors import InvalidInput
+from db.source_files import card_source, check_source, gguf_source, trained_source
 from training_data.json_files import read_json, write_json
 from worker.step import Step
+from worker.steps.card_sections import CURVES
 from worker.steps.export import MEMORY_ADVICE, weights_of
 from worker.steps.gguf_files import place, write_tokenizer
+from worker.steps.hub import Hub
 from worker.steps.hub_upload import Target
 from worker.steps.merging import write_merged
 from worker.steps.model_card import CARD, MARK, write_card
+from worker.steps.recipe import RECIPE
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 
 
@@ -32,7 +36,7 @@ def run(step: Step) -> dict[str, Any]:
         folder = _gathered(step, step.input.source, about)
     existing = target.read(CARD)
     if existing is None or MARK in existing:
-        write_card(folder, step.input.params["repository"], about)
+        _add_card(step, folder, about)
     else:
         step.event(f"The repository has a {CARD} that is not Lathe's: it stays.", level="warn")
     message = step.input.params["message"] or _message(about)
@@ -76,6 +80,37 @@ def _gathered(step: Step, source: Path, about: dict[str, Any]) -> Path:
     write_tokenizer(trained, folder)
     _write_adapter_config(step, trained, folder)
     return folder
+
+
+def _add_card(step: Step, folder: Path, about: dict[str, Any]) -> None:
+    """The card of its training, with what a hub asks for besides; its curves come with it."""
+    assert step.input.source is not None  # noqa: S101 - a push has one
+    left = card_source(step.input.source)
+    recipe = read_json(left / RECIPE) if (left / RECIPE).is_file() else None
+    has_curves = (left / CURVES).is_file()
+    if has_curves:
+        place(left / CURVES, folder / CURVES)
+    license = _license(step, about, recipe)
+    write_card(folder, step.input.params["repository"], about, recipe, license=license, curves=has_curves)
+
+
+def _license(step: Step, about: dict[str, Any], recipe: dict[str, Any] | None) -> dict[str, str]:
+    """The license that the request names, or else its base's, as the base's own card has it."""
+    given = step.input.params.get("license")
+    if given is not None:
+        return {"license": given}
+    base = (recipe or about)["base"]
+    found: dict[str, str] = {}
+    if base is not None and base["source"] == "hub":
+        try:
+            found = Hub(step.input.settings, param="base_model").license(
+                base["name"] if recipe is not None else base["location"], base.get("revision")
+            )
+        except InvalidInput as error:
+            step.event(f"The license of the base cannot be read: {error.message}", level="warn")
+    if not found:
+        step.event("The card names no license, for none is known of the base: a push takes it as license.")
+    return found
 
 
 def _write_adapter_config(step: Step, trained: Path, folder: Path) -> None:

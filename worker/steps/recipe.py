@@ -13,7 +13,6 @@ from training_data.json_files import read_json
 from training_data.tokens import read_template
 from worker.step import BaseWeights, Step
 from worker.steps.base_files import weights_hash
-from worker.steps.export import trained_folder
 from worker.steps.weights_cache import file_sha256
 
 JSON = dict[str, Any]
@@ -26,14 +25,19 @@ FIGURES = (
 )  # fmt: skip
 
 
-def make_recipe(step: Step, published: JSON) -> JSON:
+def make_recipe(step: Step, train: JSON, published: JSON | None) -> JSON:
     """Put together what the steps of a fine-tune have left.
 
     Args:
-        published: what the publish step returns.
+        train: what the training returned.
+        published: what the publish step returns; None: it is not there yet.
     """
-    prepared, train = step.input.results["prepare"], step.input.results["train"]
+    prepared = step.input.results["prepare"]
     verified = step.input.results.get("verify") or {}
+    files = published["files"] if published is not None else []
+    # The training itself makes one before its step has ended.
+    attempt = step.input.step_folders.get("train", step.input.folder)
+    trained = attempt / ("adapter" if (attempt / "adapter").is_dir() else "model")
     return {
         "format": FORMAT,
         "kind": step.input.kind,
@@ -41,18 +45,18 @@ def make_recipe(step: Step, published: JSON) -> JSON:
         "name": step.input.params["name"],
         "params": step.input.params,
         "data": _data(step, prepared),
-        "base": _base(step),
+        "base": _base(step, prepared.get("base_weights")),
         "start": _start(step),
-        "template": _template(step, prepared),
+        "template": _template(trained, prepared),
         "seed": prepared["seed"],
         "hyperparameters": train["hyperparameters"],
         "environment": train.get("environment"),
         "rewards": train.get("rewards"),
         "result": {name: train[name] for name in FIGURES if train.get(name) is not None},
-        "trained": _hashes(step.input.step_folders["train"], trained_folder(step.input).name, ".safetensors"),
+        "trained": _hashes(attempt, trained.name, ".safetensors"),
         "verification": verified.get("files", []),
         "evaluation": verified.get("evaluation"),
-        "files": [{name: file[name] for name in FILE_FIELDS if name in file} for file in published["files"]],
+        "files": [{name: file[name] for name in FILE_FIELDS if name in file} for file in files],
     }
 
 
@@ -66,19 +70,23 @@ def _data(step: Step, prepared: JSON) -> JSON:
     return {"files": given, "dataset": prepared.get("dataset"), "rows": prepared["rows"], "splits": splits}
 
 
-def _base(step: Step) -> JSON | None:
-    """The base by its commit at the hub, or else by what its files hold."""
+def _base(step: Step, weights: str | None) -> JSON | None:
+    """The base by its commit at the hub, or else by what its files hold.
+
+    Args:
+        weights: that hash, where a step has taken it already.
+    """
     base = step.input.base
     if base is None:
         return None
     merged = base.merge_base
-    return _described(base) | ({"merge_base": _described(merged)} if merged is not None else {})
+    return _described(base, weights) | ({"merge_base": _described(merged)} if merged is not None else {})
 
 
-def _described(base: BaseWeights) -> JSON:
+def _described(base: BaseWeights, weights: str | None = None) -> JSON:
     if base.source == "hub":
         return {"name": base.location, "source": base.source, "revision": base.revision}
-    return {"name": base.name, "source": base.source, "weights": weights_hash(Path(base.location))}
+    return {"name": base.name, "source": base.source, "weights": weights or weights_hash(Path(base.location))}
 
 
 def _start(step: Step) -> JSON | None:
@@ -89,8 +97,8 @@ def _start(step: Step) -> JSON | None:
     return {"from": step.input.params["start_from"], **{path.name: file_sha256(path) for path in files}}
 
 
-def _template(step: Step, prepared: JSON) -> JSON:
-    text, _ = read_template(trained_folder(step.input))
+def _template(trained: Path, prepared: JSON) -> JSON:
+    text, _ = read_template(trained)
     return {
         "source": prepared["chat_template_source"],
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -98,7 +106,10 @@ def _template(step: Step, prepared: JSON) -> JSON:
 
 
 def _hashes(folder: Path, inner: str, ending: str) -> dict[str, str]:
-    """Of an attempt's files, as its manifest has them."""
+    """Of an attempt's files, as its manifest has them; of one that has not ended, as they are."""
+    if not (folder / ATTEMPT_MANIFEST).is_file():
+        found = sorted((folder / inner).glob(f"*{ending}"))
+        return {str(path.relative_to(folder)): file_sha256(path) for path in found}
     listed: dict[str, JSON] = read_json(folder / ATTEMPT_MANIFEST).get("files", {})
     return {
         name: entry["sha256"]

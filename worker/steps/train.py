@@ -35,6 +35,7 @@ from worker.steps.trainer_arguments import (
     see_that_it_can_begin,
     training_arguments,
 )
+from worker.steps.training_card import leave_card
 from worker.steps.training_results import checkpoint_metrics, last_loss, mean_loss, rewarded, write_results
 from worker.steps.tunings import TUNINGS
 
@@ -49,7 +50,7 @@ EARLIER = {
 
 
 def run(step: Step) -> dict[str, Any]:
-    """Train; leaves `adapter/`, or of all weights `model/`, and `checkpoints/`."""
+    """Train; leaves `adapter/`, or of all weights `model/`, `checkpoints/`, and the card of it."""
     prepare_runtime(step.input.settings.threads)
     base = step.input.base
     if base is None:
@@ -62,8 +63,13 @@ def run(step: Step) -> dict[str, Any]:
     work = {"base": str(folder), "chosen": chosen, "division": asdict(division)}
     work["advice"] = announce(step, chosen, division)
     if step.input.cluster is not None:
-        return train_on_cluster(step, folder, work, division.ranks)
-    return run_rank(step, work) if division.ranks == 1 else run_ranks(step, division.ranks, __name__, work)
+        result = train_on_cluster(step, folder, work, division.ranks)
+    elif division.ranks == 1:
+        result = run_rank(step, work)
+    else:
+        result = run_ranks(step, division.ranks, __name__, work)
+    leave_card(step, result)
+    return result
 
 
 def run_rank(step: Step, work: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-from tests.worker.steps.fake_hub_writing import LARGE_BYTES, TOKEN, Files, Repository, Writing, entry
+from tests.worker.steps.fake_hub_writing import (
+    LARGE_BYTES,
+    TOKEN,
+    Files,
+    Repository,
+    Writing,
+    entry,
+    front_matter,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -130,6 +138,7 @@ class _Handler(Writing, BaseHTTPRequestHandler):
             "siblings": siblings,
             "private": repository.private,
             "gated": False,
+            "cardData": front_matter(files.get("README.md", b"")),
         }
         self._send(200, json.dumps({**about, "tags": [], "downloads": 1, "likes": 1}).encode())
 

@@ -122,8 +122,7 @@ class Writing(BaseHTTPRequestHandler):
             self._json(200, {"url": f"{self.hub.url}/{name}", "name": name})
 
     def _validate(self, body: dict[str, Any]) -> None:
-        head = body["content"].split("---\n")
-        data = yaml.safe_load(head[1]) if len(head) > 2 else None
+        data = front_matter(body["content"].encode())
         errors = [] if isinstance(data, dict) else [{"message": "there is no metadata"}]
         errors += [{"message": f"{name} is empty"} for name, value in (data or {}).items() if not value]
         self._json(400 if errors else 200, {"errors": errors, "warnings": []})
@@ -240,6 +239,12 @@ class Writing(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.wfile.write(content)
+
+
+def front_matter(card: bytes) -> Any:
+    """The metadata at the head of a card; None where there is none."""
+    head = card.decode().split("---\n")
+    return yaml.safe_load(head[1]) if len(head) > 2 else None
 
 
 def oid_of(content: bytes) -> str:

@@ -29,10 +29,27 @@ ABOUT = {
     "kind": "fine_tune", "prompted": False, "model": "faq@1", "base": None, "trained": None, "published": [],
 }  # fmt: skip
 
+RECIPE = {
+    "name": "faq", "job": "job-1", "seed": 7, "rewards": None, "evaluation": None, "verification": [],
+    "base": {"name": "Qwen/Qwen3-0.6B", "source": "hub", "revision": "abc"}, "files": [],
+    "data": {
+        "files": {"file-1": {"filename": "customers.csv", "bytes": 1, "sha256": "d" * 64}},
+        "dataset": None, "rows": {"train": 8}, "splits": {"train.jsonl": "e" * 64},
+    },
+    "template": {"source": "the base", "sha256": "f" * 64}, "hyperparameters": {"method": "dpo", "epochs": 3},
+    "environment": {"packages": {"torch": "2.13.0"}, "python": "3.11"}, "trained": {},
+    "result": {"train_loss": 0.5, "seconds": 12.5},
+}  # fmt: skip
+
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    server = FakeHub({"org/public": {"README.md": b"# Mine"}, "theirs/model": {"README.md": b"#"}}).start()
+    repositories = {
+        "org/public": {"README.md": b"# Mine"},
+        "theirs/model": {"README.md": b"#"},
+        "Qwen/Qwen3-0.6B": {"README.md": b"---\nlicense: apache-2.0\n---\n# Qwen"},
+    }
+    server = FakeHub(repositories).start()
     yield server
     server.stop()
 
@@ -61,6 +78,11 @@ class Pushing:
             for path in sorted(folder.iterdir())
             if path.is_file()
         ]
+        if (folder / "card").is_dir():
+            self._files += [
+                Held(path, f"card/{path.name}", path.stat().st_size, oid_of(path.read_bytes()))
+                for path in (folder / "card").iterdir()
+            ]
         self.said: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
@@ -129,7 +151,7 @@ class TestAdapter:
         card = repository.files["README.md"].decode()
         assert yaml.safe_load(card.split("---\n")[1]) == {
             "base_model": "Qwen/Qwen3-0.6B", "base_model_relation": "adapter", "library_name": "peft",
-            "pipeline_tag": "text-generation", "tags": ["lathe"],
+            "pipeline_tag": "text-generation", "tags": ["lathe"], "license": "apache-2.0",
         }  # fmt: skip
         assert "| learning_rate | 0.0002 |" in card
         assert "/srv/secret" not in str(repository.files)
@@ -138,6 +160,25 @@ class TestAdapter:
         assert progress[-1]["done"] == progress[-1]["total"] > len(weights)
         assert TOKEN not in str(job.said) + str(result)
         assert not list((tmp_path / "job" / "push").rglob("*.safetensors"))  # nothing is kept twice
+
+    def test_the_card_is_that_of_its_training(self, tmp_path: Path, hub: FakeHub, adapter: Path) -> None:
+        (adapter / "card").mkdir()
+        (adapter / "card" / "curves.png").write_bytes(b"PNG")
+        (adapter / "card" / "recipe.json").write_text(json.dumps(RECIPE))
+        job = Pushing(tmp_path / "job", hub, adapter, "adapter", license="cc-by-4.0")
+        job.base = BaseWeights("Qwen/Qwen3-0.6B@main", "hub", "Qwen/Qwen3-0.6B", "main")
+        job.about["base"] = {"name": "Qwen/Qwen3-0.6B@main", "source": "hub", "location": "Qwen/Qwen3-0.6B"}
+        job.run()
+        files = hub.held["org/faq"].files
+        assert files["curves.png"] == b"PNG"
+        assert "recipe.json" not in files  # it names files, and tells prompts
+        card = files["README.md"].decode()
+        metadata = yaml.safe_load(card.split("---\n")[1])
+        assert (metadata["license"], metadata["tags"]) == ("cc-by-4.0", ["lathe", "dpo"])
+        assert metadata["base_model"] == "Qwen/Qwen3-0.6B"
+        for told in ("d" * 64, "| torch | 2.13.0 |", "| seed | 7 |", "revision abc", "| seconds | 12.5 |"):
+            assert told in card
+        assert "customers.csv" not in card
 
     def test_a_base_that_others_cannot_load_is_told(
         self, tmp_path: Path, hub: FakeHub, adapter: Path

@@ -1,9 +1,11 @@
 """A reward model: a real training of a micro model, whose numbers are looked at after."""
 
 import csv
+import json
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from db.errors import Conflict
@@ -14,6 +16,7 @@ from db.states import JobKind, steps_of
 from tests.worker.steps.test_preferences import PAIRS, PARAMS, Dpo, openais
 from tests.worker.steps.test_resume import adapter, interrupt_at
 from training_data.tokens import ChatTokenizer
+from worker.steps.weights_cache import file_sha256
 
 # Theirs, none of which a caller can do anything about.
 pytestmark = [
@@ -66,6 +69,21 @@ class TestTraining:
         [message] = [each for each in ran.of_type("artifact") if each["purpose"] is not None]
         columns = next(csv.DictReader((ran.folder / message["path"]).open(newline="")))
         assert {"train_reward_accuracy", "valid_reward_margin"} <= columns.keys()
+        self._leaves_its_card(ran)
+
+    def _leaves_its_card(self, ran: Any) -> None:
+        """No step comes after the training, which could."""
+        assert {"README.md", "recipe.json", "curves.png"} <= {m["name"] for m in ran.of_type("artifact")}
+        recipe = json.loads((ran.folder / "recipe.json").read_text())
+        weights = ran.folder / "adapter" / "adapter_model.safetensors"
+        assert recipe["trained"] == {"adapter/adapter_model.safetensors": file_sha256(weights)}
+        assert recipe["data"]["splits"].keys() == {"train.jsonl", "validation.jsonl", "test.jsonl"}
+        assert recipe["result"]["peak_memory_bytes"] > 1e6
+        text = (ran.folder / "README.md").read_text()
+        metadata = yaml.safe_load(text.split("---\n")[1])
+        assert (metadata["pipeline_tag"], metadata["tags"]) == ("text-classification", ["lathe", "reward"])
+        for told in ("| seed | 42 |", "curves.png", "| seconds | ", recipe["template"]["sha256"]):
+            assert told in text
 
     @pytest.mark.parametrize("bits", [16, pytest.param(4, marks=pytest.mark.slow)])
     def test_a_killed_one_ends_bit_identical(self, reward, monkeypatch, bits):

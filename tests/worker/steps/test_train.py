@@ -66,7 +66,10 @@ class TestAdapter:
 
     def test_is_offered_as_artifacts(self, trained):
         names = [message["name"] for message in trained().of_type("artifact")]
-        assert names == ["adapter_model.safetensors", "adapter_config.json", "step_metrics.csv"]
+        assert names == [
+            "adapter_model.safetensors", "adapter_config.json", "step_metrics.csv", "README.md",
+            "recipe.json",
+        ]  # fmt: skip
 
     def test_has_what_was_measured_as_a_file_of_its_own(self, trained):
         ran = trained(train_size=0.5, max_steps=4, eval_steps=2)
@@ -285,7 +288,9 @@ class TestFolder:
     def test_holds_nothing_but_what_is_named(self, trained):
         folder: Path = trained(max_steps=1).folder
         assert sorted(path.name for path in folder.iterdir()) == [
+            "README.md",
             "adapter",
             "checkpoints",
+            "recipe.json",
             "step_metrics.csv",
         ]

@@ -14,6 +14,7 @@ from worker.run_step import write_manifest
 from worker.step import StepInput
 from worker.steps import prepare, train
 from worker.steps.curves import draw_curves
+from worker.steps.model_card import write_card
 from worker.steps.training_card import leave_card
 from worker.steps.weights_cache import file_sha256
 
@@ -60,7 +61,7 @@ def card(steps: Any, micro_model: Path, tmp_path: Path) -> Path:
         results = {**step.input.results, "verify": VERIFIED}
         again = StepInput(**{**vars(step.input), "results": results})
         recorded, said = recording_step(again)
-        leave_card(recorded, PUBLISHED)
+        leave_card(recorded, step.input.results["train"], PUBLISHED)
         return {"offered": [row["name"] for row in said]}
 
     ran = steps.run(publish, "fine_tune", "publish", earlier={"prepare": prepared, "train": trained}, **given)
@@ -94,6 +95,7 @@ class TestCard:
         packages = recipe["environment"]["packages"]
         assert {"torch", "trl", "peft", "transformers", "lathe"} <= packages.keys()
         self._is_a_card(card / "README.md", recipe)
+        self._is_another_for_all(card, recipe)
         with Image.open(card / "curves.png") as picture:
             assert picture.format == "PNG"
             colours = picture.convert("RGB").getcolors(1 << 24)
@@ -111,6 +113,38 @@ class TestCard:
         ):  # fmt: skip
             assert told in text
         assert str(path.parent.parent) not in text  # no folder of this machine
+
+    def _is_another_for_all(self, folder: Path, recipe: dict[str, Any]) -> None:
+        """A push's: the same figures, with a license, and nothing that is the owner's alone."""
+        about = {"what": "merged", "base": None, "trained": None, "published": []}
+        license = {"license": "apache-2.0"}
+        write_card(folder, "org/pots", about, recipe, license=license, curves=True)
+        text = (folder / "README.md").read_text()
+        metadata = yaml.safe_load(text.split("---\n")[1])
+        assert metadata == {
+            "license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "text-generation",
+            "tags": ["lathe", "supervised"],
+        }  # fmt: skip
+        for told in (
+            recipe["data"]["files"]["file-1"]["sha256"], "| seed | 42 |", "curves.png", "| Q8_0 | 0.25 |",
+            recipe["environment"]["packages"]["torch"], "fine-tuned from micro", "| eval_loss | ",
+        ):  # fmt: skip
+            assert told in text
+        for kept in ("rows.csv", "Where?", "Here.", "lathe reproduce", str(folder.parent)):
+            assert kept not in text
+        write_card(
+            folder,
+            "org/pots",
+            about | {"step_number": 2, "metrics": {"loss": 3.5}},
+            recipe,
+            license={},
+            curves=False,
+        )
+        of_checkpoint = (folder / "README.md").read_text()
+        assert "| loss | 3.5 |" in of_checkpoint
+        assert "as of step 2 of its training" in of_checkpoint
+        assert "eval_loss" not in of_checkpoint
+        assert recipe["trained"]["adapter/adapter_model.safetensors"] not in of_checkpoint
 
 
 class TestCurves:

@@ -19,13 +19,14 @@ def devices(json: JsonFlag = False) -> None:
     if json:
         print_json(rows)
     elif not rows:
-        stdout().print("No worker has a GPU of its own: `lathe up --gpus all` gives each GPU a worker.")
+        stdout().print("No worker has a GPU.")
     else:
-        made = table("Device", "Name", "Memory", "Held by", "Host", right=("Memory",))
+        made = table("Device", "Name", "Memory", "Held by", "Worker", right=("Memory",))
         for row in rows:
             memory = size(row["memory_bytes"]) if row["memory_bytes"] else ""
             holder = Text(_holder(row), "cyan" if row["held_by"] else "dim")
-            made.add_row(f"GPU {row['index']}", harmless(row["name"]), memory, holder, harmless(row["host"]))
+            worker = harmless((row["worker"] or f"@{row['host']}").removeprefix("worker-"))
+            made.add_row(f"GPU {row['index']}", harmless(row["name"]), memory, holder, worker)
         stdout().print(made)
 
 

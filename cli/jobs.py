@@ -209,8 +209,9 @@ def _attempt(attempt: JSON) -> str:
         ending = f" (exit {attempt['exit_code']})"
     elif attempt.get("error"):
         ending = f" ({attempt['error']['code']})"
-    device = f", GPU {attempt['device']['index']}" if attempt.get("device") else ""
-    return f"{attempt['number']} {attempt.get('outcome') or 'running'}{ending}{device}"
+    indexes = ", ".join(str(device["index"]) for device in attempt.get("devices") or [])
+    on = f", GPU {indexes}" if indexes else ""
+    return f"{attempt['number']} {attempt.get('outcome') or 'running'}{ending}{on}"
 
 
 def _print_events(console: Console, events: list[JSON]) -> None:

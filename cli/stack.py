@@ -36,7 +36,7 @@ def up(
     ] = False,
     gpus: Annotated[
         str | None,
-        typer.Option(help="A worker for each of these GPUs: all, or 0,1, or UUIDs; LATHE_GPUS is the same."),
+        typer.Option(help="A worker for each of these GPUs: all, or 0,1, or UUIDs; 0+1: one for both."),
     ] = None,
 ) -> None:
     """Start everything: API, workers, Flower, Postgres, Valkey and the model servers.

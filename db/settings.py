@@ -153,9 +153,10 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(default=1800, gt=0)
     warm_seconds: float = Field(default=600, ge=0)  # that a fork server waits for a step; 0: there is none
 
-    # GPUs: without these, whatever CUDA shows is used by all, and nothing is held or unloaded
-    gpus: str = ""  # what `lathe up` starts a worker for each of: all, or numbers and UUIDs between commas
-    device: str = ""  # the one GPU of this worker, for its queues `train` and `gpu`
+    # GPUs (docs/how-to/gpu.md), by numbers and UUIDs between commas, or all
+    gpus: str = ""  # what `lathe up` starts a worker for each of; 0+1: one for both
+    device: str = ""  # those of this worker, for its queues `train` and `gpu`; unset: all it sees; none
+    cuda_visible_devices: str | None = Field(default=None, validation_alias="CUDA_VISIBLE_DEVICES")
     serving_device: str = ""  # where the chat server keeps its models; none: on no GPU that workers have
     share_device: bool = False  # its memory suffices for a step and the models that are served, together
     embed_on_gpu: bool = False  # large ingests wait for a GPU to hold

@@ -13,7 +13,9 @@ from db.errors import InvalidInput
 
 # In the environment of a process: the devices that CUDA shows it.
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
-QUERY = ("--query-gpu=index,uuid,memory.total,name", "--format=csv,noheader,nounits")
+ALL, NONE = "all", "none"
+QUERY = ("--query-gpu=index,uuid,memory.total,mig.mode.current,name", "--format=csv,noheader,nounits")
+IN_PARTS = "Enabled"  # MIG: what a step would hold is a part of it, which has a name of its own
 TIMEOUT_SECONDS = 20
 MIB = 1024**2
 
@@ -32,7 +34,7 @@ class Device:
 
 
 def list_devices() -> list[Device]:
-    """The GPUs that the driver shows; none without a driver."""
+    """The GPUs that the driver shows, but for those that are cut in parts (MIG); none without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -41,12 +43,30 @@ def list_devices() -> list[Device]:
         answer = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except (subprocess.TimeoutExpired, OSError):
         return []
-    return [_read(line) for line in answer.stdout.splitlines() if line] if answer.returncode == 0 else []
+    if answer.returncode != 0:
+        return []
+    lines = [[field.strip() for field in line.split(",", 4)] for line in answer.stdout.splitlines() if line]
+    return [_read(uuid, index, memory, name) for index, uuid, memory, mig, name in lines if mig != IN_PARTS]
 
 
-def _read(line: str) -> Device:
-    index, uuid, memory, name = (field.strip() for field in line.split(",", 3))
+def _read(uuid: str, index: str, memory: str, name: str) -> Device:
     return Device(uuid, int(index), name, int(memory) * MIB if memory.isdigit() else None)
+
+
+def visible_devices(shown: str | None) -> list[Device]:
+    """The devices that a process sees whose CUDA_VISIBLE_DEVICES is `shown`; None: all there are.
+
+    As CUDA reads it: UUIDs may be shortened, and what follows one that does not exist is not seen.
+    """
+    there, seen = list_devices(), []
+    if shown is None:
+        return there
+    for name in map(str.strip, shown.split(",")):
+        found = [each for each in there if name == str(each.index) or (name and each.id.startswith(name))]
+        if len(found) != 1:
+            break
+        seen += found
+    return list(dict.fromkeys(seen))
 
 
 def choose_devices(named: str, *, setting: str) -> list[Device]:
@@ -56,12 +76,33 @@ def choose_devices(named: str, *, setting: str) -> list[Device]:
         InvalidInput: one of them does not exist, or there is none at all; lists those there are.
     """
     there = list_devices()
-    if named == "all":
+    if named == ALL:
         if not there:
-            raise InvalidInput(_missing("all", there, setting), param=setting)
+            raise InvalidInput(_missing(ALL, there, setting), param=setting)
         return there
     wanted = [find_device(part.strip(), there, setting=setting) for part in named.split(",")]
     return list(dict.fromkeys(wanted))
+
+
+def choose_groups(named: str, *, setting: str) -> list[list[Device]]:
+    """The devices that `all`, or a list as of `choose_devices`, means here; those with a plus between them
+    belong together, and each of the others stands alone.
+
+    Raises:
+        InvalidInput: one of them does not exist, or belongs to two.
+    """
+    if named == ALL:
+        return [[device] for device in choose_devices(ALL, setting=setting)]
+    groups: list[list[Device]] = []
+    for part in named.split(","):
+        group = choose_devices(part.replace("+", ","), setting=setting)
+        if group in groups:
+            continue
+        twice = next((each for each in group if any(each in other for other in groups)), None)
+        if twice is not None:
+            raise InvalidInput(f"{setting} is {named!r}, and {twice} is in two groups.", param=setting)
+        groups.append(group)
+    return groups
 
 
 def find_device(named: str, there: Sequence[Device], *, setting: str) -> Device:
@@ -71,9 +112,15 @@ def find_device(named: str, there: Sequence[Device], *, setting: str) -> Device:
         InvalidInput: it does not exist; lists those there are.
     """
     for device in there:
-        if named in (str(device.index), device.id):
+        if is_named(device, named):
             return device
     raise InvalidInput(_missing(named, there, setting), param=setting)
+
+
+def is_named(device: Device, named: str) -> bool:
+    """Whether a list of numbers and UUIDs between commas, or `all`, names a device."""
+    names = [name.strip() for name in named.split(",")]
+    return named == ALL or str(device.index) in names or device.id in names
 
 
 def _missing(named: str, there: Sequence[Device], setting: str) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 FIRST, SECOND = "GPU-11111111-aaaa-4bbb-8ccc-000000000001", "GPU-22222222-aaaa-4bbb-8ccc-000000000002"
 SCRIPT = f"""#!/bin/sh
 case "$*" in
-"--query-gpu=index,uuid,memory.total,name --format=csv,noheader,nounits") ;;
+"--query-gpu=index,uuid,memory.total,mig.mode.current,name --format=csv,noheader,nounits") ;;
 *) echo "nvidia-smi: unknown query: $*" >&2; exit 2 ;;
 esac
-echo "0, {FIRST}, 24576, NVIDIA GeForce RTX 4090"
-echo "1, {SECOND}, [N/A], NVIDIA GB10, Spark"
+echo "0, {FIRST}, 24576, [N/A], NVIDIA GeForce RTX 4090"
+echo "1, {SECOND}, [N/A], Disabled, NVIDIA GB10, Spark"
 """
 
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,7 +75,7 @@ class Surroundings:
     factory: SessionFactory
     modules: Mapping[tuple[str, str], str]
     stopping: threading.Event
-    device: Device | None
+    devices: Sequence[Device]
     launch: Launch
 
 
@@ -87,7 +87,7 @@ class AttemptRunner:
         self._factory = surroundings.factory
         self._modules = surroundings.modules
         self._stopping = surroundings.stopping
-        self._device = surroundings.device
+        self._devices = surroundings.devices
         self._launch = surroundings.launch
         self._claim = claim
         self._deadline = claim.deadline
@@ -122,15 +122,16 @@ class AttemptRunner:
         if self._cancelled:
             return self._finish(Ending(Outcome.RELEASED))
         with ExitStack() as stack:
-            device = self._device if self._claim.device_id is not None else None
-            if device is not None and makes_room(self._settings, device):
+            held = self._devices if self._claim.device_ids else ()
+            cleared = [device for device in held if makes_room(self._settings, device)]
+            if cleared:
                 server = stack.enter_context(chat_server(self._settings))
-                self._clearing = Clearing(self._settings, server, device, self._note_unloaded)
+                self._clearing = Clearing(self._settings, server, cleared, self._note_unloaded)
             ending = self._make_room() or self._run_child(step_input)
         return self._finish(ending)
 
     def _make_room(self) -> Ending | None:
-        """Wait until the served models have left our device; an ending if the step shall not start."""
+        """Wait until the served models have left our devices; an ending if the step shall not start."""
         renewed = time.monotonic()
         while self._clearing is not None and not self._clearing.go_on():
             reason = self._reason_to_stop() or self._reason_to_end(0)
@@ -168,9 +169,9 @@ class AttemptRunner:
             deadline=self._deadline,
             marker=claim.marker,
             log_path=attempt_log(self._settings.storage_root, claim.job_id, claim.step, claim.attempt),
-            # A step sees the device that it holds, and no other.
-            environment={VISIBLE_DEVICES: claim.device_id or ""} if self._device is not None else {},
-            launch=self._launch if claim.device_id is None else Spawned,
+            # A step sees the devices that it holds, and no others.
+            environment={VISIBLE_DEVICES: ",".join(claim.device_ids)} if self._devices else {},
+            launch=Spawned if claim.device_ids else self._launch,
         )
 
     def _watch(self, child: Child | IndexBuild) -> Ending:

@@ -1,13 +1,13 @@
 """Claiming: which step a worker runs next, in one statement by the order of `db.queries.line`."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, select, text
 from sqlalchemy.orm import Session
 
-from db.models import Attempt, Device, Job, Step
+from db.models import Attempt, AttemptDevice, Device, Job, Step
 from db.queries.jobs import add_event
 from db.queries.line import BROKEN_OFF, ELIGIBLE, LINE
 from db.queries.runtime import runtime_seconds
@@ -57,7 +57,7 @@ class Claim:
     Args:
         deadline: by `host_seconds`; a little before the lease ends by the database's clock.
         runs_until: when the job will have run for its `max_runtime_seconds`, by `host_seconds`.
-        device_id: the device that the attempt holds until it ends.
+        device_ids: the devices that the attempt holds until it ends.
         cancelling: nothing is to be run; what the job has is to be written before it ends.
     """
 
@@ -71,7 +71,7 @@ class Claim:
     deadline: float
     max_runtime_seconds: int | None = None
     runs_until: float = math.inf
-    device_id: str | None = None
+    device_ids: tuple[str, ...] = ()
     cancelling: bool = False
 
     @property
@@ -92,13 +92,13 @@ def claim_step(
     host: str,
     lease_seconds: float,
     worker_process: str | None = None,
-    device_id: str | None = None,
+    device_ids: Sequence[str] = (),
 ) -> Claim | None:
     """Take the best eligible step of `queue`, and open its next attempt. None when there is none.
 
     Args:
         worker_process: by `worker.identity`; without it nobody can prove that the worker is dead.
-        device_id: for the attempt to hold; the caller has taken it.
+        device_ids: for the attempt to hold; the caller has taken them.
     """
     asked_at = host_seconds()
     best: Row[tuple[int, str]] | None = session.execute(
@@ -113,12 +113,14 @@ def claim_step(
     step.attempt += 1
     session.execute(BEGIN, {"lease": lease_seconds, "id": step.id})
     runs_until = _runs_until(session, job, asked_at)
-    attempt = Attempt(step_id=step.id, number=step.attempt, worker=worker, host=host, device_id=device_id)
+    attempt = Attempt(step_id=step.id, number=step.attempt, worker=worker, host=host)
     attempt.project_id, attempt.queue, attempt.worker_process = job.project_id, queue, worker_process
     session.add(attempt)
+    session.flush()
+    session.add_all(AttemptDevice(attempt_id=attempt.id, device_id=each, open=True) for each in device_ids)
     cancelling = job.status == JobStatus.CANCELLING
     if not cancelling:
-        _say_that_it_starts(session, step, device_id)
+        _say_that_it_starts(session, step, device_ids)
     session.flush()
     return Claim(
         job_id=job.id,
@@ -131,7 +133,7 @@ def claim_step(
         deadline=asked_at + lease_seconds,
         max_runtime_seconds=job.max_runtime_seconds,
         runs_until=runs_until,
-        device_id=device_id,
+        device_ids=tuple(device_ids),
         cancelling=cancelling,
     )
 
@@ -143,9 +145,11 @@ def _runs_until(session: Session, job: Job, now: float) -> float:
     return now + job.max_runtime_seconds - runtime_seconds(session, job.id)
 
 
-def _say_that_it_starts(session: Session, step: Step, device_id: str | None) -> None:
-    device = session.get_one(Device, device_id) if device_id is not None else None
-    where = f" on GPU {device.index} ({device.name})" if device is not None else ""
+def _say_that_it_starts(session: Session, step: Step, device_ids: Sequence[str]) -> None:
+    held = select(Device).where(Device.id.in_(device_ids)).order_by(Device.index)
+    devices = session.scalars(held).all() if device_ids else []
+    named = ", ".join(f"GPU {device.index} ({device.name})" for device in devices)
+    where = f" on {named}" if named else ""
     again = f" (attempt {step.attempt})" if step.attempt > 1 else ""
     add_event(
         session,

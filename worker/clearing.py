@@ -1,20 +1,20 @@
-"""Making room on a device: the models that are served from it are unloaded before a step starts there.
+"""Making room on devices: the models served from them are unloaded before a step starts there.
 
 From the moment of the claim the API refuses chat with them, so what is being answered comes to an end by
-itself; it is waited for, but not for ever. Which models there were is kept in the device's row: once
-nothing holds the device, the sweep loads them again, whatever has become of the worker by then.
+itself; it is waited for, but not for ever. Which models there were is kept in the devices' rows: once
+nothing holds these, the sweep loads them again, whatever has become of the worker by then.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 from sqlalchemy import exists, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from db.errors import InvalidInput, LatheError, NotFound, Unavailable
-from db.models import Attempt, Device
+from db.models import AttemptDevice, Device
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from serving import devices
@@ -36,13 +36,14 @@ def makes_room(settings: Settings, device: devices.Device) -> bool:
 
 def serves_from(settings: Settings, device: devices.Device) -> bool:
     """Whether the chat server keeps its models on this device."""
-    return settings.serving_device in (device.id, str(device.index))
+    return devices.is_named(device, settings.serving_device)
 
 
 class Clearing:
-    """The chat server's models leave one device, for one attempt. No call takes longer than seconds.
+    """The chat server's models leave the devices of one attempt. No call takes longer than seconds.
 
     Args:
+        cleared: of the devices, those that models are served from.
         note: keeps the names of models before they are unloaded.
     """
 
@@ -50,11 +51,11 @@ class Clearing:
         self,
         settings: Settings,
         server: ModelServer,
-        device: devices.Device,
+        cleared: Sequence[devices.Device],
         note: Callable[[list[str]], object],
     ) -> None:
         self._server = server
-        self._device = device
+        self._devices = ", ".join(map(str, cleared))
         self._note = note
         self._patience_seconds = settings.unload_patience_seconds
         self._patient_until = time.monotonic() + self._patience_seconds
@@ -77,7 +78,7 @@ class Clearing:
                 self._tell()
                 return True
             if time.monotonic() > self._patient_until + GIVE_UP_AFTER_SECONDS:
-                self._warn(f"{', '.join(loaded)} could not be unloaded from {self._device}.")
+                self._warn(f"{', '.join(loaded)} could not be unloaded from {self._devices}.")
                 return True
             self._unload(loaded)
         except Unavailable as error:
@@ -90,7 +91,7 @@ class Clearing:
         return False
 
     def _give_up(self, error: LatheError) -> bool:
-        self._warn(f"Whether {self._device} is free of served models is not known: {error.message}")
+        self._warn(f"Whether {self._devices} is free of served models is not known: {error.message}")
         return True
 
     def keep_clear(self) -> None:
@@ -104,7 +105,7 @@ class Clearing:
             return
         if loaded:
             self._note(loaded)
-            self._warn(f"{', '.join(loaded)} had been loaded on {self._device} again, and was unloaded.")
+            self._warn(f"{', '.join(loaded)} had been loaded on {self._devices} again, and was unloaded.")
 
     def _unload(self, loaded: list[str]) -> None:
         new = [name for name in loaded if name not in self._unloaded]
@@ -122,7 +123,7 @@ class Clearing:
     def _tell(self) -> None:
         if self._unloaded:
             names = ", ".join(self._unloaded)
-            message = f"Unloaded {names} from {self._device}: chat is refused until this step has ended."
+            message = f"Unloaded {names} from {self._devices}: chat is refused until this step has ended."
             self._say("info", message, unloaded=self._unloaded)
         if self._cut_off:
             names = ", ".join(self._cut_off)
@@ -144,20 +145,26 @@ def note_unloaded(session: Session, claim: Claim, names: list[str]) -> None:
         LeaseLost: the attempt no longer holds its device.
     """
     hold_fence(session, claim)
-    device = session.get_one(Device, claim.device_id, with_for_update={"key_share": True})
-    device.unloaded = list(dict.fromkeys([*device.unloaded, *names]))
+    served_from = select(Device).where(Device.id.in_(claim.device_ids), Device.serves.is_not(None))
+    for device in session.scalars(served_from.order_by(Device.id).with_for_update(key_share=True)):
+        device.unloaded = list(dict.fromkeys([*device.unloaded, *names]))
 
 
 def load_again(settings: Settings, factory: SessionFactory) -> list[str]:
-    """Have the models loaded again whose device nothing holds any more. Returns their names at once.
+    """Have the models loaded again whose devices nothing holds any more. Returns their names at once.
 
     One that cannot be loaded now is loaded when it is asked for.
     """
     with transaction(factory) as session:
-        held = exists().where(Attempt.device_id == Device.id, Attempt.ended_at.is_(None))
+        served_from = aliased(Device)
+        held = exists().where(
+            AttemptDevice.device_id == served_from.id,
+            AttemptDevice.open,
+            served_from.serves == settings.chat_backend,
+        )
         query = select(Device).where(Device.unloaded != [], Device.serves == settings.chat_backend, ~held)
         free = session.scalars(query.with_for_update(key_share=True, skip_locked=True)).all()
-        names = [name for device in free for name in device.unloaded]
+        names = list(dict.fromkeys(name for device in free for name in device.unloaded))
         for device in free:
             device.unloaded = []
     if names:

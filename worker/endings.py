@@ -158,9 +158,9 @@ def _write_ending(session: Session, job: Job, step: Step, ending: Ending) -> Non
     attempt.outcome = str(ending.outcome)
     attempt.exit_code, attempt.signal = ending.exit_code, ending.signal
     attempt.stderr, attempt.error = ending.stderr or None, ending.error
-    if attempt.device_id is not None:
+    if attempt.queue in DEVICE_QUEUES and attempt.devices:
         for queue in DEVICE_QUEUES:
-            note_work(session, queue)  # its device is free for whatever waits
+            note_work(session, queue)  # they are free for whatever waits
 
 
 def _go_on(session: Session, job: Job, step: Step, ending: Ending) -> None:

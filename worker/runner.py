@@ -3,14 +3,14 @@
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db.doorbell import Doorbell
-from db.queries.devices import another_is_free, take_device
+from db.queries.devices import another_is_free, take_devices
 from db.session import SessionFactory, is_passing, transaction
 from db.settings import Settings
 from db.states import DEVICE_QUEUES, Queue
@@ -25,7 +25,7 @@ from worker.lease import LeaseLost
 from worker.memory import memory_limit
 from worker.monitor import Monitor
 
-# How soon a ring that found this worker's device busy is passed on to another's.
+# How soon a ring that found this worker's devices busy is passed on to another's.
 PASS_ON_SECONDS = 0.2
 
 log = structlog.get_logger(__name__)
@@ -66,7 +66,8 @@ class Runner:
 
     Args:
         modules: for each kind's steps, the module that does it.
-        device: the one device of this worker; the queues whose steps need it then share one slot.
+        devices: those of this worker, which a step holds together; the queues whose steps need them then
+            share one slot.
         launch: starts the processes of steps that compute on no GPU.
     """
 
@@ -76,7 +77,7 @@ class Runner:
         factory: SessionFactory,
         doorbell: Doorbell,
         modules: Mapping[tuple[str, str], str],
-        device: Device | None = None,
+        devices: Sequence[Device] = (),
         *,
         launch: Launch = Spawned,
     ) -> None:
@@ -89,14 +90,14 @@ class Runner:
         # `listening` is set once the worker takes messages, `stopping` once it shall stop.
         self.listening = threading.Event()
         self.stopping = threading.Event()
-        self.device = device
+        self.devices = tuple(devices)
         self.memory_bytes = memory_limit()
         self.monitor = Monitor()
         self.slots = {queue: Slots(number) for queue, number in settings.concurrency.items() if number > 0}
-        if device is not None:
+        if self.devices:
             shared = Slots(1)
             self.slots |= {queue: shared for queue in DEVICE_QUEUES if queue in self.slots}
-        self._surroundings = Surroundings(settings, factory, modules, self.stopping, device, launch)
+        self._surroundings = Surroundings(settings, factory, modules, self.stopping, self.devices, launch)
 
     @property
     def queues(self) -> list[str]:
@@ -127,20 +128,23 @@ class Runner:
             attempts += worked
             if self.stopping.is_set() or not (worked or rung):
                 break
-        if not answered and self._needs_device(queue):
+        if not answered and self._needs_devices(queue):
             self._pass_on(queue)
         return attempts
 
-    def _needs_device(self, queue: str) -> bool:
-        return self.device is not None and queue in DEVICE_QUEUES
+    @property
+    def device_ids(self) -> list[str]:
+        return [device.id for device in self.devices]
+
+    def _needs_devices(self, queue: str) -> bool:
+        return bool(self.devices) and queue in DEVICE_QUEUES
 
     def _pass_on(self, queue: str) -> None:
-        """Ring once more if another worker's device is free for the work: the ring was meant for that one."""
-        assert self.device is not None  # noqa: S101 - for the type checker
+        """Ring once more if another worker's devices are free for it: the ring was meant for that one."""
         try:
             with transaction(self.factory) as session:
                 within = self.settings.lease_seconds
-                wanted = another_is_free(session, self.device.id, queue, within_seconds=within) and has_work(
+                wanted = another_is_free(session, self.device_ids, queue, within_seconds=within) and has_work(
                     session, queue
                 )
         except DBAPIError as error:
@@ -170,14 +174,14 @@ class Runner:
         return True
 
     def _claim(self, session: Session, queue: str) -> Claim | None:
-        """Claim a step of `queue`; of those that need our device, the best one, whichever was rung for."""
-        queues, device_id = [queue], None
-        if self.device is not None and self._needs_device(queue):
-            device_id = self.device.id
-            if not take_device(session, device_id):
-                return None  # an attempt of a worker before us, whose end rings
+        """Claim a step of `queue`; of those that need our devices, the best one, whichever was rung for."""
+        queues, device_ids = [queue], []
+        if self._needs_devices(queue):
+            device_ids = self.device_ids
+            if not take_devices(session, device_ids):
+                return None  # an attempt of another worker, whose end rings
             queues = first_queues(session, DEVICE_QUEUES & self.slots.keys())
-            if queues and self._leaves_it_to_another(session, self.device, queues[0]):
+            if queues and self._leaves_it_to_another(session, queues[0]):
                 return None
         for each in queues:
             claim = claim_step(
@@ -187,16 +191,17 @@ class Runner:
                 host=self.host,
                 lease_seconds=self.settings.lease_seconds,
                 worker_process=self.process,
-                device_id=device_id,
+                device_ids=device_ids,
             )
             if claim is not None:
                 return claim
         return None
 
-    def _leaves_it_to_another(self, session: Session, device: Device, queue: str) -> bool:
-        """Whether models would have to make room on our device, and nothing on another one that is free."""
-        found = makes_room(self.settings, device) and another_is_free(
-            session, device.id, queue, within_seconds=self.settings.lease_seconds, undisturbed=True
+    def _leaves_it_to_another(self, session: Session, queue: str) -> bool:
+        """Whether models would have to make room on our devices, and none on others that are free."""
+        within = self.settings.lease_seconds
+        found = any(makes_room(self.settings, device) for device in self.devices) and another_is_free(
+            session, self.device_ids, queue, within_seconds=within, undisturbed=True
         )
         if found:
             self.doorbell.ring_later(queue, PASS_ON_SECONDS)

@@ -19,8 +19,9 @@ from db.logs import configure_logs
 from db.queries.devices import register_device
 from db.session import SessionFactory, is_passing, make_engine, make_session_factory, transaction
 from db.settings import Settings
+from db.states import DEVICE_QUEUES
 from db.storage import claim_storage_root
-from serving.devices import Device, find_device, list_devices
+from serving.devices import NONE, Device, choose_devices, visible_devices
 from training_data.ray_clusters import read_clusters, require_ray
 from worker.app import SPARE_THREADS, app
 from worker.clearing import serves_from
@@ -69,24 +70,24 @@ def serve(settings: Settings, modules: Mapping[tuple[str, str], str], warm: Sequ
     Raises:
         InvalidInput: a tracker that the settings name is not installed, or Ray is not and they name clusters.
         Conflict: the storage root belongs to another database.
-        InvalidInput: the device that the settings name does not exist.
+        InvalidInput: a device that the settings name does not exist.
     """
     settings.require_trackers()
     if settings.train_concurrency:
         require_ray(read_clusters(settings.ray_clusters))
     configure_logs(settings)
-    device = find_device(settings.device, list_devices(), setting="LATHE_DEVICE") if settings.device else None
+    devices = devices_of(settings)
     threads = sum(settings.concurrency.values()) + SPARE_THREADS
     engine = make_engine(
         settings.require_database_url(), pool_size=threads + 2, idle_seconds=settings.lease_seconds
     )
     factory = make_session_factory(engine)
     doorbell = Doorbell(settings.require_redis_url())
-    launcher = Launcher(_fork_servers(settings, warm, device))
+    launcher = Launcher(_fork_servers(settings, warm, devices))
     try:
-        _when_database_answers(lambda: _join(factory, settings, device))
+        _when_database_answers(lambda: _join(factory, settings, devices))
         doorbell.listen(factory)
-        app.runner = runner = Runner(settings, factory, doorbell, modules, device, launch=launcher)
+        app.runner = runner = Runner(settings, factory, doorbell, modules, devices, launch=launcher)
         # First, so that what the worker before us was torn from is back in the line when we claim.
         _when_database_answers(lambda: end_lost_attempts(runner, wait=True))
         return _work(runner)
@@ -96,10 +97,10 @@ def serve(settings: Settings, modules: Mapping[tuple[str, str], str], warm: Sequ
         engine.dispose()
 
 
-def _fork_servers(settings: Settings, warm: Sequence[Warm], device: Device | None) -> dict[str, ForkServer]:
+def _fork_servers(settings: Settings, warm: Sequence[Warm], devices: list[Device]) -> dict[str, ForkServer]:
     """A fork server for each of `warm`, by the modules of its steps."""
-    # Steps that hold no device see every GPU where the worker has none of its own, and CUDA survives no fork.
-    if settings.warm_seconds == 0 or (device is None and list_devices()):
+    # Where the worker holds none, its steps see every GPU that it does, and CUDA survives no fork.
+    if settings.warm_seconds == 0 or (not devices and visible_devices(settings.cuda_visible_devices)):
         return {}
     servers: dict[str, ForkServer] = {}
     for each in warm:
@@ -108,6 +109,21 @@ def _fork_servers(settings: Settings, warm: Sequence[Warm], device: Device | Non
         )
         servers |= dict.fromkeys(each.steps, server)
     return servers
+
+
+def devices_of(settings: Settings) -> list[Device]:
+    """The GPUs of this worker: those that the settings name, else all that it sees, if it has work for them.
+
+    Raises:
+        InvalidInput: one that they name does not exist.
+    """
+    if settings.device == NONE:
+        return []
+    if settings.device:
+        return choose_devices(settings.device, setting="LATHE_DEVICE")
+    if not any(settings.concurrency[queue] for queue in DEVICE_QUEUES):
+        return []
+    return visible_devices(settings.cuda_visible_devices)
 
 
 def _row_of(device: Device, settings: Settings) -> models.Device:
@@ -122,11 +138,11 @@ def _row_of(device: Device, settings: Settings) -> models.Device:
     )
 
 
-def _join(factory: SessionFactory, settings: Settings, device: Device | None) -> None:
-    """Tie the storage root and the device to the database."""
+def _join(factory: SessionFactory, settings: Settings, devices: list[Device]) -> None:
+    """Tie the storage root and the devices to the database."""
     with transaction(factory) as session:
         claim_storage_root(session, settings.storage_root)
-        if device is not None:
+        for device in sorted(devices, key=lambda each: each.id):
             register_device(session, _row_of(device, settings))
 
 

@@ -133,7 +133,7 @@ class StepInput:
         resume_from: the checkpoints that earlier attempts of this step left, newest first, unchecked.
         adjustments: what to do otherwise than the params say, since an attempt ran out of memory.
         documents: what an ingest has still to bring in.
-        device: the name of the GPU that the attempt holds; None: it holds none.
+        device: the names of the GPUs that the attempt holds; None: it holds none.
         configurations: the names of Postgres's text search configurations, for an ingest.
         source: for an export, a push or an evaluation, the folder that holds what it is made from (see
             `db/source_files.py`).

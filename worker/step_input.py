@@ -89,7 +89,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         adjustments=_adjustments(session, claim),
         configurations=text_search_configurations(session) if job.kind == JobKind.INGEST else [],
         documents=documents_to_ingest(session, claim, root, job) if job.kind == JobKind.INGEST else [],
-        device=session.get_one(Device, claim.device_id).name if claim.device_id is not None else None,
+        device=_device_names(session, claim),
         source=_source(root, job),
         start=start_folder(root, job.id) if _goes_on(job) else None,
         asked=_asked(session, settings, job) if claim.step == ASK_STEP and not claim.cancelling else None,
@@ -102,6 +102,11 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         deepspeed=_deepspeed(settings, job),
         chat_unloaded=find_refusing(session, settings.chat_backend) is not None,
     )
+
+
+def _device_names(session: Session, claim: Claim) -> str | None:
+    held = select(Device.name).where(Device.id.in_(claim.device_ids)).order_by(Device.index)
+    return ", ".join(session.scalars(held)) or None if claim.device_ids else None
 
 
 def _deepspeed(settings: Settings, job: Job) -> dict[str, Any] | None:

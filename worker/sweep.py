@@ -97,7 +97,7 @@ class Sweeper:
                     host=self._runner.host,
                     pid=self._pid,
                     slots={queue: slots.number for queue, slots in self._runner.slots.items()},
-                    device_id=self._runner.device.id if self._runner.device is not None else None,
+                    device_ids=self._runner.device_ids,
                     memory_bytes=self._runner.memory_bytes,
                 )
             end_lost_attempts(self._runner)

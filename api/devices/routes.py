@@ -27,6 +27,7 @@ def _device_out(holding: Holding, project_id: str) -> DeviceOut:
         index=device.index,
         name=device.name,
         memory_bytes=device.memory_bytes,
+        worker=holding.worker,
         serves=device.serves,
         shares=device.shares,
         held_by=_held_by(holding, project_id),

@@ -35,6 +35,7 @@ class DeviceOut(Identified):
     index: int = Field(description="Its number among the host's.")
     name: str
     memory_bytes: int | None
+    worker: str | None = Field(description="The worker that has it. Of its GPUs a step holds all, or none.")
     serves: str | None = Field(description="The backend that keeps published models there.")
     shares: bool = Field(description="Whether a step leaves those models where they are.")
     held_by: HeldByStep | HeldByServing | None

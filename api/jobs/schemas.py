@@ -161,7 +161,7 @@ class AttemptOut(BaseModel):
     number: int
     worker: str
     host: str
-    device: DeviceName | None = Field(description="The GPU that it holds, or held.")
+    devices: list[DeviceName] = Field(description="The GPUs that it holds, or held.")
     started_at: int
     ended_at: int | None
     outcome: str | None = Field(description="done, lost, refused, exhausted or released")

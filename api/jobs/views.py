@@ -100,7 +100,7 @@ def _attempt_out(attempt: Attempt) -> AttemptOut:
         number=attempt.number,
         worker=attempt.worker,
         host=attempt.host,
-        device=_device_name(attempt.device) if attempt.device is not None else None,
+        devices=[_device_name(device) for device in attempt.devices],
         started_at=unix_seconds(attempt.started_at),
         ended_at=unix_seconds_or_none(attempt.ended_at),
         outcome=attempt.outcome,

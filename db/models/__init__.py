@@ -9,7 +9,7 @@ from db.models.base import Base
 from db.models.checkpoint import Checkpoint
 from db.models.chunk import Chunk
 from db.models.collection import Collection
-from db.models.device import Device
+from db.models.device import AttemptDevice, Device
 from db.models.document import Document
 from db.models.event import Event
 from db.models.file import File
@@ -32,6 +32,7 @@ __all__ = [
     "ApiKey",
     "Artifact",
     "Attempt",
+    "AttemptDevice",
     "AuditEntry",
     "Base",
     "Checkpoint",

@@ -1,4 +1,4 @@
-from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy import Computed, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from db.models.base import Base, CreatedAt, JSONObject, Timestamp
@@ -11,11 +11,10 @@ class Attempt(Base):
     __tablename__ = "attempts"
     __table_args__ = (
         UniqueConstraint("step_id", "number"),
+        UniqueConstraint("id", "open"),  # for those that refer to both
         # When each project was last given a slot of each queue.
         Index("ix_attempts_served", "queue", "project_id", "started_at"),
         Index("ix_attempts_worker_open", "worker", postgresql_where="ended_at IS NULL"),
-        # No two hold one device at a time.
-        Index("uq_attempts_device_id", "device_id", unique=True, postgresql_where="ended_at IS NULL"),
         Index("ix_attempts_dead", "ended_at", postgresql_where="outcome <> 'done'"),
     )
 
@@ -27,17 +26,19 @@ class Attempt(Base):
     worker: Mapped[str]
     host: Mapped[str]
     worker_process: Mapped[str | None]  # by `worker.identity`; a worker's name may come back, this cannot
-    device_id: Mapped[str | None] = mapped_column(ForeignKey("devices.id"))
     pid: Mapped[int | None]  # the child's
     process_group: Mapped[int | None]
     started_at: Mapped[CreatedAt]
     heartbeat_at: Mapped[Timestamp | None]
     resumed_from: Mapped[int | None]  # the step number of the checkpoint it went on from
     ended_at: Mapped[Timestamp | None]
+    open: Mapped[bool] = mapped_column(Computed("ended_at IS NULL", persisted=True))
     outcome: Mapped[str | None]
     exit_code: Mapped[int | None]
     signal: Mapped[int | None]
     stderr: Mapped[str | None]  # its end
     error: Mapped[JSONObject | None]
 
-    device: Mapped[Device | None] = relationship()
+    devices: Mapped[list[Device]] = relationship(
+        secondary="attempt_devices", order_by=Device.index, viewonly=True
+    )

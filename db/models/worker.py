@@ -1,4 +1,6 @@
-from sqlalchemy import BigInteger, ForeignKey
+from typing import Any
+
+from sqlalchemy import BigInteger
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.models.base import Base, CreatedAt, JSONObject
@@ -14,6 +16,6 @@ class Worker(Base):
     pid: Mapped[int]
     slots: Mapped[JSONObject]  # for each queue that it serves: how many steps it runs at once
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of its host, or of what holds it
-    device_id: Mapped[str | None] = mapped_column(ForeignKey("devices.id"))
+    device_ids: Mapped[list[Any]] = mapped_column(server_default="[]")  # which its steps hold together
     started_at: Mapped[CreatedAt]
     seen_at: Mapped[CreatedAt]

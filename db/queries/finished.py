@@ -14,31 +14,37 @@ FINISHED = text(
         SELECT id FROM jobs WHERE kind = 'fine_tune' AND status = 'succeeded' AND params ->> 'cluster' IS NULL
         ORDER BY id DESC LIMIT {JOBS_LEARNT_FROM}
     )
-    SELECT recent.id, steps.name, devices.name AS device,
+    SELECT recent.id, steps.name, held.device, held.devices,
            CASE WHEN steps.name IN ('prepare', 'train') THEN steps.result END AS result,
            {ATTEMPT_SECONDS} AS seconds, attempts.resumed_from
     FROM recent JOIN steps ON steps.job_id = recent.id
     JOIN attempts ON attempts.step_id = steps.id AND attempts.number = steps.succeeded_attempt
-    LEFT JOIN devices ON devices.id = attempts.device_id
+    LEFT JOIN LATERAL (
+        SELECT string_agg(DISTINCT devices.name, ', ') AS device, count(*) AS devices
+        FROM attempt_devices JOIN devices ON devices.id = attempt_devices.device_id
+        WHERE attempt_devices.attempt_id = attempts.id
+    ) AS held ON true
     ORDER BY recent.id DESC, steps.position
     """  # noqa: S608 - put together from constants
 )
 
 
 def finished_fine_tunes(session: Session) -> list[dict[str, Any]]:
-    """The latest that have succeeded, newest first: `device` and `results` of their steps, and `seconds`.
+    """The latest that have succeeded, newest first: `device` and `devices` that trained, `results` of
+    their steps, and `seconds`.
 
     One that went on from a checkpoint is left out, as what its last attempt took is not the whole; so is one
     that ran out of memory and was tried with less, and what several machines trained together.
     """
     jobs: dict[str, dict[str, Any]] = {}
     for row in session.execute(FINISHED):
-        job = jobs.setdefault(row.id, {"device": None, "results": {}, "seconds": {}})
+        job = jobs.setdefault(row.id, {"device": None, "devices": 0, "results": {}, "seconds": {}})
         job["seconds"][row.name] = float(row.seconds)
         if row.result is not None:
             job["results"][row.name] = row.result
         if row.name == "train":
-            job |= {"device": row.device, "resumed": row.resumed_from is not None}
+            held = {"device": row.device, "devices": row.devices}
+            job |= {**held, "resumed": row.resumed_from is not None}
     return [job for job in jobs.values() if _is_whole(job)]
 
 

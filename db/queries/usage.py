@@ -7,10 +7,11 @@ from sqlalchemy.orm import Session
 
 from db.queries.runtime import ATTEMPT_END
 
-# A step of these queues has a GPU to itself, where there is one.
+# A step of these queues has a GPU to itself, where there is one, or several, whose minutes all count.
 OF_THE_MONTH = f"""
     extract(epoch FROM {ATTEMPT_END} - greatest(attempts.started_at, date_trunc('month', clock_timestamp())))
-"""
+    * greatest(1, (SELECT count(*) FROM attempt_devices WHERE attempt_devices.attempt_id = attempts.id))
+"""  # noqa: S608 - put together from constants
 GPU_QUEUES = "('train', 'gpu')"
 SINCE_MONTH = f"attempts.queue IN {GPU_QUEUES} AND {ATTEMPT_END} > date_trunc('month', clock_timestamp())"
 AT_WORK = "{0}.status NOT IN ('succeeded', 'failed', 'cancelled') AND {0}.status <> 'paused'"

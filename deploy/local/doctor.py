@@ -120,9 +120,10 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
     yield Finding("gpu", "ok", f"{', '.join(names)}; driver {_driver_version()}")
     gpus = assign_gpus(settings)
     if gpus is None:
-        yield Finding("gpu workers", "ok", "none: `lathe up --gpus all` gives each GPU a worker of its own")
+        yield Finding("gpu workers", "ok", "one for all of them: `lathe up --gpus all` starts one for each")
     else:
-        yield Finding("gpu workers", "ok", f"one each for {', '.join(map(str, gpus.workers))}")
+        each = [" + ".join(map(str, devices)) for devices in gpus.workers]
+        yield Finding("gpu workers", "ok", f"one each for {', '.join(each)}")
     if _torch_cuda() is None:
         fix = "make setup LATHE_TORCH_INDEX_URL=<an index of CUDA builds>, after make clean"
         yield Finding("gpu and torch", "warn", "this torch is built for the CPU only", fix)

@@ -1,11 +1,9 @@
-"""Which GPU each part of a stack gets: a worker each, and one for the chat server's models."""
+"""Which GPUs each part of a stack gets: the workers, and the chat server's models."""
 
 from dataclasses import dataclass
 
 from db.settings import Settings
-from serving.devices import Device, choose_devices, find_device, list_devices
-
-NONE = "none"
+from serving.devices import NONE, Device, choose_devices, choose_groups
 
 
 @dataclass(frozen=True)
@@ -13,12 +11,12 @@ class Gpus:
     """The GPUs that a stack uses.
 
     Args:
-        workers: those that get a worker.
-        serving: the one that the chat server sees, if it is to see any.
+        workers: for each worker those that it gets.
+        serving: those that the chat server sees.
     """
 
-    workers: list[Device]
-    serving: Device | None
+    workers: list[list[Device]]
+    serving: list[Device]
 
 
 def assign_gpus(settings: Settings) -> Gpus | None:
@@ -29,15 +27,15 @@ def assign_gpus(settings: Settings) -> Gpus | None:
     """
     if settings.gpus in ("", NONE):
         return None
-    workers = choose_devices(settings.gpus, setting="LATHE_GPUS")
+    workers = choose_groups(settings.gpus, setting="LATHE_GPUS")
     return Gpus(workers, _serving(settings, workers))
 
 
-def _serving(settings: Settings, workers: list[Device]) -> Device | None:
+def _serving(settings: Settings, workers: list[list[Device]]) -> list[Device]:
     if settings.serving_device == NONE:
-        return None
+        return []
     if settings.serving_device:
-        return find_device(settings.serving_device, list_devices(), setting="LATHE_SERVING_DEVICE")
+        return choose_devices(settings.serving_device, setting="LATHE_SERVING_DEVICE")
     # Where a server of the user's own keeps its models only they know.
     theirs = settings.chat_backend == "ollama" or settings.chat_server_url is not None
-    return None if theirs else workers[0]
+    return [] if theirs else workers[0][:1]

@@ -1,6 +1,7 @@
 """Whether a server answers, by asking it. Each check returns None, or in a few words what is wrong."""
 
 import http.client
+import json
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,17 +19,19 @@ def postgres(database_url: str) -> str | None:
     return None
 
 
-def worker(database_url: str, *, within_seconds: float, device_id: str | None = None) -> str | None:
-    """Whether a worker of this machine has said lately that it lives: the one of a device, or one of none.
+def worker(database_url: str, *, within_seconds: float, devices: list[str] | None = None) -> str | None:
+    """Whether a worker of this machine has said lately that it lives: the one of these devices, or any.
 
     While the database itself is away nobody can say so, and a worker is not to blame.
     """
     statement = (
-        "SELECT count(*) FROM workers WHERE host = %s AND device_id IS NOT DISTINCT FROM %s "
+        "SELECT count(*) FROM workers WHERE host = %s "
+        "AND device_ids = coalesce(CAST(%s AS jsonb), device_ids) "
         "AND seen_at > clock_timestamp() - %s * interval '1 s'"
     )
+    named = json.dumps(devices) if devices is not None else None
     try:
-        alive = first_value(database_url, statement, (socket.gethostname(), device_id, within_seconds))
+        alive = first_value(database_url, statement, (socket.gethostname(), named, within_seconds))
     except psycopg2.OperationalError:
         return None
     except psycopg2.Error as error:

@@ -17,12 +17,12 @@ from db.errors import Conflict, InvalidInput
 from db.settings import LOOPBACK, Settings
 from db.states import DEVICE_QUEUES
 from deploy.local import health, passwords, postgres, valkey
-from deploy.local.gpus import NONE, Gpus
+from deploy.local.gpus import Gpus
 from deploy.local.ports import Port
 from serving import llama_cpp
 from serving.backends.configuration import BackendConfig, processes
 from serving.backends.vllm_process import vllm_argv
-from serving.devices import VISIBLE_DEVICES, Device
+from serving.devices import NONE, VISIBLE_DEVICES, Device
 from serving.llama_cpp import Tools
 from serving.served_adapters import prepare_folder
 
@@ -35,6 +35,7 @@ SERVER_STOP_SECONDS = 3
 START_SECONDS = 60
 BACKEND_START_SECONDS = 3600  # weights may be fetched first
 BACKEND_PART = "backend-"
+NO_GPU = "no GPU"  # where others show the GPUs that they have
 
 
 @dataclass(frozen=True)
@@ -272,12 +273,12 @@ def model_servers(
         prepare_folder(settings.served_models_dir)
         argv = llama_cpp.chat_server_argv(tools, settings)
         chat = _llama_server("chat", "chat server", argv, settings.chat_port, secrets.chat_server)
-        found.append(_with_device(chat, gpus.serving) if gpus is not None else chat)
+        found.append(_with_devices(chat, gpus.serving) if gpus is not None else chat)
     if embedding_model is not None:
         argv = llama_cpp.embedding_server_argv(tools, settings, embedding_model)
         port, key = settings.embedding_port, secrets.embedding_server
         embeddings = _llama_server("embeddings", "embedding server", argv, port, key)
-        found.append(_with_device(embeddings, None) if gpus is not None else embeddings)
+        found.append(_with_devices(embeddings, []) if gpus is not None else embeddings)
     return [*found, *map(backend_part, processes(settings))]
 
 
@@ -304,10 +305,14 @@ def backend_part(config: BackendConfig) -> Part:
     )  # fmt: skip
 
 
-def _with_device(part: Part, device: Device | None) -> Part:
-    """The part, which sees this GPU alone, or none."""
-    visible = {VISIBLE_DEVICES: device.id if device is not None else ""}
+def _with_devices(part: Part, devices: list[Device]) -> Part:
+    """The part, which sees these GPUs alone."""
+    visible = {VISIBLE_DEVICES: _ids(devices)}
     return replace(part, environment={**part.environment, **visible})
+
+
+def _ids(devices: list[Device]) -> str:
+    return ",".join(device.id for device in devices)
 
 
 def _llama_server(name: str, title: str, argv: list[str], port: int, key: str) -> Part:
@@ -342,36 +347,39 @@ def applications(settings: Settings, secrets: Secrets, gpus: Gpus | None) -> lis
 
 
 def _workers(settings: Settings, common: dict[str, str], gpus: Gpus | None) -> list[Part]:
-    """One worker for everything; with GPUs one for each of them, and one for what needs none."""
+    """One worker for everything; with GPUs one for each group of them, and one for what needs none."""
 
-    def worker(name: str, title: str, changes: dict[str, str], device: Device | None = None) -> Part:
-        address = device.id if device is not None else ""
-        return Part(
+    def worker(name: str, title: str, changes: dict[str, str], devices: list[Device] | None = None) -> Part:
+        address = "" if devices is None else _ids(devices) or NO_GPU
+        part = Part(
             name, title, _python("-m", "worker"), common | changes, address=address,
             check=worker_check(settings, common["DATABASE_URL"], address),
             stop_seconds=WORKER_STOP_SECONDS,
         )  # fmt: skip
+        return part if devices is None else _with_devices(part, devices)
 
     if gpus is None:
         return [worker("worker", "worker", {})]
     number = {queue: f"LATHE_{queue.upper()}_CONCURRENCY" for queue in settings.concurrency}
-    by_device = {number[queue]: "0" for queue in DEVICE_QUEUES} | {"LATHE_DEVICE": ""}
+    by_device = {number[queue]: "0" for queue in DEVICE_QUEUES} | {"LATHE_DEVICE": NONE}
     others = {name: "0" for queue, name in number.items() if queue not in DEVICE_QUEUES}
-    found = [_with_device(worker("worker", "worker", by_device), None)]
-    for device in gpus.workers:
+    found = [worker("worker", "worker", by_device, [])]
+    for devices in gpus.workers:
         changes = others | {
-            "LATHE_DEVICE": device.id,
-            "LATHE_SERVING_DEVICE": gpus.serving.id if gpus.serving is not None else NONE,
+            "LATHE_DEVICE": _ids(devices),
+            "LATHE_SERVING_DEVICE": _ids(gpus.serving) or NONE,
         }
-        part = worker(f"worker-gpu{device.index}", f"worker of {device}", changes, device)
-        found.append(_with_device(part, device))
+        numbers = "-".join(str(device.index) for device in devices)
+        title = f"worker of {', '.join(map(str, devices))}"
+        found.append(worker(f"worker-gpu{numbers}", title, changes, devices))
     return found
 
 
-def worker_check(settings: Settings, database: str, device_id: str) -> Check:
+def worker_check(settings: Settings, database: str, address: str) -> Check:
+    devices = None if not address else [] if address == NO_GPU else address.split(",")
     # A worker signs in at each sweep; it may be late by one.
     within = 3 * settings.sweep_seconds
-    return partial(health.worker, database, within_seconds=within, device_id=device_id or None)
+    return partial(health.worker, database, within_seconds=within, devices=devices)
 
 
 def local_api_url(settings: Settings) -> str:

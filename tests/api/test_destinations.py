@@ -24,6 +24,9 @@ from tests.api.model_server import ModelServer
 from worker.claim import claim_step
 
 HOUR = 3600.0
+END_ATTEMPTS = """
+    UPDATE attempts SET ended_at = now() FROM steps WHERE steps.id = attempts.step_id AND steps.job_id = :id
+"""
 DEVICE = "GPU-remembered"
 
 
@@ -147,7 +150,7 @@ class TestForgotten:
         try:
             with transaction(asked.keyed.sessions) as session:
                 claim = claim_step(
-                    session, "train", worker="w", host="h", lease_seconds=600, device_id=DEVICE
+                    session, "train", worker="w", host="h", lease_seconds=600, device_ids=[DEVICE]
                 )
             assert claim is not None
             assert claim.job_id == job.id
@@ -155,9 +158,7 @@ class TestForgotten:
             assert error_of(asked.ask("held"))["code"] == "model_unloaded"
         finally:
             with transaction(asked.keyed.sessions) as session:
-                session.execute(
-                    text("UPDATE attempts SET ended_at = now() WHERE device_id = :id"), {"id": DEVICE}
-                )
+                session.execute(text(END_ATTEMPTS), {"id": job.id})
                 session.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": job.id})
                 session.execute(text("DELETE FROM devices WHERE id = :id"), {"id": DEVICE})
         assert asked.ask("held").status_code == 200

@@ -18,6 +18,16 @@ from tests.conftest import free_port
 
 PRETRAIN = {"kind": "pretrain", "params": {"name": "m"}}
 
+ON_TWO_GPUS = """
+    WITH made AS (
+        INSERT INTO devices (id, host, index, name, shares)
+        SELECT 'GPU-of-quotas-' || number, 'h', number, 'RTX', false FROM generate_series(0, 1) AS number
+        RETURNING id
+    )
+    INSERT INTO attempt_devices (attempt_id, device_id, open)
+    SELECT attempts.id, made.id, attempts.open FROM made, attempts JOIN steps ON steps.id = attempts.step_id
+    WHERE steps.job_id = :id
+"""
 RAN = """
     INSERT INTO attempts (step_id, project_id, queue, number, worker, host, outcome, started_at, ended_at)
     SELECT steps.id, jobs.project_id, 'train', 1, 'w', 'h', 'done',
@@ -132,7 +142,9 @@ class TestGpuMinutes:
         limit(keyed, project, max_gpu_minutes=10)
         old, new = (client.post("/v1/jobs", json=PRETRAIN).json()["id"] for _ in range(2))
         self.ran(keyed, old, 500, ago="40 days")
-        self.ran(keyed, new, 0.5)
+        self.ran(keyed, new, 0.25)
+        with transaction(keyed.sessions) as session:
+            session.execute(text(ON_TWO_GPUS), {"id": new})
         used = keyed.operator.get(f"/v1/projects/{project}").json()["usage"]
         assert used["gpu_minutes"] == pytest.approx(0.5, abs=0.01)
         limit(keyed, project, max_gpu_minutes=0)

@@ -6,19 +6,20 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from db.models import Attempt, Device, Job
+from db.models import Attempt, AttemptDevice, Device, Job
 from db.queries.finished import finished_fine_tunes
 from db.queries.jobs import create_job, end_job
 from db.queries.states import move
 from db.states import JobKind, JobStatus, StepStatus
 
+DEVICES = ("GPU-1", "GPU-2")
 TRAINED = {"tokens_per_second": 12.5, "trained_tokens": 100, "adjustments": {}}
 
 
 def finish(
     session: Session, *, trained: dict[str, Any] = TRAINED, resumed_from: int | None = None, ok: bool = True
 ) -> Job:
-    """A fine-tune each of whose steps took ten seconds; `train` on the device."""
+    """A fine-tune each of whose steps took ten seconds; `train` on the devices."""
     params = {"base_model": "tiny", "training_file": "file-1", "name": "x"}
     job = create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params)
     move(session, job, JobStatus.RUNNING)
@@ -31,9 +32,13 @@ def finish(
         attempt = Attempt(step_id=row.id, number=1, worker="w", host="h", outcome="done")
         attempt.project_id, attempt.queue = job.project_id, row.queue
         if row.name == "train":
-            attempt.device_id, attempt.resumed_from = "GPU-1", resumed_from
+            attempt.resumed_from = resumed_from
         session.add(attempt)
         session.flush()
+        if row.name == "train":
+            held = [AttemptDevice(attempt_id=attempt.id, device_id=each, open=True) for each in DEVICES]
+            session.add_all(held)
+            session.flush()
         session.execute(
             text("UPDATE attempts SET ended_at = started_at + interval '10s' WHERE id = :id"),
             {"id": attempt.id},
@@ -45,15 +50,18 @@ def finish(
 
 
 @pytest.fixture(autouse=True)
-def device(session: Session) -> None:
-    session.add(Device(id="GPU-1", host="h", index=0, name="H200", memory_bytes=1, serves=None, shares=False))
+def devices(session: Session) -> None:
+    for index, each in enumerate(DEVICES):
+        session.add(
+            Device(id=each, host="h", index=index, name="H200", memory_bytes=1, serves=None, shares=False)
+        )
     session.flush()
 
 
 def test_tells_the_device_the_results_and_how_long_each_step_took(session: Session) -> None:
     finish(session)
     [told] = finished_fine_tunes(session)
-    assert told["device"] == "H200"
+    assert (told["device"], told["devices"]) == ("H200", 2)
     assert told["results"] == {"prepare": {"estimate": {"fits": True}}, "train": TRAINED}
     assert told["seconds"] == dict.fromkeys(("prepare", "train", "export", "verify", "publish"), 10.0)
 

@@ -19,35 +19,30 @@ def test_a_worker_lives_while_it_is_seen(session: Session) -> None:
 
 
 def test_a_worker_that_bears_the_name_of_the_one_before_is_known_by_what_it_has(session: Session) -> None:
-    for device_id in ("GPU-1", "GPU-2"):
-        session.add(
-            Device(
-                id=device_id, host="here", index=0, name="RTX", memory_bytes=None, serves=None, shares=False
-            )
-        )
-    session.flush()
-    sign_in(session, name="worker-1@here", host="here", pid=1, slots={"train": 1}, device_id="GPU-1")
-    sign_in(session, name="worker-1@here", host="here", pid=1, slots={"gpu": 1}, device_id="GPU-2")
+    sign_in(session, name="worker-1@here", host="here", pid=1, slots={"train": 1}, device_ids=["GPU-1"])
+    sign_in(session, name="worker-1@here", host="here", pid=1, slots={"gpu": 1}, device_ids=["GPU-2"])
     [worker] = session.scalars(select(Worker))
-    assert (worker.slots, worker.device_id) == ({"gpu": 1}, "GPU-2")
+    assert (worker.slots, worker.device_ids) == ({"gpu": 1}, ["GPU-2"])
 
 
 def test_the_machines_that_train_are_told_once_each_with_their_memory(session: Session) -> None:
-    gpu = {"index": 0, "name": "H200", "memory_bytes": 150, "serves": None}
-    session.add(Device(id="GPU-1", host="large", shares=True, **gpu))
+    gpu = {"host": "large", "name": "H200", "serves": None, "shares": True}
+    for index, memory_bytes in enumerate((150, 140, 160)):
+        session.add(Device(id=f"GPU-{index}", index=index, memory_bytes=memory_bytes, **gpu))
     session.flush()
     sign_in(session, name="a", host="here", pid=1, slots={"train": 1}, memory_bytes=2**35)
     sign_in(session, name="b", host="here", pid=2, slots={"train": 1, "cpu": 1}, memory_bytes=2**35)
-    sign_in(session, name="c", host="large", pid=1, slots={"train": 1}, device_id="GPU-1", memory_bytes=2**40)
+    sign_in(
+        session, name="c", host="large", pid=1, slots={"train": 1}, device_ids=["GPU-2"], memory_bytes=2**40
+    )
+    both = ["GPU-0", "GPU-1"]
+    sign_in(session, name="e", host="large", pid=2, slots={"train": 1}, device_ids=both, memory_bytes=2**40)
     sign_in(session, name="d", host="other", pid=1, slots={"cpu": 1}, memory_bytes=2**30)
-    here = {"host": "here", "ram_bytes": 2**35, "device": None, "device_bytes": None, "shares": False}
-    large = {
-        "host": "large",
-        "ram_bytes": 2**40,
-        "device": "H200",
-        "device_bytes": 150,
-        "shares": True,
-    }
-    assert training_machines(session, within_seconds=15) == [here, large]
+    nothing = {"device": None, "device_bytes": None, "devices": 0, "shares": False}
+    here = {"host": "here", "ram_bytes": 2**35, **nothing}
+    held = {"device": "H200", "device_bytes": 160, "devices": 1, "shares": True}
+    one = {"host": "large", "ram_bytes": 2**40, **held}
+    two = {**one, "device_bytes": 140, "devices": 2}  # of the smaller one
+    assert training_machines(session, within_seconds=15) == [here, one, two]
     session.execute(text("UPDATE workers SET seen_at = seen_at - interval '20s' WHERE host = 'here'"))
-    assert training_machines(session, within_seconds=15) == [large]
+    assert training_machines(session, within_seconds=15) == [one, two]

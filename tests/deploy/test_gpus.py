@@ -9,6 +9,7 @@ import pytest
 
 from db.errors import InvalidInput
 from db.settings import Settings
+from deploy.local import parts
 from deploy.local.gpus import assign_gpus
 from serving.devices import VISIBLE_DEVICES
 from tests.gpus import FIRST, SECOND, show_gpus
@@ -76,21 +77,35 @@ class TestAssignment:
     @pytest.mark.parametrize(
         ("settings", "serving"),
         [
-            ({"gpus": "1"}, SECOND),
-            ({"gpus": "1,0"}, SECOND),
-            ({"gpus": "1", "serving_device": "0"}, FIRST),
-            ({"gpus": "all", "serving_device": SECOND}, SECOND),
-            ({"gpus": "all", "serving_device": "none"}, None),
+            ({"gpus": "1"}, [SECOND]),
+            ({"gpus": "1,0"}, [SECOND]),
+            ({"gpus": "0+1"}, [FIRST]),
+            ({"gpus": "1", "serving_device": "all"}, [FIRST, SECOND]),
+            ({"gpus": "1", "serving_device": "0"}, [FIRST]),
+            ({"gpus": "all", "serving_device": SECOND}, [SECOND]),
+            ({"gpus": "all", "serving_device": "none"}, []),
             # Only its owner knows where that one keeps its models.
-            ({"gpus": "all", "ollama_host": "localhost"}, None),
-            ({"gpus": "all", "chat_server_url": "http://localhost:1"}, None),
-            ({"gpus": "all", "ollama_host": "localhost", "serving_device": "0"}, FIRST),
+            ({"gpus": "all", "ollama_host": "localhost"}, []),
+            ({"gpus": "all", "chat_server_url": "http://localhost:1"}, []),
+            ({"gpus": "all", "ollama_host": "localhost", "serving_device": "0"}, [FIRST]),
         ],
     )
-    def test_of_the_chat_server(self, settings: dict[str, str], serving: str | None) -> None:
+    def test_of_the_chat_server(self, settings: dict[str, str], serving: list[str]) -> None:
         gpus = assign_gpus(Settings(**settings))
         assert gpus is not None
-        assert (gpus.serving.id if gpus.serving is not None else None) == serving
+        assert [device.id for device in gpus.serving] == serving
+
+    def test_those_that_belong_together_have_one_worker(self) -> None:
+        gpus = assign_gpus(Settings(gpus="0+1", serving_device="none"))
+        assert gpus is not None
+        common = {"DATABASE_URL": "postgresql://h/d"}
+        of_none, of_both = parts._workers(Settings(), common, gpus)
+        both = f"{FIRST},{SECOND}"
+        assert (of_both.name, of_both.address, of_both.environment["LATHE_DEVICE"]) == (
+            "worker-gpu0-1", both, both,
+        )  # fmt: skip
+        assert of_both.environment[VISIBLE_DEVICES] == both
+        assert (of_none.address, of_none.environment[VISIBLE_DEVICES]) == ("no GPU", "")
 
     def test_a_serving_device_that_is_not_there_is_refused(self) -> None:
         with pytest.raises(InvalidInput) as refusal:

@@ -162,7 +162,7 @@ class TestWhileAStepHoldsTheDevice:
         }  # fmt: skip
         assert (device["serves"], device["unloaded"]) == ("llama_server", ["one"])
         [attempt] = api.get(f"/v1/jobs/{job_id}").json()["steps"][0]["attempts"]
-        assert (attempt["device"]["id"], attempt["device"]["index"]) == (FIRST, 0)
+        assert [(device["id"], device["index"]) for device in attempt["devices"]] == [(FIRST, 0)]
 
         router.server.load("two")  # around the API
         bench.wait_for(lambda: "two had been loaded on GPU 0" in messages(bench, job_id))
@@ -243,7 +243,7 @@ class TestPatience:
         noted: list[str] = []
         answer = Answer(api, router)
         impatient = settings.model_copy(update={"unload_patience_seconds": 0.0})
-        clearing = Clearing(impatient, router.server, GPU, noted.extend)
+        clearing = Clearing(impatient, router.server, [GPU], noted.extend)
         while not clearing.go_on():
             time.sleep(0.01)
         answer.join(30)
@@ -255,7 +255,7 @@ class TestPatience:
         assert "Answers of one were cut off" in told[1]
 
     def test_a_server_that_is_away_stops_nobody(self, settings: Settings) -> None:
-        clearing = Clearing(settings, LlamaServer("http://127.0.0.1:9"), GPU, lambda names: None)
+        clearing = Clearing(settings, LlamaServer("http://127.0.0.1:9"), [GPU], lambda names: None)
         while not clearing.go_on():
             time.sleep(0.1)
         [told] = clearing.told()

@@ -9,13 +9,17 @@ import pytest
 
 from db.errors import InvalidInput
 from tests.worker.steps.conftest import step_settings
+from training_data.encoded_rows import encoded_rows, record_of, tokens_of
 from training_data.json_files import write_json
+from training_data.rows import Row, write_rows
+from training_data.tokens import EncodedChat
 from worker.checkpoints import STATE_FILE, BrokenCheckpoint, list_checkpoints, verify, write_checkpoint
 from worker.step import Message, Step, StepInput
 from worker.step_process import result_of
 from worker.steps.environment import versions
 from worker.steps.ray_train import desk as desk_module
 from worker.steps.ray_train.desk import Desk
+from worker.steps.ray_train.drive import _inputs
 from worker.steps.ray_train.errands import Ask, bring, hand_in
 
 PIECE = 7
@@ -100,6 +104,21 @@ class TestInputs:
         assert (wire.here / "base" / "weights.safetensors").read_bytes() == wire.base.read_bytes()
         assert (wire.here / "base" / "empty.txt").read_bytes() == b""
         assert bring(ask, elsewhere, wire.here) == 0  # the next worker of the machine
+
+    def test_rows_come_with_their_tokens_so_that_nobody_encodes_them_again(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        prepared = tmp_path / "prepared"
+        prepared.mkdir()
+        write_rows(prepared / "train.jsonl", [Row(1, [{"role": "user", "content": "hi"}])])
+        tokens_of(prepared / "train.jsonl").write_bytes(record_of([EncodedChat([5, 6], [False, True])]))
+        wire.step.input = replace(wire.step.input, step_folders={"prepare": prepared})
+        wire.desk = Desk(wire.step, _inputs(wire.step, wire.base.parent), failures=2)
+        ask, begun = wire.begin("a")
+        bring(ask, begun["inputs"], wire.here)
+        no_tokenizer: Any = None
+        [(_, chats)] = encoded_rows(wire.here / "prepare" / "train.jsonl", no_tokenizer)
+        assert chats == [EncodedChat([5, 6], [False, True])]
 
     def test_other_packages_are_refused_by_name(self, wire: Wire) -> None:
         _, begun = wire.begin("a", peft="0.1")

@@ -13,7 +13,9 @@ class Machine:
 
     Args:
         ram_bytes: of its host, or of the control group that holds it.
-        device: the name of its GPU; None: it trains on the CPU.
+        device: the name of its GPUs; None: it trains on the CPU.
+        device_bytes: of the smallest of them.
+        devices: how many GPUs it has, which train together.
         shares: models that are served stay on the device while it trains.
     """
 
@@ -21,6 +23,7 @@ class Machine:
     ram_bytes: int | None = None
     device: str | None = None
     device_bytes: int | None = None
+    devices: int = 0
     shares: bool = False
 
     @property
@@ -32,7 +35,9 @@ class Machine:
         return int(USABLE_DEVICE * self.device_bytes) if self.device_bytes is not None else None
 
     def __str__(self) -> str:
-        return f"{self.device} on {self.host}" if self.device is not None else f"the CPU of {self.host}"
+        if self.device is None:
+            return f"the CPU of {self.host}"
+        return f"{f'{self.devices} × ' * (self.devices > 1)}{self.device} on {self.host}"
 
 
 def read_machines(rows: list[dict[str, Any]]) -> list[Machine]:

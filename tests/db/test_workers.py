@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from db.models import Device, Worker
 from db.queries.workers import live_queues, sign_in, sign_out, training_machines
+from training_data.machines import read_machines
 
 
 def test_a_worker_lives_while_it_is_seen(session: Session) -> None:
@@ -43,6 +44,8 @@ def test_the_machines_that_train_are_told_once_each_with_their_memory(session: S
     held = {"device": "H200", "device_bytes": 160, "devices": 1, "shares": True}
     one = {"host": "large", "ram_bytes": 2**40, **held}
     two = {**one, "device_bytes": 140, "devices": 2}  # of the smaller one
-    assert training_machines(session, within_seconds=15) == [here, one, two]
+    found = training_machines(session, within_seconds=15)
+    assert found == [here, one, two]
+    assert str(read_machines(found)[2]) == "2 × H200 on large"
     session.execute(text("UPDATE workers SET seen_at = seen_at - interval '20s' WHERE host = 'here'"))
     assert training_machines(session, within_seconds=15) == [one, two]

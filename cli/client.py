@@ -192,6 +192,11 @@ class Client:
         """A job's events, metrics, logs or artifacts, the oldest first."""
         return self.pages(f"/v1/jobs/{segment(job_id)}/{noun}", **query)
 
+    def warnings(self, job_id: str) -> list[str]:
+        """What a job's steps have warned of, the first one first."""
+        events = self.job_rows(job_id, "events", type="message")
+        return [event["message"] for event in events if event["level"] == "warn"]
+
     def artifact_path(self, job_id: str, name: str) -> str:
         return f"/v1/jobs/{segment(job_id)}/artifacts/{segment(name)}"
 

@@ -48,12 +48,7 @@ def inspect(*, files: Files = None, json: JsonFlag = False, **params: Any) -> No
         if job["status"] != "succeeded":
             _fail(job, quiet=json)
         if not json:
-            warnings = [
-                event["message"]
-                for event in client.job_rows(job["id"], "events", type="message")
-                if event["level"] == "warn"
-            ]
-            print_inspection(stdout(), job["result"], warnings)
+            print_inspection(stdout(), job["result"], client.warnings(job["id"]))
             for file_id in uploaded:
                 stdout().print(f"Uploaded as {file_id}, which --data takes.", style="dim", markup=False)
 

@@ -16,6 +16,10 @@ from db.params.values import Params
 
 JSON = dict[str, Any]
 POLL_SECONDS = 1.0
+SHOWN = (
+    "learning_rate", "epochs", "max_steps", "effective_batch_size", "max_length", "bits", "lora_rank",
+    "lora_alpha",
+)  # fmt: skip
 
 
 def show_estimate(client: Client, job: JSON, model: type[Params], *, json: bool) -> None:
@@ -39,12 +43,12 @@ def show_estimate(client: Client, job: JSON, model: type[Params], *, json: bool)
     if json:
         print_json(told)
     else:
-        _print(told, model)
+        _print(told, model, client.warnings(job["id"]))
     if told["refusal"] is not None:
         raise typer.Exit(ExitStatus.FAILED)
 
 
-def _print(told: JSON, model: type[Params]) -> None:
+def _print(told: JSON, model: type[Params], warnings: list[str]) -> None:
     made = table("What", "Estimate", "How")
     keep_whole(made, 0, 1)
     for row in _rows(told):
@@ -52,6 +56,8 @@ def _print(told: JSON, model: type[Params]) -> None:
     console = stdout()
     console.print(made)
     console.print(harmless(told["own_error"]["text"]), style="dim")
+    for warning in warnings:
+        console.print(f"! {harmless(warning)}", style="yellow", markup=False, soft_wrap=True)
     refused = told["refusal"]
     if refused is None:
         if not told["fits"]:
@@ -66,6 +72,7 @@ def _rows(told: JSON) -> list[tuple[str, str, str]]:
     """Each figure: what it is, how much, and how it was reckoned."""
     how, data, memory, disk = told["how"], told["data"], told["memory"], told["disk"]
     rows = [
+        ("Hyperparameters", _chosen(told["hyperparameters"]), "as given, or as auto chooses; all by --json"),
         ("Weights that learn", f"{told['model']['trainable_parameters']:,}", how["trainable_parameters"]),
         ("Tokens an epoch", f"{data['tokens_an_epoch']:,} in {data['rows']:,} rows", how["tokens"]),
         ("Steps", f"{told['steps']:,}", how["steps"]),
@@ -78,6 +85,12 @@ def _rows(told: JSON) -> list[tuple[str, str, str]]:
     rows.append(("Disk through export", _of(disk["bytes"], disk["free_bytes"], "free"), how["disk"]))
     rows.append(("Time", _time(told["time"]["seconds"]), how["time"]))
     return rows
+
+
+def _chosen(hyperparameters: JSON) -> str:
+    """Those that people ask for first."""
+    told = [(name, hyperparameters.get(name)) for name in SHOWN]
+    return "\n".join(f"{name} {value:g}" for name, value in told if isinstance(value, int | float))
 
 
 def _of(bytes_: int, there: int | None, what: str = "") -> str:

@@ -209,10 +209,9 @@ def estimate(model: type[Params], given: dict[str, Any], *, json: bool) -> None:
     check_files(model, values)
     with connect() as client:
         values, uploaded = upload_files(client, model, values, purpose="fine-tune")
-        with told_by_flag(client, model, uploaded):
-            job = client.estimate(values)
         try:
-            show_estimate(client, job, model, json=json)
+            with told_by_flag(client, model, []):
+                show_estimate(client, client.estimate(values), model, json=json)
         finally:
             take_back(client, uploaded)
 
@@ -260,8 +259,11 @@ def told_by_flag(client: Client, model: type[Params], uploaded: list[str]) -> It
     except InvalidInput as error:
         take_back(client, uploaded)
         spelling = spelling_of(model, error.param) or error.param
-        message = error.message.removeprefix(f"{error.param}: ")  # the flag stands in its place
-        raise InvalidInput(message[:1].upper() + message[1:], param=spelling, code=error.code) from None
+        message = error.message
+        if message.startswith(f"{error.param}: "):  # the flag stands in its place
+            rest = message.removeprefix(f"{error.param}: ")
+            message = rest[:1].upper() + rest[1:]
+        raise InvalidInput(message, param=spelling, code=error.code) from None
 
 
 def take_back(client: Client, uploaded: list[str]) -> None:

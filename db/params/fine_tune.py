@@ -37,6 +37,10 @@ OF_WRITERS = ("quantizations", "imatrix", "publish", "alias")
 OF_GRPO = ("rewards", "reward_weights", "num_generations", "max_completion_length", "temperature")
 
 
+MOST_STEPS = 2**31 - 1
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+
+
 class FineTuneParams(DataParams):
     """Fine-tuning of a base model, on questions and answers or on preferences."""
 
@@ -114,7 +118,7 @@ class FineTuneParams(DataParams):
     epochs: Annotated[float, Field(gt=0, le=10_000)] | Auto = Field(
         default="auto", description="Passes over the training rows."
     )
-    max_steps: int | None = Field(default=None, ge=1, description="Overrides epochs.")
+    max_steps: Steps | None = Field(default=None, description="Overrides epochs.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         default="auto", description="The highest one, reached after the warm-up."
     )
@@ -134,7 +138,7 @@ class FineTuneParams(DataParams):
     gradient_checkpointing: bool | Auto = Field(
         default="auto", description="Compute activations twice, to save memory."
     )
-    warmup_steps: Annotated[int, Field(ge=0)] | Auto = Field(
+    warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Auto = Field(
         default="auto", description="Steps in which the learning rate rises from 0."
     )
     lora_rank: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
@@ -166,15 +170,11 @@ class FineTuneParams(DataParams):
         "nothing is padded, and on a GPU rows are packed.",
     )
     assistant_only_loss: bool = Field(default=True, description="Learn the answers only, not the questions.")
-    eval_steps: Annotated[int, Field(ge=1)] | Auto = Field(
-        default="auto", description="Steps between evaluations."
+    eval_steps: Steps | Auto = Field(default="auto", description="Steps between evaluations.")
+    early_stopping_patience: Steps | None = Field(
+        default=None, description="Stop after so many evaluations without a better loss."
     )
-    early_stopping_patience: int | None = Field(
-        default=None, ge=1, description="Stop after so many evaluations without a better loss."
-    )
-    save_steps: Annotated[int, Field(ge=1)] | Auto = Field(
-        default="auto", description="Steps between checkpoints."
-    )
+    save_steps: Steps | Auto = Field(default="auto", description="Steps between checkpoints.")
     training_args: dict[str, Any] = Field(
         default={},
         description="Further fields of trl's config of the method, such as optim or adam_beta2, applied "

@@ -4,7 +4,9 @@ transformers and trl, with torch behind them, are only in the workers; so their 
 and a test holds it against the installed classes: each of their fields is in one of these three.
 """
 
+import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 # A type, the values to choose one of, or those that a list may hold.
@@ -278,7 +280,17 @@ def check_training_args(method: str, given: Mapping[str, Any]) -> None:
             raise ValueError(f"training_args.{name} cannot be given: {WHY_NOT[name]}")
         else:
             known = ", ".join(sorted(taken))
-            raise ValueError(f"training_args.{name} is no field of the method {method!r}. It takes: {known}")
+            raise ValueError(
+                f"training_args.{name} is no field of the method {method!r}.{_meant(name, method)} It takes: "
+                f"{known}"
+            )
+
+
+def _meant(name: str, method: str) -> str:
+    near = get_close_matches(name, [*taken_by(method), *PARAM_OF], n=1)
+    if not near:
+        return ""
+    return f" Do you mean {f'the param {_param_of(near[0], method)}' if near[0] in PARAM_OF else near[0]}?"
 
 
 def _param_of(name: str, method: str) -> str:
@@ -308,16 +320,22 @@ _IN_WORDS = {
     "part": "a number above 0, to 1",
     "positive number": "a number above 0",
     "text": "text",
-    "object": "an object",
+    "object": "an object, each number in it finite",
     "list of numbers": "a list of numbers of at least 0",
 }
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _fits(value: Any, kind: str) -> bool:
     if kind == "list of numbers":
         return isinstance(value, list) and bool(value) and all(_fits(each, "number") for each in value)
     if kind in ("bool", "text", "object"):
-        return isinstance(value, {"bool": bool, "text": str, "object": dict}[kind])
+        return isinstance(value, {"bool": bool, "text": str, "object": dict}[kind]) and _is_finite(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if kind == "count":

@@ -122,6 +122,10 @@ class Hand:
             kind = "message" if message else "metrics"
             add_event(session, job_id, message, type=kind, step=step, attempt=1, data=data)
 
+    def warn(self, job_id: str, step: str, message: str) -> None:
+        with transaction(self.sessions) as session:
+            add_event(session, job_id, message, type="message", level="warn", step=step, attempt=1)
+
     def progress(self, job_id: str, step: str, done: int, total: int, eta_seconds: float) -> None:
         with transaction(self.sessions) as session:
             _, row = self._rows(session, job_id, step)

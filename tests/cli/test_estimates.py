@@ -28,6 +28,7 @@ def told(**changes: Any) -> dict[str, Any]:
         "model": {"parameters": 27_000_000, "trainable_parameters": 4_980_736},
         "data": {"rows": 64, "tokens_an_epoch": 16_674, "longest": 547, "counted_every": 1},
         "steps": 48,
+        "hyperparameters": {"learning_rate": 0.0002, "lora_rank": 16, "bits": 4, "packing": False},
         "machine": {"host": "vm", "device": None, "device_bytes": None, "ram_bytes": 4_000_000_000},
         "memory": {"device": None, "ram": {"bytes": 2_400_000_000, "parts": {}}},
         "disk": {"bytes": 400_000_000, "free_bytes": 50_000_000_000, "parts": {}},
@@ -49,10 +50,12 @@ def csv(tmp_path: Path) -> Path:
 def ending(hand: Hand, api_url: str) -> Any:
     """End the next estimate, on a thread beside the command."""
 
-    def end(**result: Any) -> None:
+    def end(warning: str = "", **result: Any) -> None:
         while not (jobs := [job for job in hand.jobs() if job.kind == JobKind.ESTIMATE]):
             time.sleep(0.02)
         hand.finish(jobs[0].id, "estimate")
+        if warning:
+            hand.warn(jobs[0].id, "estimate", warning)
         hand.succeed(jobs[0].id, **result)
 
     threads: list[threading.Thread] = []
@@ -69,9 +72,24 @@ def test_shows_each_figure_and_how_it_was_reckoned(run: Run, hand: Hand, csv: Pa
     ending(**told())
     ran = run("fine-tune", "--base", "org/base", "--data", str(csv), "--name", "faq", "--dry-run")
     assert (ran.status, ran.err) == (0, "")
-    for figure in ("4,980,736", "16,674 in 64 rows", "48", "2.4 GB of 4.0 GB", "1 h 2 min", "0.9–1.3 times"):
+    for figure in (
+        "4,980,736",
+        "16,674 in 64 rows",
+        "48",
+        "2.4 GB of 4.0 GB",
+        "1 h 2 min",
+        "0.9–1.3 times",
+        "learning_rate 0.0002",
+        "lora_rank 16",
+    ):
         assert figure in ran.out
     assert [job.kind for job in hand.jobs()] == ["estimate"]
+
+
+def test_tells_what_the_rows_warn_of(run: Run, csv: Path, ending: Any) -> None:
+    ending(warning="3 rows are longer than max_length 64 and will be cut.", **told())
+    ran = run("fine-tune", "--base", "org/base", "--data", str(csv), "--name", "faq", "--dry-run")
+    assert "3 rows are longer than max_length 64" in ran.out
 
 
 def test_leaves_no_upload_behind(run: Run, csv: Path, ending: Any, api_url: str) -> None:

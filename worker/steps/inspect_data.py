@@ -7,7 +7,7 @@ from typing import Any
 
 from db.errors import InvalidInput
 from db.params.inspect import InspectParams
-from training_data.hyperparameters import enough_for
+from training_data.hyperparameters import TEXT_LENGTH, enough_for
 from training_data.json_files import write_json
 from training_data.rows import read_prepared
 from training_data.tokens import ChatTokenizer, EncodedChat, encode_row, read_template
@@ -38,9 +38,12 @@ def run(step: Step) -> dict[str, Any]:
     )
     dataset, context = read.parts.dataset, context_length(base)
     longest = max(dataset.longest)
-    max_length = enough_for(longest, context) if params.max_length == "auto" else params.max_length
+    is_text = dataset.method == "pretraining"
+    enough = min(context, TEXT_LENGTH) if is_text else enough_for(longest, context)
+    max_length = enough if params.max_length == "auto" else params.max_length
     cut = tell_cut(step, read.parts, max_length, context)
-    samples = list(_samples(dataset, tokenizer, max_length, params.rows_shown))
+    kept = longest if is_text else max_length  # texts are cut into pieces, and learnt whole
+    samples = list(_samples(dataset, tokenizer, kept, params.rows_shown))
     dataset.remove()
     result = {
         "rows": read.parts.counts(),
@@ -50,7 +53,7 @@ def run(step: Step) -> dict[str, Any]:
         "max_length": max_length,
         "context_length": context,
         "tokens": _tokens(read.parts),
-        "cut": _cut(dataset, max_length),
+        "cut": _cut(dataset, kept),
         **dataset.census.as_dict(),
         "duplicates": {"rows": len(read.parts.doubles), "lines": _some(dataset, read.parts.doubles)},
         "leaks": {
@@ -63,7 +66,8 @@ def run(step: Step) -> dict[str, Any]:
         "chat_template_source": read_template(base)[1],
         "samples": samples,
     }
-    write_json(step.input.folder / "report.json", {**result, "cut_lines": cut})
+    answers = {"cut_lines": cut, "cut_answer_lines": dataset.places(_cut_answers(dataset, kept))}
+    write_json(step.input.folder / "report.json", result | answers)
     step.artifact("report.json")
     return result
 
@@ -100,13 +104,17 @@ def _histogram(ordered: list[int]) -> Iterator[dict[str, int]]:
 def _cut(dataset: Dataset, max_length: int) -> dict[str, Any]:
     """Rows that max_length cuts, and those of them of which the end of an answer is lost."""
     rows = [row for row, tokens in enumerate(dataset.longest) if tokens > max_length]
-    answers = [row for row in rows if dataset.learnt_to[row] > max_length]
+    answers = _cut_answers(dataset, max_length)
     return {
         "rows": len(rows),
         "lines": _some(dataset, rows),
         "answers": len(answers),
         "answer_lines": _some(dataset, answers),
     }
+
+
+def _cut_answers(dataset: Dataset, max_length: int) -> list[int]:
+    return [row for row, end in enumerate(dataset.learnt_to) if end > max_length]
 
 
 def _samples(

@@ -20,6 +20,7 @@ from worker.steps.dataset import Dataset
 
 NAMES = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST, LEFT_OUT = range(4)
+ASKED_IN = {TRAIN: "to train on", VALIDATION: "of the validation"}
 EXAMPLES = 3
 MOST_LINES = 1000  # in an event's data
 
@@ -148,25 +149,25 @@ def _split_by_fold(parts: Parts, snapshot: Snapshot, params: DataParams) -> None
 
 
 def _leaks(step: Step, parts: Parts, params: DataParams) -> None:
-    """Rows that are held out and ask what a row asks that is trained on."""
-    dataset = parts.dataset
-    trained = {dataset.asked[row] for row in parts.rows(TRAIN)}
-    for part in (VALIDATION, TEST):
-        held = parts.rows(part)
-        leaked = [row for row in held if dataset.asked[row] in trained]
+    """Rows that are held out and ask what a row asks that is trained on, or that weights are chosen by."""
+    drawn = params.validation_file is None and params.fold_column is None
+    for part, known_by in ((VALIDATION, TRAIN), (TEST, TRAIN), (TEST, VALIDATION)):
+        dataset, held = parts.dataset, parts.rows(part)
+        known = {dataset.asked[row] for row in parts.rows(known_by)}
+        leaked = [row for row in held if dataset.asked[row] in known]
         if not leaked:
             continue
-        parts.leaked[NAMES[part]] = leaked
+        parts.leaked[NAMES[part]] = sorted({*parts.leaked.get(NAMES[part], []), *leaked})
         what = (
-            f"{len(leaked)} of {len(held)} rows of the {NAMES[part]} ask what a row to train on asks "
-            f"({dataset.name(leaked)})"
+            f"{len(leaked)} of {len(held)} rows of the {NAMES[part]} ask what a row {ASKED_IN[known_by]} "
+            f"asks ({dataset.name(leaked)})"
         )
         if params.leaks == "refuse":
             raise InvalidInput(f"{what}: take them out of one of the two.", param="leaks", code="leaks")
         if params.leaks == "warn":
             fate = "their figures say less than they seem to. leaks: move takes them out of it"
         else:
-            fate = _move(parts, leaked, drawn=params.validation_file is None and params.fold_column is None)
+            fate = _move(parts, leaked, known_by if drawn else LEFT_OUT)
             if len(leaked) == len(held):
                 raise InvalidInput(f"{what}: none would be left in it.", param="leaks", code="leaks")
         step.event(
@@ -178,11 +179,11 @@ def _leaks(step: Step, parts: Parts, params: DataParams) -> None:
         )
 
 
-def _move(parts: Parts, leaked: Iterable[int], *, drawn: bool) -> str:
-    """Take rows out of what is held out: into training only where we had drawn which are held out."""
+def _move(parts: Parts, leaked: Iterable[int], to: int) -> str:
+    """Take rows out of what is held out: into another part only where we had drawn which are held out."""
     for row in leaked:
-        parts.of[row] = TRAIN if drawn else LEFT_OUT
-    return "they are trained on" if drawn else "they are left out"
+        parts.of[row] = to
+    return {TRAIN: "they are trained on", VALIDATION: "they are validated on"}.get(to, "they are left out")
 
 
 def _weigh(step: Step, parts: Parts, seed: int) -> None:

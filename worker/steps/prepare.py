@@ -19,6 +19,7 @@ from training_data.tokens import ChatTokenizer, read_template
 from worker.step import Step
 from worker.steps.base_files import weights_hash
 from worker.steps.base_model import context_length, copy_tokenizer, fetch_base, shape_of
+from worker.steps.beforehand import see_that_it_can_be_trained
 from worker.steps.dataset import SystemTurns
 from worker.steps.gptq import check_quantized_base, merge_base_revision
 from worker.steps.parallel import require_deepspeed
@@ -94,6 +95,15 @@ def prepare_rows(
     if stored is not None and chosen["lora_target_modules"] == ALL_LINEAR:
         # peft looks for torch's own linear layers, of which such a base has none.
         chosen["lora_target_modules"] = shape.linear_names()
+    see_that_it_can_be_trained(
+        step,
+        params,
+        chosen,
+        base=base,
+        tokenizer=tokenizer,
+        shape=shape,
+        evaluated=parts.counts()["validation"] > 0,
+    )
     said = told(params.model_dump(mode="json"), chosen)
     if said is not None:
         step.event(said, preset=params.preset)

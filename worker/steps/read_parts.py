@@ -98,6 +98,8 @@ def tell_cut(
             param="max_length",
         )
     dataset = parts.dataset
+    if dataset.method == "pretraining":  # whose texts are cut into pieces, and learnt whole
+        return {name: {} for name in NAMES}
     by_part = {
         name: [row for row in parts.rows(part) if dataset.longest[row] > max_length - answer]
         for part, name in enumerate(NAMES)
@@ -113,7 +115,7 @@ def tell_cut(
             max_length=max_length,
             lines=dataset.places(rows[:MOST_LINES]),
         )
-    elif rows and dataset.method != "pretraining":  # whose texts are cut into pieces, and learnt whole
+    elif rows:
         step.event(
             f"{len(rows)} rows are longer than max_length {max_length} and will be cut, their end being "
             f"lost to training, and of {answers} the answer's: {dataset.name(rows)}. Raise max_length or "

@@ -36,7 +36,14 @@ from worker.steps.trainer_arguments import (
     training_arguments,
 )
 from worker.steps.training_card import leave_card
-from worker.steps.training_results import checkpoint_metrics, last_loss, mean_loss, rewarded, write_results
+from worker.steps.training_results import (
+    checkpoint_metrics,
+    last_loss,
+    mean_loss,
+    rewarded,
+    tell_if_it_got_worse,
+    write_results,
+)
 from worker.steps.tunings import TUNINGS
 
 # Of jobs that were prepared before there was a choice.
@@ -109,6 +116,7 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
         return {}
     TUNINGS[chosen["tuning"]].save(step, trainer.model, tokenizer, base_folder)
     write_results(step, trainer.state.log_history)
+    tell_if_it_got_worse(step, trainer, chosen)
     return {
         "hyperparameters": chosen,
         "train_loss": mean_loss(trainer),

@@ -4,6 +4,7 @@ import csv
 import re
 from typing import Any
 
+from training_data.answer_batches import GRPO
 from worker.step import Step
 from worker.steps.rewards import hashes_of_rewards
 
@@ -30,6 +31,7 @@ MEASURED = {
 # What each of several rewards came to, by its name.
 OF_ONE_REWARD = re.compile(r"(eval_)?rewards/(.+)/mean")
 EVAL = "eval_"
+COMPARED_SHARE = 10  # of the logged losses, one in so many at either end
 RESULTS_FILE = "step_metrics.csv"
 # By the names that transformers and trl log them under.
 RESULT_COLUMNS = {
@@ -106,6 +108,23 @@ def mean_loss(trainer: Any) -> float | None:
             total += float(entry["loss"]) * (entry["step"] - before)
             before = entry["step"]
     return total / before if before else None
+
+
+def tell_if_it_got_worse(step: Step, trainer: Any, chosen: dict[str, Any]) -> None:
+    """Warn of a loss that ended higher than it began: a training that diverged need not end in NaN."""
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    few = len(losses) // COMPARED_SHARE
+    if chosen["method"] == GRPO or not few:
+        return  # whose loss is about 0 from first to last; or too few to tell
+    began, ended = (sum(part) / few for part in (losses[:few], losses[-few:]))
+    if ended > began:
+        step.event(
+            f"The loss ended at {ended:.4g}, and began at {began:.4g}: the training has made the model "
+            f"worse. Lower learning_rate, which was {chosen['learning_rate']:g}.",
+            level="warn",
+            began=began,
+            ended=ended,
+        )
 
 
 def rewarded(step: Step, trainer: Any) -> dict[str, Any]:

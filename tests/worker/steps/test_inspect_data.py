@@ -80,10 +80,18 @@ class TestFigures:
         cuts = [inspect(row, max_length=length).result["cut"] for length in (kept, kept - 1)]
         assert [(cut["rows"], cut["answers"]) for cut in cuts] == [(1, 0), (1, 1)]
 
+    def test_of_text_nothing_is_cut(self, inspect) -> None:
+        """It is learnt in sequences, however long it is."""
+        ran = inspect({"text": "clay " * 200}, max_length=64)
+        assert ran.result["cut"]["rows"] == ran.result["cut"]["answers"] == 0
+        [conversation] = ran.result["samples"][0]["conversations"]
+        assert conversation["learnt_tokens"] == conversation["tokens"] > 64
+        assert not any(span["cut"] for span in conversation["spans"])
+
     def test_writes_all_of_it_down(self, inspected) -> None:
         ran = inspected(max_length=64)
         report = json.loads((ran.folder / "report.json").read_text())
-        assert report["cut_lines"]["train"] == {"rows.csv": [12]}
+        assert report["cut_lines"]["train"] == report["cut_answer_lines"] == {"rows.csv": [12]}
         assert not (ran.folder / "rows.jsonl").exists()
 
 

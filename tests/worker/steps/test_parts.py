@@ -113,6 +113,8 @@ class TestDoubles:
 
 
 class TestLeaks:
+    SEED_THAT_PARTS_THEM = 0
+
     @pytest.fixture
     def files(self, tmp_path: Path) -> dict[str, Path]:
         return {
@@ -140,6 +142,18 @@ class TestLeaks:
         assert "same?" not in held
         assert asked(ran.folder, "train").count("same?") == 6
         assert len(held) + len(asked(ran.folder, "train")) == 20
+
+    def test_between_validation_and_test_are_leaks_too(self, prepared, tmp_path) -> None:
+        rows = [("same?", "1."), ("same?", "2."), *((f"{n}?", "x") for n in range(18))]
+        file = {"file-1": write(tmp_path / "a.jsonl", rows)}
+        # A seed by which one of the two is to validate, and the other to test.
+        params = {"train_size": 0.2, "seed": self.SEED_THAT_PARTS_THEM}
+        told = [event for event in prepared(file, **params).events("warn") if "of the test ask" in event]
+        assert len(told) == 1
+        assert "a row of the validation asks" in told[0]
+        moved = prepared(file, leaks="move", **params)
+        assert asked(moved.folder, "validation").count("same?") == 2
+        assert "same?" not in asked(moved.folder, "test")
 
     def test_end_the_job_when_asked_for(self, prepared, files) -> None:
         with pytest.raises(InvalidInput, match="take them out of one of the two") as caught:

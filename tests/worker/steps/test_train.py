@@ -199,6 +199,12 @@ class TestEvaluation:
         assert caught.value.param == "learning_rate"
 
 
+    @pytest.mark.parametrize(("rate", "told"), [(0.5, True), (5e-3, False)])
+    def test_says_when_the_loss_ended_above_what_it_began_with(self, trained, rate, told):
+        ran = trained(learning_rate=rate, max_steps=10, warmup_steps=0)
+        assert any("the training has made the model worse" in each for each in ran.events("warn")) == told
+
+
 class TestWhatIsLearnt:
     def test_is_the_answer_only_unless_asked(self, trained, micro_model):
         tokenizer = ChatTokenizer(micro_model)

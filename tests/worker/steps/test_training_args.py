@@ -102,14 +102,16 @@ class TestRefusals:
             ({"deepspeed": {}}, "cannot be given"),
             (
                 {"adam_beta3": 1},
-                r"is no field of the method 'supervised'. It takes: .*adam_beta1, adam_beta2",
+                r"is no field of the method 'supervised'. Do you mean adam_beta\d\? It takes: .*adam_beta1",
             ),
+            ({"warmup_ratio": 0.1}, r"Do you mean the param warmup_steps\? It takes"),
             ({"adam_beta1": 1.0}, "adam_beta1 must be a number from 0 to below 1"),
             ({"adam_epsilon": "small"}, "adam_epsilon must be a number"),
             ({"optim": "lomo"}, "optim must be one of adamw_torch, "),
             ({"torch_compile": 1}, "torch_compile must be true or false"),
             ({"per_device_eval_batch_size": 0}, "a whole number of at least 1"),
             ({"max_grad_norm": float("inf")}, "a number of at least 0"),
+            ({"lr_scheduler_kwargs": {"min_lr": float("nan")}}, "an object, each number in it finite"),
             ({"loss_type": "sigmoid"}, "loss_type must be one of nll, dft"),
         ],
     )

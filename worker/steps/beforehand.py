@@ -12,7 +12,9 @@ from training_data.chat_templates import ChatTemplateError
 from training_data.model_shape import ModelShape
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
+from worker.steps.methods import METHODS
 from worker.steps.quantized_base import check_targets
+from worker.steps.row_encoding import see_that_there_is_something_to_learn
 from worker.steps.trainer_arguments import refusals_explained
 
 # By which the device is told how to compute: what it can is seen where it is.
@@ -33,7 +35,7 @@ def see_that_it_can_be_trained(
     """Refuse what the training would refuse, and tell what in it can have no effect.
 
     Args:
-        chosen: the hyperparameters, resolved.
+        chosen: the hyperparameters, resolved; the rows are written.
         base: a folder with its config; its weights need not be there.
         evaluated: whether rows are held out to evaluate on.
     Raises:
@@ -41,6 +43,8 @@ def see_that_it_can_be_trained(
     """
     if chosen["method"] != JUDGES:
         _see_that_answers_end(tokenizer)
+    rows = step.input.folder / "train.jsonl"
+    see_that_there_is_something_to_learn(rows, METHODS[chosen["method"]], tokenizer, chosen)
     if params.lora_target_modules != "auto" and step.input.start is None and params.tuning == "lora":
         _see_targets(base, params.lora_target_modules)
     if chosen["training_args"]:

@@ -40,11 +40,27 @@ def encode_rows(
             left_out=left_out,
         )
     if required and not kept:
-        raise InvalidInput(
-            f"No row has a token to learn within max_length {chosen['max_length']}: raise it.",
-            param="max_length",
-        )
+        raise _nothing_to_learn(chosen)
     return kept
+
+
+def see_that_there_is_something_to_learn(
+    path: Path, method: Method, tokenizer: ChatTokenizer, chosen: dict[str, Any]
+) -> None:
+    """Read prepared rows up to the first that a training can learn from.
+
+    Raises:
+        InvalidInput: there is none, as `encode_rows` would find.
+    """
+    if all(row is None for row in method.rows(path, tokenizer, chosen)):
+        raise _nothing_to_learn(chosen)
+
+
+def _nothing_to_learn(chosen: dict[str, Any]) -> InvalidInput:
+    return InvalidInput(
+        f"No row has a token to learn within max_length {chosen['max_length']}: raise it.",
+        param="max_length",
+    )
 
 
 def row_lengths(rows: list[TokenRow]) -> list[int]:

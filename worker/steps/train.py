@@ -41,7 +41,7 @@ from worker.steps.training_results import (
     last_loss,
     mean_loss,
     rewarded,
-    tell_if_it_got_worse,
+    tell_if_it_diverged,
     write_results,
 )
 from worker.steps.tunings import TUNINGS
@@ -116,7 +116,7 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
         return {}
     TUNINGS[chosen["tuning"]].save(step, trainer.model, tokenizer, base_folder)
     write_results(step, trainer.state.log_history)
-    tell_if_it_got_worse(step, trainer, chosen)
+    tell_if_it_diverged(step, trainer, chosen)
     return {
         "hyperparameters": chosen,
         "train_loss": mean_loss(trainer),

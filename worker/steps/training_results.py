@@ -31,7 +31,9 @@ MEASURED = {
 # What each of several rewards came to, by its name.
 OF_ONE_REWARD = re.compile(r"(eval_)?rewards/(.+)/mean")
 EVAL = "eval_"
-COMPARED_SHARE = 10  # of the logged losses, one in so many at either end
+# The course of a loss is told by the means of so many parts of it, of so many logged ones each at the least.
+PARTS_COMPARED, LEAST_COMPARED = 10, 2
+SLIGHT, GREAT = 0.1, 0.5  # nats; by less than the one a loss may end higher, by less than the other rise
 RESULTS_FILE = "step_metrics.csv"
 # By the names that transformers and trl log them under.
 RESULT_COLUMNS = {
@@ -110,19 +112,21 @@ def mean_loss(trainer: Any) -> float | None:
     return total / before if before else None
 
 
-def tell_if_it_got_worse(step: Step, trainer: Any, chosen: dict[str, Any]) -> None:
-    """Warn of a loss that ended higher than it began: a training that diverged need not end in NaN."""
+def tell_if_it_diverged(step: Step, trainer: Any, chosen: dict[str, Any]) -> None:
+    """Warn of a loss that rose by more than batches differ: a rate that is too high need not end in NaN."""
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    few = len(losses) // COMPARED_SHARE
-    if chosen["method"] == GRPO or not few:
+    few = len(losses) // PARTS_COMPARED
+    if chosen["method"] == GRPO or few < LEAST_COMPARED:
         return  # whose loss is about 0 from first to last; or too few to tell
-    began, ended = (sum(part) / few for part in (losses[:few], losses[-few:]))
-    if ended > began:
+    means = [sum(losses[at : at + few]) / few for at in range(0, few * PARTS_COMPARED, few)]
+    began, worst, ended = means[0], max(means), means[-1]
+    if ended > began + SLIGHT or worst > max(began + GREAT, 1.5 * began):
         step.event(
-            f"The loss ended at {ended:.4g}, and began at {began:.4g}: the training has made the model "
-            f"worse. Lower learning_rate, which was {chosen['learning_rate']:g}.",
+            f"The loss began at {began:.4g}, rose to {worst:.4g} and ended at {ended:.4g}: learning_rate "
+            f"{chosen['learning_rate']:g} is likely too high for this model and these rows. Lower it.",
             level="warn",
             began=began,
+            worst=worst,
             ended=ended,
         )
 

@@ -50,6 +50,10 @@ class TestRefuses:
             prepared(training_args=given)
         assert caught.value.param == "training_args"
 
+    def test_a_max_length_within_which_no_answer_begins(self, prepared):
+        with pytest.raises(InvalidInput, match="No row has a token to learn within max_length 8: raise it"):
+            prepared(max_length=8)
+
     def test_a_template_by_which_no_answer_ends(self, prepared, micro_model, tmp_path):
         base = Path(shutil.copytree(micro_model, tmp_path / "endless"))
         endless = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

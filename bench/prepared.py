@@ -27,8 +27,8 @@ from worker.step import BaseWeights, FileInput, Step, StepInput
 from worker.step_input import step_settings
 from worker.steps import prepare
 from worker.steps.methods import METHODS
+from worker.steps.recipe_cache import file_sha256
 from worker.steps.runtime import prepare_runtime
-from worker.steps.weights_cache import file_sha256
 
 SIZES = {"quick": (2_000,), "full": (10_000, 100_000)}  # rows
 MEDIAN_WORDS = 60

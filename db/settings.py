@@ -174,6 +174,8 @@ class Settings(BaseSettings):
     keep_responses_days: Days = 30  # since they were last gone on from
     keep_prepared_days: Days = 30  # since the rows were last taken
     prepared_max_bytes: int = Field(default=20 * 1024**3, ge=0)  # of all projects; 0: nothing is kept
+    keep_base_files_days: Days = 30  # in the cache, since a step last asked for them
+    base_files_max_bytes: int = Field(default=50 * 1024**3, ge=0)  # but for those of the last day
     housekeeping_seconds: float = Field(default=600, gt=0)
 
     # Webhooks go to public addresses, and into these networks

@@ -14,6 +14,7 @@ from db.models import File, Job, ModelFile, Upload
 from db.storage import prepared_projects, trash_folder
 from retention.rule import Batch, Expired, House, Removal, Rule, freed_bytes
 from serving.removal import remove_served
+from serving.served_adapters import base_files_folder
 
 LOOKED_AT_ONCE = 5000  # nearly all that is looked at belongs to a row
 STAGED = re.compile(r"\.[^/]*\.[0-9a-f]{32}")  # as publishing and the caches write beside
@@ -95,7 +96,8 @@ class Staging(Leavings):
     why = "nobody writes it any more"
 
     def candidates(self, house: House) -> Iterable[Path]:
-        caches = (house.settings.cache_dir / "weights", *prepared_projects(house.root))
+        cache = house.settings.cache_dir
+        caches = (cache / "weights", base_files_folder(cache), *prepared_projects(house.root))
         for folder in (house.settings.served_models_dir, *caches):
             yield from (path for path in _children(folder) if STAGED.fullmatch(path.name))
 

@@ -33,6 +33,11 @@ class BaseFile:
     sha256: str
 
 
+def base_files_folder(cache: Path) -> Path:
+    """Where files of bases are made and kept, a folder for each base."""
+    return cache / "base-gguf"
+
+
 def prepare_folder(served: Path) -> None:
     """Make the folder that a router is started on, with presets for where it lies now."""
     with _alone(served):

@@ -127,8 +127,8 @@ class Installation:
 
 
 @pytest.fixture
-def installation(settings: Settings, session_factory: SessionFactory) -> Installation:
-    return Installation(settings, session_factory)
+def installation(settings: Settings, session_factory: SessionFactory, tmp_path: Path) -> Installation:
+    return Installation(settings.model_copy(update={"cache_dir": tmp_path / "cache"}), session_factory)
 
 
 Rules = Callable[[str], Rule]

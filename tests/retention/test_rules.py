@@ -4,6 +4,7 @@ import json
 import os
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, text
@@ -18,6 +19,7 @@ from db.source_files import ENTRY_FILE
 from db.states import JobKind
 from db.storage import trash_folder
 from retention import RULES, Removal, Rule, records
+from serving.served_adapters import base_files_folder
 from tests.retention.conftest import PAST, Installation
 
 BY_KIND: dict[str, Rule] = {rule.kind: rule for rule in RULES}
@@ -360,3 +362,50 @@ class TestPreparedRows:
         assert installation.apply(BY_KIND["unfinished file"], installation.house()) == [
             str(staged.relative_to(installation.root))
         ]
+
+
+class TestBaseFiles:
+    RULE = BY_KIND["base's files"]
+
+    def base(self, installation: Installation, name: str, days: float) -> Path:
+        folder = base_files_folder(installation.settings.cache_dir) / name
+        folder.mkdir(parents=True)
+        (folder / "Q4_K_M.gguf").write_bytes(b"x" * 1000)
+        asked = time.time() - days * 24 * 3600
+        os.utime(folder, (asked, asked))
+        return folder
+
+    def test_go_when_not_asked_for_for_long_or_too_many(self, installation: Installation) -> None:
+        old, late, new = (
+            self.base(installation, name, days) for name, days in (("old", 31), ("late", 3), ("new", 0.5))
+        )
+        day = 24 * 3600
+        house = installation.house(leavings_seconds=day)
+        [item] = installation.find(self.RULE, house)
+        assert (item.id, item.why, item.bytes) == (str(old), "not asked for for 30 days", 1000)
+        assert installation.apply(self.RULE, house) == [str(old)]
+        full = installation.house(leavings_seconds=day, base_files_max_bytes=500)
+        assert installation.apply(self.RULE, full) == [str(late)]
+        assert list(new.parent.iterdir()) == [new]  # a step may be reading it, full or not
+        for_ever = installation.house(keep_base_files_days=None)
+        assert installation.find(self.RULE, for_ever) == []
+
+    def test_stay_while_they_are_served_and_when_they_were_asked_for_meanwhile(
+        self, installation: Installation
+    ) -> None:
+        served, asked = self.base(installation, "served", 31), self.base(installation, "asked", 31)
+        (installation.root / "bases").mkdir(parents=True)
+        (installation.root / "bases" / "Q4_K_M.gguf").hardlink_to(served / "Q4_K_M.gguf")
+        [item] = installation.find(self.RULE, installation.house())
+        assert item.id == str(asked)
+        os.utime(asked)
+        with transaction(installation.sessions) as session:
+            assert self.RULE.remove(session, installation.house(), item) == Removal.KEPT
+        assert asked.is_dir()
+
+    def test_what_a_killed_worker_was_removing_goes_with_other_unfinished_files(
+        self, installation: Installation
+    ) -> None:
+        staged = self.base(installation, ".base." + "0" * 32, 1)
+        assert installation.find(self.RULE, installation.house(keep_base_files_days=0.0)) == []
+        assert installation.apply(BY_KIND["unfinished file"], installation.house()) == [str(staged)]

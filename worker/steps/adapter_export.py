@@ -10,8 +10,8 @@ from serving.ollama import Ollama
 from worker.step import Step
 from worker.steps.gguf_export import run_export
 from worker.steps.merging import Weights
+from worker.steps.recipe_cache import file_sha256
 from worker.steps.served_files import base_of_adapter
-from worker.steps.weights_cache import file_sha256
 
 TAKES_NO_ADAPTERS = (
     'Ollama takes no adapters from version 0.34 on: publish "merged", or serve by llama-server (leave '

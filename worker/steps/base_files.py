@@ -5,11 +5,14 @@ an entry that is removed is made again, and takes nothing away from who serves i
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from serving.llama_cpp import Tools
+from serving.served_adapters import base_files_folder
 from training_data.served_templates import served_template
 from training_data.tokens import read_template
 from worker.step import Step
@@ -17,7 +20,7 @@ from worker.steps.base_model import weight_files
 from worker.steps.gguf_export import Wanted, make_files
 from worker.steps.gguf_files import describe, place
 from worker.steps.merging import Weights
-from worker.steps.weights_cache import file_sha256
+from worker.steps.recipe_cache import file_sha256
 
 
 def base_file(
@@ -56,10 +59,13 @@ def keep_as_base(step: Step, model: Path, files: dict[str, Path]) -> None:
 
 
 def cache_folder(step: Step, base: Path) -> Path:
-    """By the weights, and by the chat template, which is served with them."""
+    """By the weights, and by the chat template, which is served with them. To ask is to use it."""
     template = served_template(read_template(base)[0])
     key = hashlib.sha256(f"{weights_hash(base)}\n{template}".encode()).hexdigest()[:24]
-    return step.input.settings.cache_dir / "base-gguf" / key
+    folder = base_files_folder(step.input.settings.cache_dir) / key
+    with suppress(FileNotFoundError):
+        os.utime(folder)  # what is asked for is not cleared away
+    return folder
 
 
 def weights_hash(folder: Path) -> str:

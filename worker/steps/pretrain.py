@@ -24,9 +24,9 @@ from worker.step import Step
 from worker.steps.base_model import copy_tokenizer, fetch_base, fetch_tokenizer, weight_files
 from worker.steps.pretrain_loop import ACCUMULATION, Corpus, Learner
 from worker.steps.pretrain_text import chat_stream, read_passages, text_stream, train_tokenizer
+from worker.steps.recipe_cache import RecipeCache, file_sha256, recipe_hash
 from worker.steps.resuming import take_newest
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
-from worker.steps.weights_cache import RecipeCache, file_sha256, recipe_hash
 
 RECIPE_FORMAT = 1  # raise it when the code below makes other weights from the same params
 NOT_IN_RECIPE = {

@@ -26,9 +26,9 @@ from worker.steps.publish_ollama import (
     publish_to_ollama,
     see_that_ollama_answers,
 )
+from worker.steps.recipe_cache import file_sha256
 from worker.steps.served_files import served_file
 from worker.steps.training_card import leave_card
-from worker.steps.weights_cache import file_sha256
 
 PROOF: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
 PROOF_TOKENS = 8

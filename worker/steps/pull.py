@@ -33,8 +33,8 @@ from worker.steps.hub import Hub, Repository
 from worker.steps.merging import Weights, link_weights, write_merged
 from worker.steps.model_archive import unpack
 from worker.steps.pull_ollama import pull_from_ollama
+from worker.steps.recipe_cache import file_sha256
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
-from worker.steps.weights_cache import file_sha256
 
 PARAM = "source"
 NAMES_SHOWN = 12

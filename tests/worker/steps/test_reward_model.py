@@ -16,7 +16,7 @@ from db.states import JobKind, steps_of
 from tests.worker.steps.test_preferences import PAIRS, PARAMS, Dpo, openais
 from tests.worker.steps.test_resume import adapter, interrupt_at
 from training_data.tokens import ChatTokenizer
-from worker.steps.weights_cache import file_sha256
+from worker.steps.recipe_cache import file_sha256
 
 # Theirs, none of which a caller can do anything about.
 pytestmark = [

@@ -15,8 +15,8 @@ from worker.step import StepInput
 from worker.steps import prepare, train
 from worker.steps.curves import draw_curves
 from worker.steps.model_card import write_card
+from worker.steps.recipe_cache import file_sha256
 from worker.steps.training_card import leave_card
-from worker.steps.weights_cache import file_sha256
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

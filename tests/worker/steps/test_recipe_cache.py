@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from db.source_files import ENTRY_FILE
-from worker.steps.weights_cache import RecipeCache
+from worker.steps.recipe_cache import RecipeCache
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ An adapter can be trained beside them, and is served through the 16-bit model th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from db.errors import InvalidInput
-from db.params.fine_tune import FineTuneParams
+
+if TYPE_CHECKING:  # whose library takes longer to import than all else here
+    from db.params.fine_tune import FineTuneParams
 
 AUTO = "auto"
 METHODS = ("gptq", "awq")
@@ -47,7 +49,7 @@ def stored_quantization(config: Mapping[str, Any]) -> StoredQuantization | None:
     )
 
 
-def check_fine_tune(params: FineTuneParams, name: str, stored: StoredQuantization | None) -> None:
+def check_fine_tune(params: "FineTuneParams", name: str, stored: StoredQuantization | None) -> None:
     """See that what is asked for can be trained on a base whose weights are stored so.
 
     Args:
@@ -67,7 +69,7 @@ def check_fine_tune(params: FineTuneParams, name: str, stored: StoredQuantizatio
         raise InvalidInput(f"{field}: {name} is a {stored}. {why}", param=field)
 
 
-def _refused(params: FineTuneParams, stored: StoredQuantization) -> list[tuple[str, str]]:
+def _refused(params: "FineTuneParams", stored: StoredQuantization) -> list[tuple[str, str]]:
     """The fields that do not go with such a base, and what to do instead."""
     found = []
     if stored.bits not in BITS:

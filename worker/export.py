@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from db.errors import Exhausted, LatheError
-from serving.convert_driver import find_modules, load_transformers_without_torch, prepare_converter
+from serving.convert_driver import find_modules, prepare_converter
+from worker.steps.one_pass.start import start_lean
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def main() -> None:
     if tools.convert is None or tools.python is None:
         sys.exit(f"error: the llama.cpp in {tools.bin} has no converters; see llama.cpp/README.md.")
     find_modules(tools.convert, tools.python)
-    load_transformers_without_torch()
+    start_lean(options.cache or _cache())
     prepare_converter()
     from worker.steps.merging import Weights
     from worker.steps.one_pass.encoding import NotEncodable

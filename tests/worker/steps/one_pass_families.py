@@ -4,9 +4,11 @@
 
 One process for all: importing torch, peft, transformers and the converter takes longer than a family, and
 the converter's own `gguf` cannot live beside the installed one. The three steps are peft's merge of the whole
-model, llama.cpp's converter on the saved folder, and llama-quantize.
+model, llama.cpp's converter on the saved folder, and llama-quantize. The pass runs in a second process, which
+has started as `worker.export` does.
 
-It says a line of JSON for each case: {"case", "differing": types} or {"case", "refused": why, "made": files}.
+It says a line of JSON for each case: {"case", "differing": types} or {"case", "refused": why, "made": files};
+and what the second process told at its end, as the case "lean".
 """
 
 import errno
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,6 @@ from worker.steps.gguf_files import describe  # noqa: E402
 from worker.steps.merging import Weights, gguf_dtype, write_merged  # noqa: E402
 from worker.steps.one_pass import streaming  # noqa: E402
 from worker.steps.one_pass.adapter_file import write_adapter  # noqa: E402
-from worker.steps.one_pass.encoding import NotEncodable  # noqa: E402
 from worker.steps.one_pass.program import Wanted, export, say  # noqa: E402
 from worker.steps.one_pass.refusals import NeedsMerging, NeedsThreeSteps  # noqa: E402
 
@@ -148,24 +149,63 @@ def main() -> None:
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     only = sys.argv[6:]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), lean_process() as lean:
         warnings.simplefilter("ignore")
         make_tokenizers(FOLDER)
         for case in CASES:
             if not only or case.name in only:
-                say({"case": case.name, **compare(case, FOLDER / case.name)})
+                say({"case": case.name, **compare(case, FOLDER / case.name, lean)})
+        told, _ = lean.communicate()
+        say({"case": "lean", **json.loads(told)})
 
 
-def compare(case: Case, folder: Path) -> dict[str, Any]:
+@contextmanager
+def lean_process() -> Iterator["subprocess.Popen[str]"]:
+    argv = [sys.executable, "-m", "tests.worker.steps.one_pass_lean", CONVERT, GGUF_PYTHON, BIN, CACHE]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def export_in(lean: "subprocess.Popen[str]", wanted: Wanted) -> str | None:
+    """Returns why the process refuses to."""
+    assert lean.stdin is not None
+    assert lean.stdout is not None
+    weights = wanted.weights
+    asked = {
+        "base": str(weights.base), "adapter": str(weights.adapter) if weights.adapter is not None else None,
+        "tokenizer": str(wanted.tokenizer), "files": {kind: str(path) for kind, path in wanted.files.items()},
+    }  # fmt: skip
+    lean.stdin.write(json.dumps(asked) + "\n")
+    lean.stdin.flush()
+    for line in lean.stdout:
+        answer = json.loads(line)
+        if "refused" in answer:
+            refused: str | None = answer["refused"]
+            return refused
+    raise AssertionError("the process that exports has ended")
+
+
+def refusal(case: Case, wanted: Wanted, lean: "subprocess.Popen[str]") -> str | None:
+    if case.name != FULL_DISK:
+        return export_in(lean, wanted)
+    with full_disk():  # of this process alone
+        try:
+            export(TOOLS, wanted, choose_encoder(BIN, CACHE))
+        except OSError as error:
+            return str(error)
+    return None
+
+
+def compare(case: Case, folder: Path, lean: "subprocess.Popen[str]") -> dict[str, Any]:
     base, adapter = make_model(case, folder)
     tokenizer = FOLDER / ("sentencepiece" if case.sentencepiece else "bpe")
     made = {kind: folder / f"ours-{kind}.gguf" for kind in case.types}
-    wanted = Wanted(Weights(base, adapter), tokenizer, None, "tested", made, threads=2)
-    try:
-        with full_disk() if case.name == FULL_DISK else nullcontext():
-            export(TOOLS, wanted, choose_encoder(BIN, CACHE))
-    except (NeedsThreeSteps, NotEncodable, OSError) as error:
-        return {"made": sorted(path.name for path in folder.iterdir()), "refused": str(error)}
+    refused = refusal(case, Wanted(Weights(base, adapter), tokenizer, None, "tested", made, threads=2), lean)
+    if refused is not None:
+        return {"made": sorted(path.name for path in folder.iterdir()), "refused": refused}
     alone = adapter_alone(base, adapter, folder) if adapter is not None else {}
     expected = three_steps(case, base, adapter, tokenizer, folder)
     differing = [kind for kind in case.types if made[kind].read_bytes() != expected[kind].read_bytes()]

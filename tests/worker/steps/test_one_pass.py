@@ -72,6 +72,11 @@ class TestAgainstThreeSteps:
         assert "No space left on device" in compared["full-disk"]["refused"]
         assert compared["full-disk"]["made"] == ["base"]
 
+    def test_most_of_torch_had_not_run_and_can_when_it_is_needed(self, compared: dict[str, Any]) -> None:
+        said = compared["lean"]
+        assert said["left_out"] == ["torch._meta_registrations", "torch.optim", "torch.distributions"]
+        assert said["shapes_known"] == [False, True]
+
 
 class TestProgram:
     def test_killed_on_the_way_leaves_nothing(self, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from training_data.json_files import read_json
 from worker.steps.one_pass.base_tensors import BaseTensor
 from worker.steps.one_pass.refusals import NeedsThreeSteps
 from worker.steps.one_pass.row_tensors import RowTensor
+from worker.steps.one_pass.start import know_all_shapes
 from worker.steps.one_pass.stored_tensors import StoredTensor
 
 FILE_TYPES = {
@@ -66,6 +67,15 @@ def lay_out(model: Path, tensors: dict[str, BaseTensor], dtype: torch.dtype, nam
         NeedsThreeSteps: the converter writes this family's file in a way of its own, or does not know it.
     """
     _check_family(model)
+    try:
+        return _laid_out(model, tensors, dtype, name)
+    except NotImplementedError:
+        if not know_all_shapes():
+            raise
+        return _laid_out(model, tensors, dtype, name)
+
+
+def _laid_out(model: Path, tensors: dict[str, BaseTensor], dtype: torch.dtype, name: str) -> Any:
     model_class = _class_of(model)
     given = {key: partial(_lazy, tensor) for key, tensor in tensors.items() if not _is_copy(key, model)}
     with torch.inference_mode(), _given_instead_of_files(given):

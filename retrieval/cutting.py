@@ -3,14 +3,13 @@ documents are cut on several cores."""
 
 import json
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from retrieval.chunking import Chunking, cut
 from retrieval.content import Content
 from retrieval.readers import Clock, Readers, Unreadable
-from retrieval.tokens import EmbeddingTokenizer
+from retrieval.tokens import EmbeddingTokenizer, shared_tokenizer
 
 SECONDS = 30.0
 # Ten times what a core takes for English.
@@ -46,13 +45,8 @@ def cut_content(
 ) -> dict[str, Any]:
     """The task itself."""
     content = Content.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-    chunks = cut(content, Chunking(max_tokens, overlap_tokens), _tokenizer(tokenizer, limit))
+    own = Path(tokenizer) if tokenizer is not None else None
+    chunks = cut(content, Chunking(max_tokens, overlap_tokens), shared_tokenizer(own, limit))
     return {
         "chunks": [{name: value for name, value in vars(chunk).items() if name != "text"} for chunk in chunks]
     }
-
-
-@cache
-def _tokenizer(path: str | None, limit: int) -> EmbeddingTokenizer:
-    """One for all that a reader cuts: to load it takes as long as to cut a short text."""
-    return EmbeddingTokenizer(Path(path) if path else None, max_tokens=limit)

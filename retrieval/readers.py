@@ -7,8 +7,6 @@ import os
 import queue
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from db.errors import LatheError
+from retrieval.reader_process import ReaderProcess, has_one_thread
 
 ANSWER_MOST_BYTES = 256 * 1024**2
 READ_BYTES = 1 << 20
@@ -78,9 +77,12 @@ class Reader:
     """One process, started when it is first needed."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._answers = -1
+        self._process: ReaderProcess | None = None
         self._tasks = 0
+
+    def copy(self) -> None:
+        """Let it be a copy of this process until that has ended; what is started after it is new."""
+        self._process = ReaderProcess(copied=True)
 
     def do(self, task: dict[str, Any], *, seconds: float) -> dict[str, Any]:
         """Let the process do a task.
@@ -90,11 +92,13 @@ class Reader:
         """
         if seconds <= 0:
             raise TooSlow("Reading it takes too long.")
-        if self._process is None or self._tasks >= TASKS_OF_A_READER:
-            self._start()
+        if self._tasks >= TASKS_OF_A_READER:
+            self.end()
+        if self._process is None:
+            self._process = ReaderProcess(copied=False)
         self._tasks += 1
         try:
-            answer = self._ask(task, time.monotonic() + seconds)
+            answer = _ask(self._process, task, time.monotonic() + seconds)
         except Unreadable:
             self.end()
             raise
@@ -107,72 +111,59 @@ class Reader:
 
     def end(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            os.close(self._answers)
-            with contextlib.suppress(BrokenPipeError):
-                self._stdin.close()
-            self._process = None
+            self._process.end()
+            self._process, self._tasks = None, 0
 
-    def _start(self) -> None:
-        self.end()
-        self._answers, given = os.pipe()
-        try:
-            # In the group of whoever starts it, and so ended with it.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "retrieval.reader", str(given)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(given,),
-            )
-        finally:
-            os.close(given)
-        assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
-        self._stdin = self._process.stdin
-        self._tasks = 0
 
-    def _ask(self, task: dict[str, Any], deadline: float) -> dict[str, Any]:
-        try:
-            self._stdin.write(json.dumps(task).encode() + b"\n")
-            self._stdin.flush()
-        except BrokenPipeError:
-            raise self._died() from None
-        parts: list[bytes] = []
-        received = 0
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
-                raise TooSlow("Reading it takes too long.")
-            chunk = os.read(self._answers, READ_BYTES)
-            if not chunk:
-                raise self._died()
-            parts.append(chunk)
-            received += len(chunk)
-            if received > ANSWER_MOST_BYTES:
-                raise Unreadable("It unpacks to too much text.", code="file_too_large")
-            if chunk.endswith(b"\n"):
-                answer: dict[str, Any] = json.loads(b"".join(parts))
-                return answer
+def _ask(process: ReaderProcess, task: dict[str, Any], deadline: float) -> dict[str, Any]:
+    try:
+        process.tasks.write(json.dumps(task).encode() + b"\n")
+        process.tasks.flush()
+    except BrokenPipeError:
+        raise _died(process) from None
+    parts: list[bytes] = []
+    received = 0
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([process.answers], [], [], left)[0]:
+            raise TooSlow("Reading it takes too long.")
+        chunk = os.read(process.answers, READ_BYTES)
+        if not chunk:
+            raise _died(process)
+        parts.append(chunk)
+        received += len(chunk)
+        if received > ANSWER_MOST_BYTES:
+            raise Unreadable("It unpacks to too much text.", code="file_too_large")
+        if chunk.endswith(b"\n"):
+            answer: dict[str, Any] = json.loads(b"".join(parts))
+            return answer
 
-    def _died(self) -> ReaderDied:
-        assert self._process is not None  # noqa: S101 - it was asked just now
-        code = self._process.wait()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return ReaderDied(
-            f"Reading it ended the process that read it ({how}): it is damaged, or takes too much memory."
-        )
+
+def _died(process: ReaderProcess) -> ReaderDied:
+    code = process.wait()
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return ReaderDied(
+        f"Reading it ended the process that read it ({how}): it is damaged, or takes too much memory."
+    )
 
 
 class Readers:
-    """A pool of readers, for threads that each need one for the time of a task."""
+    """A pool of readers, for threads that each need one for the time of a task.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        copies: so many are made now, of this process and all that it has loaded, if it has one thread yet.
+            The others are started when they are first needed.
+    """
+
+    def __init__(self, number: int, *, copies: int = 0) -> None:
         self.number = number
         self._idle: queue.LifoQueue[Reader] = queue.LifoQueue()
         self._all = [Reader() for _ in range(number)]
         for reader in self._all:
             self._idle.put(reader)
+        if copies and has_one_thread():
+            for reader in self._all[-copies:]:  # the first to be taken
+                reader.copy()
 
     def do(self, task: dict[str, Any], *, clock: "Clock", most_seconds: float = math.inf) -> dict[str, Any]:
         """Do a task by the next free reader, in the time that the clock has left by then.

@@ -1,8 +1,9 @@
 """Tokens of the embedding model: how long a chunk may be, and how long a text is."""
 
+import contextlib
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from db.errors import Unavailable
@@ -90,3 +91,15 @@ class EmbeddingTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         return [start for start, _ in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+
+
+@cache
+def shared_tokenizer(path: Path | None, max_tokens: int) -> EmbeddingTokenizer:
+    """The one of this process, and of its copies: to load it takes as long as to cut a short text."""
+    return EmbeddingTokenizer(path, max_tokens=max_tokens)
+
+
+def warm_default_tokenizer() -> None:
+    """Load the shared one of the model `default`, if it is installed, for the copies of this process."""
+    with contextlib.suppress(Unavailable):
+        shared_tokenizer(None, MAX_TOKENS).count("")

@@ -54,13 +54,14 @@ def main() -> NoReturn:
 
 
 def _preload(modules: Sequence[str]) -> None:
-    """Import what there is of the modules; extras may not be installed.
+    """Import what there is of the modules, since extras may not be installed, and let them warm up.
 
     A thread would not be there in a process that is forked, but what it has locked would stay so.
     """
     for module in modules:
         with contextlib.suppress(ImportError):
-            importlib.import_module(module)
+            imported = importlib.import_module(module)
+            getattr(imported, "warm_up", lambda: None)()
     threads = sum(1 for _ in Path("/proc/self/task").iterdir())
     if threads > 1:
         sys.exit(f"worker.fork_server: cannot fork steps, for an import has started {threads - 1} threads")

@@ -42,7 +42,7 @@ class Warm:
     """Steps whose processes are forked from one that holds what they need.
 
     Args:
-        steps: their modules.
+        steps: their modules. One that has a function `warm_up` has that called there, once.
         libraries: what these import only as they run, which a fork would else do again.
     """
 

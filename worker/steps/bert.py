@@ -28,6 +28,7 @@ class Bert:
         if (config["model_type"], config["hidden_act"]) != ("bert", "gelu"):
             raise ValueError(f"{folder} holds no BERT with GELU")
         self.longest: int = config["max_position_embeddings"]
+        self.device, self.dtype = device, dtype
         self._heads: int = config["num_attention_heads"]
         self._epsilon: float = config["layer_norm_eps"]
         self._weights = {

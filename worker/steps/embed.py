@@ -4,6 +4,7 @@ Documents go in windows, and the next window's requests wait in line behind thos
 two windows the server is never idle.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -15,13 +16,21 @@ from db.languages import SIMPLE, configuration_of
 from retrieval.chunking import Chunk
 from retrieval.copy_rows import write_rows
 from retrieval.headings import under_heading
-from retrieval.tokens import EmbeddingTokenizer
+from retrieval.tokens import shared_tokenizer, warm_default_tokenizer
 from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
 from worker.step import DocumentInput, Step
 from worker.steps.embedding_choice import EmbeddingChoice
+from worker.steps.local_embedder import LocalEmbedder
 
 WINDOW_CHUNKS = 64
 WINDOWS_AT_ONCE = 2
+
+
+def warm_up() -> None:
+    """Load what each process of this step would else load for itself; what cannot be, it will tell of."""
+    warm_default_tokenizer()
+    with contextlib.suppress(Unavailable):
+        LocalEmbedder.preload()
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -74,9 +83,7 @@ class _Embedder:
         self._step = step
         self._choice = choice
         settings = step.input.settings
-        self._tokenizer = EmbeddingTokenizer(
-            settings.embedding_tokenizer, max_tokens=settings.embedding_max_tokens
-        )
+        self._tokenizer = shared_tokenizer(settings.embedding_tokenizer, settings.embedding_max_tokens)
         # What an older Lathe has extracted says nothing of the language.
         self._languages = {
             document_id: row.get("language") or SIMPLE for document_id, row in extracted.items()

@@ -2,12 +2,12 @@
 
 The server embeds the queries, so it says which model it is, and this process embeds nothing before its
 vectors of the same texts agree with the server's. Which of the two is faster is measured on the first texts
-of a large ingest, and remembered; a small one is done before torch is loaded.
+of an ingest, and remembered. A small one is done before torch is loaded, unless that was done already.
 """
 
+import math
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from typing import Literal
@@ -27,9 +27,14 @@ from worker.steps.local_embedder import LocalEmbedder
 
 # Loading torch and the model takes the time of half as many.
 LOCAL_FROM_CHUNKS = 150
-TURN_CHUNKS = 32
-MEASURED_CHUNKS = 2 * TURN_CHUNKS
-CHECKED_CHUNKS = 16
+# Where that was done before: fewer take the server as long as the questions of which model it has.
+PRELOADED_FROM_CHUNKS = 4
+# Measured by so many texts at most, each embedder's in two turns; and at least, which decides of a small one.
+MEASURED_CHUNKS = 64
+PRELOADED_MEASURED_CHUNKS = 16
+# Another model has other vectors of any text, be it short.
+CHECKED_CHUNKS = 4
+CHECKED_CHARACTERS = 80
 
 
 class _NotHere(Exception):
@@ -48,7 +53,8 @@ class EmbeddingChoice:
         self._server = server
         wanted = step.input.settings.embedder
         self._compares = wanted == "auto"
-        self._undecided = wanted == "local" or (wanted == "auto" and chunks >= LOCAL_FROM_CHUNKS)
+        least = PRELOADED_FROM_CHUNKS if self._is_preloaded else LOCAL_FROM_CHUNKS
+        self._undecided = wanted == "local" or (wanted == "auto" and chunks >= least)
         self._local: LocalEmbedder | None = None
         self._trusted_for: EmbeddingModel | None = None  # the server's model, with which `_local` agrees
         self._lock = threading.Lock()  # windows are embedded by several threads; the first one decides
@@ -96,8 +102,10 @@ class EmbeddingChoice:
                 self._stay(f"The embedding server embeds: {known}.", known)
                 return []
             if not self._compares or known is not None:
-                return self._check(model, known, texts[:CHECKED_CHUNKS], tokens[:CHECKED_CHUNKS])
-            if len(texts) < MEASURED_CHUNKS:
+                self._check(model, known, [text[:CHECKED_CHARACTERS] for text in texts[:CHECKED_CHUNKS]])
+                return []
+            least = PRELOADED_MEASURED_CHUNKS if self._is_preloaded else MEASURED_CHUNKS
+            if len(texts) < least:
                 return []  # too few to measure by; the next may do
             return self._measure(model, kept, texts[:MEASURED_CHUNKS], tokens[:MEASURED_CHUNKS])
         except (_NotHere, PackageNotFoundError) as error:
@@ -107,7 +115,8 @@ class EmbeddingChoice:
     def _measure(
         self, model: EmbeddingModel, kept: TrialFile, texts: Sequence[str], tokens: Sequence[int]
     ) -> Vectors:
-        vectors, ran = run_trial(self._server, self._loaded(), texts, tokens, turn=TURN_CHUNKS)
+        turn = math.ceil(len(texts) / 2)
+        vectors, ran = run_trial(self._server, self._loaded(), texts, tokens, turn=turn)
         if machine_is_busy():
             self._step.event("Who embeds faster is measured again by the next ingest: this machine is busy.")
         else:
@@ -115,20 +124,19 @@ class EmbeddingChoice:
         self._settle(model, ran, ran.cosine)
         return vectors
 
-    def _check(
-        self, model: EmbeddingModel, known: Trial | None, texts: Sequence[str], tokens: Sequence[int]
-    ) -> Vectors:
-        """See whether the vectors agree. Torch takes one core while it is loaded; the server has the others.
+    def _check(self, model: EmbeddingModel, known: Trial | None, texts: Sequence[str]) -> None:
+        """See whether the vectors of some short texts agree.
 
         Args:
             known: which is faster; None: this process embeds even if it is slower.
         """
-        with ThreadPoolExecutor(1) as loading:
-            loaded = loading.submit(self._loaded)
-            vectors = self._server.embed(texts, tokens)
-            ours = loaded.result().embed(texts, tokens)
-        self._settle(model, known, smallest_cosine(vectors, ours))
-        return vectors
+        lengths = [len(text) for text in texts]  # in characters: nothing but the order of work hangs on it
+        ours = self._loaded().embed(texts, lengths)
+        self._settle(model, known, smallest_cosine(self._server.embed(texts, lengths), ours))
+
+    @property
+    def _is_preloaded(self) -> bool:
+        return LocalEmbedder.preloaded is not None and self._step.input.device is None
 
     def _loaded(self) -> LocalEmbedder:
         if self._local is None:

@@ -10,14 +10,25 @@ from typing import Any
 
 from db.errors import InvalidInput
 from db.wording import counted
+from retrieval import reader
 from retrieval.chunking import Chunking
 from retrieval.cutting import cut_in_reader
 from retrieval.language import detect
 from retrieval.readers import Readers, Unreadable
 from retrieval.reading import DocumentFile, read_document
-from retrieval.tokens import EmbeddingTokenizer
+from retrieval.tokens import shared_tokenizer, warm_default_tokenizer
 from worker.step import DocumentInput, Step
 from worker.steps.large_ingest import queue_of_embed
+
+# One for its pages, and one for what it says of itself.
+READERS_A_DOCUMENT = 2
+
+
+def warm_up() -> None:
+    """Load what each process of this step, and each of its readers, would else load for itself."""
+    reader.preload()
+    detect("")
+    warm_default_tokenizer()
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -34,7 +45,7 @@ def run(step: Step) -> dict[str, Any]:
     pages = _Pages(step, len(documents))
     rows = []
     with (
-        Readers(threads) as readers,
+        Readers(threads, copies=READERS_A_DOCUMENT * len(documents)) as readers,
         ThreadPoolExecutor(threads) as page_ranges,
         ThreadPoolExecutor(1) as identifying,
         ThreadPoolExecutor(threads) as executor,
@@ -89,9 +100,7 @@ class _Extractor:
         self._identifying = identifying
         self._pages = pages
         settings = step.input.settings
-        self._tokenizer = EmbeddingTokenizer(
-            settings.embedding_tokenizer, max_tokens=settings.embedding_max_tokens
-        )
+        self._tokenizer = shared_tokenizer(settings.embedding_tokenizer, settings.embedding_max_tokens)
 
     def extract(self, document: DocumentInput) -> dict[str, Any]:
         """Read and cut one document.

@@ -7,13 +7,18 @@ The server that embeds the queries tells the tokens: llama.cpp reads Korean, vow
 words of over 100 letters otherwise than Hugging Face's tokenizers, down to a cosine of 0.2.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from db.errors import InvalidInput, Unavailable
 from serving.embedding_weights import weights_folder
 from serving.embeddings import EmbeddingServer, Vectors, batches
 from worker.steps.runtime import cpu_computes_in_bfloat16, memory_errors_explained, prepare_runtime
+
+if TYPE_CHECKING:
+    from worker.steps.bert import Bert
 
 # Enough to fill a GPU; a CPU is no faster with more than this.
 BATCH_TOKENS = {"cpu": 3500, "cuda": 65_536}
@@ -22,7 +27,7 @@ MEMORY_ADVICE = "LATHE_EMBEDDER=server lets the embedding server do it, which ha
 
 
 class LocalEmbedder:
-    """Loads the model when it is made, which takes seconds.
+    """Loads the model when it is made, which takes seconds, unless that was done for the CPU before.
 
     Args:
         gpu: the name of the one that this step holds; None: on the CPU, whatever CUDA shows.
@@ -33,26 +38,27 @@ class LocalEmbedder:
             has no CUDA for the GPU.
     """
 
+    preloaded: ClassVar["Bert | None"] = None  # on the CPU
+
     def __init__(self, gpu: str | None, *, threads: int, server: EmbeddingServer) -> None:
         self._server = server
         server.tokenize([""])  # if it cannot, that is to be known before torch is loaded
         self._lock = threading.Lock()
         prepare_runtime(threads)
-        try:
-            import torch
+        with _loading(threads):
+            ready = self.preloaded if gpu is None else None
+            self._model = ready or _model("cpu" if gpu is None else "cuda")
+        self.place = f"{gpu or 'the CPU'} in {str(self._model.dtype).removeprefix('torch.')}"
 
-            from worker.steps.bert import Bert
+    @classmethod
+    def preload(cls) -> None:
+        """Load the model into a process that will be copied, by one thread: a copy has no others.
 
-            torch.set_num_threads(threads)
-            self._device, self._dtype = "cuda", torch.float16
-            if gpu is None:
-                self._device = "cpu"
-                self._dtype = torch.bfloat16 if cpu_computes_in_bfloat16() else torch.float32
-            self._model = Bert(weights_folder(), device=self._device, dtype=self._dtype)
-        # AssertionError: of a torch that was built without CUDA
-        except (ImportError, OSError, RuntimeError, AssertionError, ValueError, LookupError) as error:
-            raise Unavailable(f"The embedding model cannot be loaded: {error!r}") from error
-        self.place = f"{gpu or 'the CPU'} in {str(self._dtype).removeprefix('torch.')}"
+        Raises:
+            Unavailable: it cannot be loaded.
+        """
+        with _loading(1):
+            cls.preloaded = _model("cpu")
 
     def embed(
         self, texts: Sequence[str], tokens: Sequence[int], progress: Callable[[int], None] = lambda done: None
@@ -67,7 +73,7 @@ class LocalEmbedder:
         vectors: Vectors = [b""] * len(texts)
         done = 0
         with memory_errors_explained(MEMORY_ADVICE):
-            for batch in batches(order, [tokens[at] for at in order], most=BATCH_TOKENS[self._device]):
+            for batch in batches(order, [tokens[at] for at in order], most=BATCH_TOKENS[self._model.device]):
                 for at, vector in zip(batch, self._embed([texts[at] for at in batch]), strict=True):
                     vectors[at] = vector
                 done += len(batch)
@@ -86,11 +92,35 @@ class LocalEmbedder:
         padded = [row + [PADDING] * (longest - len(row)) for row in rows]
         # Two at a time would only take each other's cores.
         with self._lock, torch.inference_mode():
-            ids = torch.tensor(padded, device=self._device)
-            lengths = torch.tensor([len(row) for row in rows], device=self._device)
-            mask = torch.arange(longest, device=self._device) < lengths.unsqueeze(1)
+            ids = torch.tensor(padded, device=self._model.device)
+            lengths = torch.tensor([len(row) for row in rows], device=self._model.device)
+            mask = torch.arange(longest, device=self._model.device) < lengths.unsqueeze(1)
             states = self._model.encode(ids, mask).float()
             weights = mask.unsqueeze(-1).float()
             means = (states * weights).sum(1) / weights.sum(1)
             vectors = torch.nn.functional.normalize(means, dim=1).cpu().numpy().astype("<f4")
         return [vector.tobytes() for vector in vectors]
+
+
+@contextlib.contextmanager
+def _loading(threads: int) -> Iterator[None]:
+    """Torch with so many threads from now on, and what can be wrong with it or the model said in words."""
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        yield
+    # AssertionError: of a torch that was built without CUDA
+    except (ImportError, OSError, RuntimeError, AssertionError, ValueError, LookupError) as error:
+        raise Unavailable(f"The embedding model cannot be loaded: {error!r}") from error
+
+
+def _model(device: str) -> "Bert":
+    import torch
+
+    from worker.steps.bert import Bert
+
+    dtype = torch.float16
+    if device == "cpu":
+        dtype = torch.bfloat16 if cpu_computes_in_bfloat16() else torch.float32
+    return Bert(weights_folder(), device=device, dtype=dtype)

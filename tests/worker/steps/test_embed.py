@@ -21,7 +21,10 @@ from worker.step_input import step_settings
 from worker.steps import embed, extract
 from worker.steps.embedding_choice import (
     CHECKED_CHUNKS,
+    LOCAL_FROM_CHUNKS,
     MEASURED_CHUNKS,
+    PRELOADED_FROM_CHUNKS,
+    PRELOADED_MEASURED_CHUNKS,
     EmbeddingChoice,
 )
 from worker.steps.embedding_trial import KEPT_DAYS
@@ -161,21 +164,23 @@ class AskedServer(EmbeddingServer):
         return super().embed(texts, *rest)
 
 
-class TestLargeIngest:
-    def embed(self, tmp_path: Path, real: LlamaProcess, number: int) -> tuple[int, Said]:
-        """Embed texts as the first ones of many; gives for how many of them the server was asked."""
+class Measuring:
+    def embed(self, tmp_path: Path, real: LlamaProcess, number: int, *, of: int = LARGE) -> tuple[int, Said]:
+        """Embed the first texts of so many; gives for how many the server was asked."""
         words = ["nuts", "for", "squirrels", "in", "winter", "days", "so"]
         tokens = [3 + n % 5 for n in range(number)]
         texts = [" ".join(words[:each]) for each in tokens]
         step, said = step_of(tmp_path, settings_for(tmp_path, embedding_port=real.port))
         done: list[int] = []
         with AskedServer(real.url) as server:
-            vectors = EmbeddingChoice(step, server, chunks=LARGE).embed(texts, tokens, done.append)
+            vectors = EmbeddingChoice(step, server, chunks=of).embed(texts, tokens, done.append)
             asked = server.asked
             assert min(cosines(vectors, server.embed(texts, tokens))) >= 0.999
         assert (len(vectors), done[-1]) == (number, number)
         return asked, said
 
+
+class TestLargeIngest(Measuring):
     def test_what_a_busy_machine_measures_is_not_kept(
         self, tmp_path: Path, real: LlamaProcess, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -219,3 +224,38 @@ class TestLargeIngest:
 
     def test_too_few_texts_decide_nothing(self, tmp_path: Path, real: LlamaProcess) -> None:
         assert self.embed(tmp_path, real, MEASURED_CHUNKS - 1) == (MEASURED_CHUNKS - 1, [])
+
+
+class TestSmallIngest(Measuring):
+    """With the model loaded before, as in a step that is a copy of a process which has it."""
+
+    @pytest.fixture(autouse=True)
+    def preloaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(LocalEmbedder, "preloaded", None)
+        monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 1.0, 1.0))
+        LocalEmbedder.preload()
+
+    def test_is_measured_and_then_embedded_by_the_step_itself(
+        self, tmp_path: Path, real: LlamaProcess
+    ) -> None:
+        few = PRELOADED_MEASURED_CHUNKS
+        asked, said = self.embed(tmp_path, real, few, of=few)
+        assert asked == few
+        [event] = [each for each in said if each["type"] == "event"]
+        [path] = (tmp_path / "cache" / "embeddings").iterdir()
+        kept = json.loads(path.read_text())
+        assert kept["trial"] == event["data"]
+        path.write_text(json.dumps(kept | {"trial": kept["trial"] | {"server_rate": 1.0, "local_rate": 9.0}}))
+        asked, said = self.embed(tmp_path, real, PRELOADED_FROM_CHUNKS, of=PRELOADED_FROM_CHUNKS)
+        assert asked == CHECKED_CHUNKS
+        assert messages(said)[0].startswith("This process embeds, by the CPU in ")
+
+    def test_a_very_small_one_is_left_to_the_server(self, tmp_path: Path, real: LlamaProcess) -> None:
+        few = PRELOADED_FROM_CHUNKS - 1
+        assert self.embed(tmp_path, real, few, of=few) == (few, [])
+
+    def test_one_that_holds_a_gpu_has_to_load_the_model(self, tmp_path: Path, real: LlamaProcess) -> None:
+        step, _ = step_of(tmp_path, settings_for(tmp_path, embedding_port=real.port), device="a GPU")
+        with AskedServer(real.url) as server:
+            EmbeddingChoice(step, server, chunks=LOCAL_FROM_CHUNKS - 1).embed(["nuts"] * 20, [1] * 20)
+            assert server.asked == 20

@@ -4,7 +4,8 @@ import sys
 
 from db.settings import load_settings
 from worker.serve import serve
-from worker.steps import STEP_MODULES
+from worker.steps import STEP_MODULES, Warm
 
 if __name__ == "__main__":
-    sys.exit(serve(load_settings(), dict.fromkeys(STEP_MODULES, "toy_step")))
+    toys = dict.fromkeys(STEP_MODULES, "toy_step")
+    sys.exit(serve(load_settings(), toys, [Warm(steps=("toy_step",), libraries=())]))

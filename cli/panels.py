@@ -56,7 +56,7 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
             "eval_steps",
             "early_stopping_patience",
         ),
-        "Where": ("cluster", "deepspeed"),
+        "Where": ("cluster", "deepspeed", "sharding"),
         "Output": ("quantizations", "imatrix", "publish"),
     },
     "pretrain": {

@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from db.params.data import DataParams
 from db.params.publishing import PUBLISH, Publish, check_publish
+from db.params.sharding import why_not_sharded
 from db.params.training_args import check_training_args
 from db.params.values import (
     ASKED_QUANTIZATIONS,
@@ -106,6 +107,11 @@ class FineTuneParams(DataParams):
         description="A configuration of DeepSpeed by the name that the operator gave it, for GPUs that train "
         "together.",
         examples=["zero2"],
+    )
+    sharding: Literal["auto", "none", "full"] = Field(
+        default="auto",
+        description="How several GPUs hold the base's weights. none: each has a copy. full: each has a share "
+        "of every layer (FSDP). auto: copies where these have room, else shares.",
     )
     bits: Literal[4, 8, 16] | Auto = Field(
         default="auto",
@@ -259,6 +265,20 @@ class FineTuneParams(DataParams):
             raise ValueError("deepspeed does not go with cluster: leave one of them out")
         if self.deepspeed is not None and self.bits == 8:
             raise ValueError("bits must be 4 or 16 with deepspeed: LLM.int8 has no part in it")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_sharding(self) -> "FineTuneParams":
+        if self.sharding != "full":
+            return self
+        for name in ("deepspeed", "cluster"):
+            if getattr(self, name) is not None:
+                raise ValueError(f'sharding "full" does not go with {name}: leave one of them out')
+        reason = why_not_sharded(dict(self))
+        if reason is not None:
+            raise ValueError(
+                f'{reason[0]} does not go with sharding "full": {reason[1]}. Leave one of them out'
+            )
         return self
 
     def _refuse_of_grpo(self) -> None:

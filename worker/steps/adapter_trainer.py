@@ -14,8 +14,11 @@ from trl import DPOTrainer, SFTTrainer
 from training_data.json_files import write_json
 from worker.checkpoints import STAGING, STATE_FILE, outdated, write_checkpoint
 from worker.steps import together
+from worker.steps.sharding import divided_state, gathered_state, is_sharded, load_weights, put_away
 
 REFERENCE = "ref"  # as trl calls its copy of the adapter that a training began with
+# As transformers calls them, in a checkpoint of one process.
+OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 
 
 def _adapter_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -61,7 +64,11 @@ class AdapterTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         trained_on = _adapter_weights(kwargs["model"])
+        put_away(kwargs["model"])  # else what is whole just now would be frozen in place of the shares
+        # transformers refuses to checkpoint the training of what it has divided: here that is gathered.
+        kwargs["args"].save_only_model = is_sharded(kwargs["model"])
         super().__init__(*args, **kwargs)
+        self.args.save_only_model = False
         self._keep = keep
         self._on_checkpoint, self._on_removed = on_checkpoint, on_removed
         self._best_step, self._own_state = best_step, own_state
@@ -118,6 +125,35 @@ class AdapterTrainer(Trainer):
         else:
             write(root / STAGING)
         together.wait()  # it bears its name
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        put_away(self.model)
+        return super().create_optimizer(model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gathered_state(self.optimizer)
+        if together.is_first():
+            torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not is_sharded(self.model) or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(
+            Path(checkpoint) / OPTIMIZER_FILE, map_location="cpu", mmap=True, weights_only=True
+        )
+        self.optimizer.load_state_dict(divided_state(self.optimizer, state))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if is_sharded(self.model) and not isinstance(self.model, PeftModel):
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def load_weights(self, checkpoint: Path) -> None:
         self._load_from_checkpoint(str(checkpoint))

@@ -13,6 +13,7 @@ from training_data.model_shape import ModelShape
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.methods import METHODS
+from worker.steps.parallel import require_shares
 from worker.steps.quantized_base import check_targets
 from worker.steps.row_encoding import see_that_there_is_something_to_learn
 from worker.steps.trainer_arguments import refusals_explained
@@ -43,6 +44,7 @@ def see_that_it_can_be_trained(
     """
     if chosen["method"] != JUDGES:
         _see_that_answers_end(tokenizer)
+    require_shares(step, base, chosen)
     rows = step.input.folder / "train.jsonl"
     see_that_there_is_something_to_learn(rows, METHODS[chosen["method"]], tokenizer, chosen)
     if params.lora_target_modules != "auto" and step.input.start is None and params.tuning == "lora":

@@ -14,7 +14,7 @@ class Division:
         ranks: how many processes train together.
         batch_size: rows of one micro-batch, of each.
         accumulation: micro-batches to one step of the optimiser, of each.
-        parallel: `ddp` or `deepspeed`; None where one trains.
+        parallel: `ddp`, `fsdp` or `deepspeed`; None where one trains.
     """
 
     ranks: int
@@ -25,6 +25,10 @@ class Division:
     @property
     def effective_batch(self) -> int:
         return self.ranks * self.batch_size * self.accumulation
+
+    @property
+    def sharded(self) -> bool:
+        return self.parallel == "fsdp"
 
 
 def divide(batch_size: int, accumulation: int, ranks: int, *, least: int = 1) -> Division:

@@ -31,7 +31,7 @@ def announce(step: Step, chosen: Mapping[str, Any], division: Division) -> str:
         name
         for name, given in (
             ("gradient_checkpointing", step.input.params.get("gradient_checkpointing", AUTO)),
-            ("bits", prepared.get("bits")),
+            ("bits", prepared.get("bits") if step.input.params.get("sharding") != "full" else 16),
         )
         if given == AUTO
     }

@@ -1,4 +1,6 @@
-"""How several processes train together: a copy of the weights in each, by DDP or by DeepSpeed."""
+"""How several processes train together: a copy of the weights in each, by DDP or by DeepSpeed, or a share of
+them in each, by FSDP.
+"""
 
 import importlib.util
 from dataclasses import replace
@@ -6,52 +8,142 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
+from db.params.sharding import why_not_sharded
 from worker.step import Step
 from worker.steps.division import Division
+from worker.steps.gptq import stored_config
+from worker.steps.stacking import started_adapter
 from worker.steps.tunings import BASE_SHARE, WHOLE_BYTES, WHOLE_SHARE, memory_bytes, settle_bits
 
 BASE_BYTES = {4: 0.55, 8: 1.05, 16: 2.0}  # a parameter, with what quantising keeps beside it
+LEAST_WHOLE_BYTES = 8  # a parameter of which all is trained, in 16 bits
 
 
 def settle_parallel(step: Step, folder: Path, chosen: dict[str, Any], division: Division) -> Division:
-    """Settle the bits of the base by the memory of one device, and see whether a copy has room there.
+    """Settle the bits of the base by the memory of one device, and see what of it has room there.
 
     Returns:
-        the division; among one, where it has none: its layers are then spread over all GPUs.
+        the division; among one, where neither a copy nor a share has room: the base's layers are then spread
+        over all GPUs.
+    Raises:
+        InvalidInput: the weights were to be divided, and cannot be.
     """
     if step.input.cluster is not None:  # whose workers know their devices
         return replace(division, parallel="ddp") if division.ranks > 1 else division
     require_deepspeed(step)
-    parallel = "ddp" if step.input.deepspeed is None else "deepspeed"
-    if division.ranks > 1 and _has_room(step, folder, chosen, division.ranks):
+    alone = Division(1, chosen["batch_size"], chosen["gradient_accumulation_steps"])
+    if division.ranks == 1:
+        _tell_of_no_use(step)
+        settle_bits(step, folder, chosen)
+        return alone
+    parallel = _parallel(step, folder, chosen, division.ranks)
+    if parallel is None:
+        settle_bits(step, folder, chosen)
+        return alone
+    if parallel == "fsdp":
+        _tell_shares(step, chosen, division.ranks)
+    else:
         settle_bits(step, folder, chosen, copies=division.ranks)
         by = "DDP" if parallel == "ddp" else f"DeepSpeed, {step.input.params['deepspeed']}"
         step.event(f"Each of them has a copy of the weights ({by}).", parallel=parallel)
-        return replace(division, parallel=parallel)
-    if parallel == "deepspeed":
+    return replace(division, parallel=parallel)
+
+
+def _parallel(step: Step, folder: Path, chosen: dict[str, Any], ranks: int) -> str | None:
+    """By what they train together; None: no GPU has room, and one process is to use them all."""
+    require_shares(step, folder, chosen)
+    wanted = step.input.params.get("sharding", "auto")
+    if wanted == "full":
+        return "fsdp"
+    copy, there = _bytes_of_a_copy(folder, chosen), _room(ranks)
+    if copy <= there:
+        return "ddp" if step.input.deepspeed is None else "deepspeed"
+    no_room = (
+        f"A copy of the weights for each GPU needs {copy / 1e9:.1f} GB, and the smallest has "
+        f"{there / 1e9:.1f} GB"
+    )
+    reason, share = _why_not_shares(step, folder, chosen), _bytes_of_a_share(folder, chosen, ranks)
+    if wanted == "none":
+        reason = 'sharding is "none"'
+    elif step.input.deepspeed is not None:
+        reason = "DeepSpeed has no part in that"
+    elif reason is None and share > there:
+        reason = f"a share takes {share / 1e9:.1f} GB"
+    if reason is None:
+        step.event(f"{no_room}: the weights are divided among them.")
+        return "fsdp"
+    step.event(
+        f"{no_room}; they are not divided, for {reason}: one process trains, with the layers spread over all "
+        "of them.",
+        level="warn",
+    )
+    return None
+
+
+def require_shares(step: Step, folder: Path, chosen: dict[str, Any]) -> None:
+    """Raises:
+    InvalidInput: the job wants the weights divided, and they cannot be.
+    """
+    reason = _why_not_shares(step, folder, chosen)
+    if step.input.params.get("sharding") == "full" and reason is not None:
+        raise InvalidInput(
+            f'The weights cannot be divided among GPUs: {reason}. Set sharding to "auto".', param="sharding"
+        )
+
+
+def _why_not_shares(step: Step, folder: Path, chosen: dict[str, Any]) -> str | None:
+    """What is in the way of weights that are divided."""
+    asked = why_not_sharded({**step.input.params, **chosen})
+    if asked is not None:
+        return asked[1]
+    if stored_config(folder) is not None:
+        return "the base is stored quantised"
+    if chosen["tuning"] == "full" and started_adapter(step) is not None:
+        return "an adapter is merged into them first"
+    return None
+
+
+def _tell_shares(step: Step, chosen: dict[str, Any], ranks: int) -> None:
+    if chosen["bits"] == "auto":
+        chosen["bits"] = 16
+    step.event(
+        f"Each of them has a share of every layer's weights, 1 of {ranks}, in 16 bits (FSDP)."
+        if chosen["tuning"] == "lora"
+        else f"Each of them has a share of all weights, and of what trains them, 1 of {ranks} (FSDP).",
+        parallel="fsdp",
+        bits=chosen["bits"],
+    )
+
+
+def _tell_of_no_use(step: Step) -> None:
+    """Say of one process that it makes nothing of what is there for several."""
+    if step.input.deepspeed is not None:
         step.event("One process trains: DeepSpeed has no part in it.", level="warn")
-    settle_bits(step, folder, chosen)
-    return Division(1, chosen["batch_size"], chosen["gradient_accumulation_steps"])
+    if step.input.params.get("sharding") == "full":
+        step.event("One process trains: it has all the weights, and none are divided.", level="warn")
 
 
-def _has_room(step: Step, folder: Path, chosen: dict[str, Any], copies: int) -> bool:
-    """Whether each device has room for a copy, and for what training needs beside it; else that is told."""
-    import torch
-
+def _bytes_of_a_copy(folder: Path, chosen: dict[str, Any]) -> float:
     from worker.steps.base_model import count_parameters
 
-    if not torch.cuda.is_available():
-        return True
     bits = 4 if chosen["bits"] == "auto" else chosen["bits"]
     each = WHOLE_BYTES / WHOLE_SHARE if chosen["tuning"] == "full" else BASE_BYTES.get(bits, 2.0) / BASE_SHARE
-    needed, there = each * count_parameters(folder), memory_bytes(copies)
-    if needed > there:
-        step.event(
-            f"A copy of the weights for each GPU needs {needed / 1e9:.1f} GB, and the smallest has "
-            f"{there / 1e9:.1f} GB: one process trains, with the layers spread over all of them.",
-            level="warn",
-        )
-    return needed <= there
+    return each * count_parameters(folder)
+
+
+def _bytes_of_a_share(folder: Path, chosen: dict[str, Any], ranks: int) -> float:
+    """What each device must have for its share: of the rest of the weights, one layer at a time is whole."""
+    from worker.steps.base_model import count_parameters
+
+    each = LEAST_WHOLE_BYTES if chosen["tuning"] == "full" else BASE_BYTES[16]
+    return each / WHOLE_SHARE * count_parameters(folder) / ranks
+
+
+def _room(ranks: int) -> float:
+    """Bytes of the smallest GPU; without one, all has room that is tried."""
+    import torch
+
+    return float(memory_bytes(ranks)) if torch.cuda.is_available() else float("inf")
 
 
 def see_that_it_can_go_on(step: Step, state: dict[str, Any], division: Division) -> None:

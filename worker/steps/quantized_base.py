@@ -8,6 +8,7 @@ from worker.step import Step
 from worker.steps import together
 from worker.steps.gptq import stored_config
 from worker.steps.runtime import computes_in_bfloat16
+from worker.steps.sharding import shares
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,9 @@ def compute_dtype(wanted: str) -> "torch.dtype":
 HEAD = "score"  # as transformers calls the layer that gives a number in place of tokens
 
 
-def load_for_training(folder: Path, bits: int, dtype: "torch.dtype", *, judges: bool = False) -> Any:
+def load_for_training(
+    folder: Path, bits: int, dtype: "torch.dtype", *, judges: bool = False, sharded: bool = False
+) -> Any:
     """Load a causal language model over all the devices this process sees.
 
     Args:
@@ -58,12 +61,14 @@ def load_for_training(folder: Path, bits: int, dtype: "torch.dtype", *, judges: 
         **({"num_labels": 1} if judges else {}),
         dtype=dtype,
         quantization_config=quantization if stored is None else stored,
-        device_map=_device_map(torch),
+        **({"distributed_config": shares()} if sharded else {"device_map": _device_map(torch)}),
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
     )
     model.config.use_cache = False
+    if sharded:
+        model._tp_size = None  # With that set, peft gathers the whole base to save an adapter.
     for module in model.modules():
         # On a CPU with AVX512-BF16, bitsandbytes repacks the weights at the first evaluation, and rounds
         # their scales: training would go on from another base than it began with.

@@ -112,9 +112,10 @@ def _train(step: Step, base_folder: Path, chosen: dict[str, Any], division: Divi
         if together.is_first() or best_folder.exists():  # others may be on machines that do not see it
             trainer.load_weights(best_folder)
         step.event(f"Took the weights of step {best.best_step}, the best by evaluation {best.by}.")
+    if together.is_first() or division.sharded:
+        TUNINGS[chosen["tuning"]].save(step, trainer.model, tokenizer, base_folder)
     if not together.is_first():
         return {}
-    TUNINGS[chosen["tuning"]].save(step, trainer.model, tokenizer, base_folder)
     write_results(step, trainer.state.log_history)
     tell_if_it_diverged(step, trainer, chosen)
     return {
@@ -165,7 +166,7 @@ def _build_trainer(
     prepared = step.input.step_folders["prepare"]
     rows = encode_rows(prepared / "train.jsonl", method, tokenizer, chosen, step)
     validation = encode_rows(prepared / "validation.jsonl", method, tokenizer, chosen, step, required=False)
-    model = tuning.load(step, base, chosen)
+    model = tuning.load(step, base, chosen, division.sharded)
     division = settle_speed(step, base, chosen, division, lengths=row_lengths(rows), model=model)
     with refusals_explained(chosen):
         arguments = training_arguments(step, method, chosen, division, _seed(step), evaluate=bool(validation))

@@ -11,6 +11,7 @@ from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps import together
 from worker.steps.merging import merged_into, sixteen_bit_dtype
+from worker.steps.sharding import put_away
 from worker.steps.stacking import started_adapter, started_model, with_adapter
 
 # Of the memory that there is, not of what is free: an attempt that goes on must choose as the first one did.
@@ -22,13 +23,14 @@ WHOLE_BYTES = 16  # a parameter: it, its gradient and Adam's two moments, each i
 @dataclass(frozen=True)
 class Tuning:
     """Args:
-    load: the model that a trainer is given, from the base's folder.
+    load: the model that a trainer is given, from the base's folder; or a process's share of it.
     config: peft's; None where no adapter is made.
-    save: what the training has come to, into the attempt's folder, with the tokenizer.
+    save: what the training has come to, into the attempt's folder, with the tokenizer; by the first process,
+        or of a sharded model by all of them.
     what: how that which learns is called.
     """
 
-    load: Callable[[Step, Path, dict[str, Any]], Any]
+    load: Callable[[Step, Path, dict[str, Any], bool], Any]
     config: Callable[[Step, dict[str, Any]], Any]
     save: Callable[[Step, Any, ChatTokenizer, Path], None]
     what: str
@@ -62,7 +64,7 @@ def settle_bits(step: Step, folder: Path, chosen: dict[str, Any], *, copies: int
     )
 
 
-def _load_base(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
+def _load_base(step: Step, folder: Path, chosen: dict[str, Any], sharded: bool) -> Any:
     import torch
 
     from worker.steps.base_model import fetch_base
@@ -70,7 +72,11 @@ def _load_base(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
     from worker.steps.quantized_base import check_targets, load_for_training
 
     model = load_for_training(
-        folder, chosen["bits"], getattr(torch, chosen["compute_dtype"]), judges=chosen["method"] == "reward"
+        folder,
+        chosen["bits"],
+        getattr(torch, chosen["compute_dtype"]),
+        judges=chosen["method"] == "reward",
+        sharded=sharded,
     )
     check_targets(model, chosen["lora_target_modules"])
     base = step.input.base
@@ -80,14 +86,14 @@ def _load_base(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
     return model if adapter is None else with_adapter(model, adapter, chosen["lora_dropout"])
 
 
-def _load_whole(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
+def _load_whole(step: Step, folder: Path, chosen: dict[str, Any], sharded: bool) -> Any:
     """In float32 where that fits with all that training needs, for bfloat16 rounds small steps away."""
     import torch
 
     from worker.steps.base_model import count_parameters
     from worker.steps.quantized_base import load_for_training
 
-    needed = WHOLE_BYTES * count_parameters(folder)
+    needed = WHOLE_BYTES * count_parameters(folder) / (together.count() if sharded else 1)
     fits = needed <= WHOLE_SHARE * memory_bytes(together.count())
     dtype = torch.float32 if fits else getattr(torch, chosen["compute_dtype"])
     if dtype != torch.float32:
@@ -96,7 +102,7 @@ def _load_whole(step: Step, folder: Path, chosen: dict[str, Any]) -> Any:
             "that are small beside a weight are lost in its rounding.",
             level="warn",
         )
-    model = load_for_training(started_model(step) or folder, 16, dtype)
+    model = load_for_training(started_model(step) or folder, 16, dtype, sharded=sharded)
     adapter = started_adapter(step)
     # peft freezes what it puts an adapter beside.
     return model if adapter is None else merged_into(model, adapter, dtype).requires_grad_(True)
@@ -138,6 +144,8 @@ def _save_adapter(step: Step, model: Any, tokenizer: ChatTokenizer, base: Path) 
     """Write the adapter as a Hugging Face folder that names its base as the request did."""
     folder = step.input.folder / "adapter"
     # save_embedding_layers: "auto" would look the base up at the hub, by whatever its name is here.
+    if not together.is_first():
+        return  # its adapter is the same
     model.save_pretrained(
         folder, safe_serialization=True, save_embedding_layers=False, selected_adapters=["default"]
     )
@@ -154,7 +162,10 @@ def _save_whole(step: Step, model: Any, tokenizer: ChatTokenizer, base: Path) ->
     """Write all weights, rounded once to the 16 bits of the base, as a Hugging Face folder."""
     folder = step.input.folder / "model"
     model.config.use_cache = True
+    put_away(model)
     model.to(sixteen_bit_dtype(base)).save_pretrained(folder)
+    if not together.is_first():
+        return
     shutil.copytree(tokenizer.folder, folder, dirs_exist_ok=True)
     for path in sorted(folder.glob("*.safetensors")):
         step.artifact(path)

@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,7 +50,7 @@ def main() -> NoReturn:
             data, descriptors, _, _ = socket.recv_fds(worker, MESSAGE_BYTES, 4)
             if not data:
                 break  # the worker has ended
-            worker.send(json.dumps(_fork(worker, json.loads(data), descriptors)).encode())
+            _fork(worker, json.loads(data), descriptors)
     os._exit(0)
 
 
@@ -70,36 +71,38 @@ def _preload(modules: Sequence[str]) -> None:
     gc.freeze()
 
 
-def _fork(worker: socket.socket, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+def _fork(worker: socket.socket, request: dict[str, Any], descriptors: list[int]) -> None:
+    """Fork the step's process, which answers for itself: what it says it is, it is by then."""
     try:
-        pid = os.fork()
+        if os.fork() == 0:
+            _be_step(worker, request, descriptors)
     except OSError as error:
-        return {"error": str(error)}
-    else:
-        if pid == 0:
-            worker.close()
-            _be_step(request, descriptors)
-        return {"pid": pid}
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _be_step(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Become what a new interpreter would be: a session, an environment, pipes and chance of its own."""
-    os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _mark(request["marker"])
-    os.environ.update(request["environment"])
-    orders, printed, told, ended = descriptors
-    for descriptor, standard in ((orders, 0), (printed, 1), (printed, 2)):
-        os.dup2(descriptor, standard)
-    for descriptor in (orders, printed):
+        worker.send(json.dumps({"error": str(error)}).encode())
+    for descriptor in descriptors:
         os.close(descriptor)
-    for descriptor in (told, ended):
-        os.set_inheritable(descriptor, False)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
+
+
+def _be_step(worker: socket.socket, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """Become what a new interpreter would be: a session, an environment, pipes and chance of its own."""
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _mark(request["marker"])
+        os.environ.update(request["environment"])
+        orders, printed, told, ended = descriptors
+        for descriptor, standard in ((orders, 0), (printed, 1), (printed, 2)):
+            os.dup2(descriptor, standard)
+        for descriptor in (orders, printed):
+            os.close(descriptor)
+        for descriptor in (told, ended):
+            os.set_inheritable(descriptor, False)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()
+        worker.send(json.dumps({"pid": os.getpid()}).encode())
+        worker.close()
+    except BaseException:  # noqa: BLE001 - the edge of the process, which must not go on as another server
+        traceback.print_exc()
+        os._exit(1)
     serve_step(request["module"], told, ended)
 
 

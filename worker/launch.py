@@ -182,7 +182,9 @@ class ForkServer:
         if self.unusable:
             return False
         if self._socket is None:
-            self._start()
+            # Without it steps start all the same, or say why they cannot.
+            with contextlib.suppress(OSError):
+                self._start()
         elif not self._ready and select.select([self._socket], [], [], 0)[0]:
             self._ready = bool(self._socket.recv(MESSAGE_BYTES))
         return self._ready

@@ -7,6 +7,8 @@ LATHE_TORCH_INDEX_URL ?=
 # order of tests/conftest.py, the long ones first, and not by how many tests they hold.
 TEST_WORKERS ?= 3
 IN_PARALLEL = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+# The tests start hundreds of processes, of which each would compile all that it imports of ours.
+unexport PYTHONDONTWRITEBYTECODE
 NO_GPU = $(shell nvidia-smi -L >/dev/null 2>&1 || echo yes)
 # The chat page's tests drive a browser that is there; .ci/run installs one.
 BROWSER = $(shell for name in chromium chromium-browser google-chrome; do command -v $$name; done; true)

@@ -23,6 +23,7 @@ import migrations
 from db.session import SessionFactory, make_engine, make_session_factory
 from db.settings import Settings
 from deploy.local import postgres, valkey
+from worker.steps.runtime import prepare_runtime
 
 REPOSITORY = Path(__file__).parents[1]
 # A file is one process's work, and one that begins last is waited for by all: these take longest.
@@ -50,6 +51,10 @@ for name in [name for name in os.environ if name.startswith("LATHE_") and name !
     del os.environ[name]
 for name in ("DATABASE_URL", "REDIS_URL", "OLLAMA_HOST"):
     os.environ.pop(name, None)
+# Models this small gain nothing from a second thread, and three processes share the cores. torch reads what
+# is set for it when it is imported.
+os.environ["LATHE_THREADS"] = "1"
+prepare_runtime(threads=1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ def embedding_file() -> Path:
 def embedding_url(
     settings: Settings, embedding_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    changes = {"embedding_server_url": None, "embedding_port": free_port(), "threads": 2}
+    changes = {"embedding_server_url": None, "embedding_port": free_port()}
     told = settings.model_copy(update=changes)
     model = tmp_path_factory.mktemp("embedding") / "model.gguf"
     model.symlink_to(embedding_file)

@@ -24,7 +24,7 @@ class LlamaProcess:
         port: int | None = None,
         adapter: Path | None = None,
     ) -> None:
-        settings = Settings(chat_port=port or free_port(), threads=2, data_dir=path)
+        settings = Settings(chat_port=port or free_port(), data_dir=path)
         tools = llama_cpp.require_tools(settings)
         self.port = settings.chat_port
         if argv is None and path.is_dir():
@@ -32,7 +32,7 @@ class LlamaProcess:
             argv = llama_cpp.chat_server_argv(tools, settings)
         elif argv is None:
             argv = llama_cpp.model_server_argv(
-                tools, path, port=self.port, threads=2, n_gpu_layers=0, context=256, slots=2, adapter=adapter
+                tools, path, port=self.port, threads=1, n_gpu_layers=0, context=256, slots=2, adapter=adapter
             )
         environment = [f"{k}={v}" for k, v in llama_cpp.child_environment(api_key).items()]
         self.log = (path if path.is_dir() else path.parent) / f"llama-server-{self.port}.log"
@@ -57,7 +57,7 @@ class LlamaProcess:
 
 def embedding_process(folder: Path, model: Path | None = None) -> LlamaProcess:
     """The embedding server, as `lathe up` starts it, or for another model."""
-    settings = Settings(embedding_port=free_port(), threads=2)
+    settings = Settings(embedding_port=free_port())
     tools = llama_cpp.require_tools(settings)
     model = model or ensure_embedding_model(tools, settings)
     argv = llama_cpp.embedding_server_argv(tools, settings, model)

@@ -31,7 +31,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 # Leases and sweeps of seconds, so that losses are noticed within a test's patience.
-IMPATIENT = {"lease_seconds": 3.0, "heartbeat_seconds": 0.5, "sweep_seconds": 1.0, "cpu_concurrency": 2}
+# Most workers run few steps here: a fork server would import what none of them waits for.
+IMPATIENT = {
+    "lease_seconds": 3.0, "heartbeat_seconds": 0.5, "sweep_seconds": 1.0, "cpu_concurrency": 2,
+    "warm_seconds": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -206,13 +210,13 @@ def own_valkey(tmp_path: Path) -> Iterator[OwnValkey]:
 
 
 @pytest.fixture(scope="module")
-def standing(
+def idle_bench(
     postgres_server: "PostgresServer",
     migrated_template: str,
     valkey_url: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Bench]:
-    """A bench with one worker for all tests of a module that leave it as it was."""
+    """A bench for all tests of a module, still without a worker."""
     name = f"standing_{secrets.token_hex(6)}"
     postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template} STRATEGY file_copy")
     folder = tmp_path_factory.mktemp("standing")
@@ -224,11 +228,17 @@ def standing(
     ).model_copy(update=IMPATIENT | {"lease_seconds": 10.0})
     engine = make_engine(settings.require_database_url())
     bench = Bench(settings, make_session_factory(engine), folder)
-    bench.start_worker()
     yield bench
     bench.close()
     engine.dispose()
     postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def standing(idle_bench: Bench) -> Bench:
+    """One with a worker, for tests that leave it as it was."""
+    idle_bench.start_worker()
+    return idle_bench
 
 
 @pytest.fixture

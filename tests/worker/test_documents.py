@@ -25,17 +25,39 @@ from tests.embedding_server import UNEMBEDDABLE, EmbeddingStandIn
 from tests.worker.conftest import REPOSITORY, Bench, environment
 
 CHUNKING = {"max_tokens": 64, "overlap_tokens": 8}
+SMALLEST_INDEXED = 10  # chunks: an index of so few is built in a moment
 
 
-@pytest.fixture
-def embeddings() -> Iterator[EmbeddingStandIn]:
+@pytest.fixture(scope="module")
+def embedding_server() -> Iterator[EmbeddingStandIn]:
     server = EmbeddingStandIn()
     yield server
     server.stop()
 
 
 @pytest.fixture
-def ingests(bench: Bench, embeddings: EmbeddingStandIn) -> "Ingests":
+def embeddings(embedding_server: EmbeddingStandIn) -> EmbeddingStandIn:
+    """It answers, and at once."""
+    embedding_server.pause_seconds, embedding_server.is_away, embedding_server.waits = 0.0, False, None
+    return embedding_server
+
+
+@pytest.fixture(scope="module")
+def standing_worker(idle_bench: Bench, embedding_server: EmbeddingStandIn) -> Bench:
+    idle_bench.settings = idle_bench.settings.model_copy(update={"warm_seconds": 60.0})
+    Ingests(idle_bench, embedding_server).start_worker()
+    return idle_bench
+
+
+@pytest.fixture
+def ingests(standing_worker: Bench, embeddings: EmbeddingStandIn) -> "Ingests":
+    """With one worker for all tests that let it live: starting one takes seconds."""
+    return Ingests(standing_worker, embeddings)
+
+
+@pytest.fixture
+def own_ingests(bench: Bench, embeddings: EmbeddingStandIn) -> "Ingests":
+    """With no worker but those that the test starts."""
     return Ingests(bench, embeddings)
 
 
@@ -47,12 +69,11 @@ class Ingests:
         self.factory: SessionFactory = bench.factory
         self.settings: Settings = bench.settings
         self.embeddings = embeddings
-        self.smallest_indexed = 5_000
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
         own = environment(self.settings) | {
             "LATHE_EMBEDDING_SERVER_URL": self.embeddings.url,
-            "LATHE_VECTOR_INDEX_MIN_CHUNKS": str(self.smallest_indexed),
+            "LATHE_VECTOR_INDEX_MIN_CHUNKS": str(SMALLEST_INDEXED),
         }
         with (self.bench.folder / f"worker-{len(self.bench.workers)}.log").open("wb") as log:
             worker = subprocess.Popen(
@@ -61,8 +82,14 @@ class Ingests:
         self.bench.workers.append(worker)
         return worker
 
-    def submit(self, contents: list[str], *, password: str | None = None) -> tuple[str, str]:
-        """Queue the ingest of texts into a new collection; gives the collection and the job."""
+    def submit(
+        self, contents: list[str], *, password: str | None = None, lost: int | None = None
+    ) -> tuple[str, str]:
+        """Queue the ingest of texts into a new collection; gives the collection and the job.
+
+        Args:
+            lost: the text whose upload is not on the disk any more.
+        """
         with transaction(self.factory) as session:
             collection = create_collection(session, project_id="default", name="c")
             files = []
@@ -70,7 +97,8 @@ class Ingests:
                 path = Path("files") / new_id("file")
                 at = self.settings.storage_root / path
                 at.parent.mkdir(parents=True, exist_ok=True)
-                at.write_text(content)
+                if number != lost:
+                    at.write_text(content)
                 file = File(
                     id=path.name, project_id="default", purpose="assistants", filename=f"{number}.txt",
                     bytes=len(content), sha256=f"{number}-{len(content)}", path=str(path),
@@ -112,14 +140,14 @@ class Ingests:
                 whole += 1
             return whole
 
-    def indexes(self) -> list[tuple[str, bool]]:
+    def indexes(self) -> dict[str, bool]:
         """The vector indexes that there are, and whether each is valid."""
         query = text(
             "SELECT relname, indisvalid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
             "WHERE starts_with(relname, 'ix_chunks_vectors_')"
         )
         with self.factory() as session:
-            return [(row.relname, row.indisvalid) for row in session.execute(query)]
+            return {row.relname: row.indisvalid for row in session.execute(query)}
 
     def building(self) -> int:
         """How many index builds Postgres has under way."""
@@ -138,7 +166,8 @@ def texts(number: int, *, words: int = 600) -> list[str]:
     return [" ".join(f"word{n}of{at}" for n in range(words)) for at in range(number)]
 
 
-def test_each_is_whole_or_absent_whoever_is_killed(ingests: Ingests) -> None:
+def test_each_is_whole_or_absent_whoever_is_killed(own_ingests: Ingests) -> None:
+    ingests = own_ingests
     ingests.embeddings.pause_seconds = 0.15
     collection, job = ingests.submit(texts(12))
     worker = ingests.start_worker()
@@ -168,7 +197,6 @@ def test_the_next_documents_are_asked_for_before_the_last_of_these_are_there(ing
     contents = texts(2, words=1200)
     ingests.embeddings.waits = ("word1199of0", "word0of1")
     collection, job = ingests.submit(contents)
-    ingests.start_worker()
     ended = ingests.bench.ended(job, seconds=60)
     assert ended.status == JobStatus.SUCCEEDED, ended.error
     assert ingests.check(collection) == 2
@@ -184,14 +212,15 @@ def test_a_refused_text_stops_no_other(ingests: Ingests) -> None:
     contents = texts(3, words=30)
     contents[1] += f" {UNEMBEDDABLE}"
     collection, job = ingests.submit([*contents, ""])
-    ingests.start_worker()
     ended = ingests.bench.ended(job, seconds=60)
     assert ended.status == JobStatus.SUCCEEDED, ended.error
     assert ended.result is not None
     assert (ended.result["documents"], ended.result["failed"]) == (2, 2)
     assert ingests.check(collection) == 2
     with ingests.factory() as session:
-        chunks = session.scalars(select(func.count()).select_from(Chunk)).one()
+        chunks = session.scalars(
+            select(func.count()).select_from(Chunk).where(Chunk.collection_id == collection)
+        ).one()
         assert ended.result["chunks"] == chunks
         events, _ = list_events(session, job)
     warnings = [event.message for event in events if event.level == "warn"]
@@ -203,7 +232,6 @@ def test_a_refused_text_stops_no_other(ingests: Ingests) -> None:
 
 def test_a_job_without_a_readable_document_fails_and_says_why(ingests: Ingests) -> None:
     collection, job = ingests.submit(["", " "])
-    ingests.start_worker()
     ended = ingests.bench.ended(job, seconds=60)
     assert ended.status == JobStatus.FAILED
     assert ended.error is not None
@@ -216,7 +244,6 @@ def test_a_job_without_a_readable_document_fails_and_says_why(ingests: Ingests) 
 def test_an_embedding_server_that_is_away_is_waited_for(ingests: Ingests) -> None:
     ingests.embeddings.is_away = True
     collection, job = ingests.submit(texts(1))
-    ingests.start_worker()
 
     def tried_again() -> bool:
         with ingests.factory() as session:
@@ -232,7 +259,6 @@ def test_an_embedding_server_that_is_away_is_waited_for(ingests: Ingests) -> Non
 def test_cancelled_documents_are_said_to_be(ingests: Ingests) -> None:
     ingests.embeddings.pause_seconds = 0.3
     collection, job = ingests.submit(texts(8))
-    ingests.start_worker()
     ingests.bench.wait_for(lambda: len(ingests.completed(collection)) >= 1, seconds=60)
     with transaction(ingests.factory) as session:
         cancel_job(session, job, project_id="default")
@@ -253,7 +279,6 @@ def test_one_bad_file_stops_none_of_a_hundred(ingests: Ingests) -> None:
     contents = texts(100, words=8)
     contents[41] = "%PDF-1.7 and no more"
     collection, job = ingests.submit(contents, password="sesame")
-    ingests.start_worker()
     ended = ingests.bench.ended(job, seconds=120)
     assert ended.status == JobStatus.SUCCEEDED, ended.error
     assert ended.result is not None
@@ -265,7 +290,8 @@ def test_one_bad_file_stops_none_of_a_hundred(ingests: Ingests) -> None:
     assert passwords(ingests, collection) == {None}
 
 
-def test_a_password_is_forgotten_when_its_job_is_cancelled_before_it_began(ingests: Ingests) -> None:
+def test_a_password_is_forgotten_when_its_job_is_cancelled_before_it_began(own_ingests: Ingests) -> None:
+    ingests = own_ingests
     collection, job = ingests.submit(texts(2), password="sesame")
     assert passwords(ingests, collection) == {"sesame"}
     with transaction(ingests.factory) as session:
@@ -274,12 +300,7 @@ def test_a_password_is_forgotten_when_its_job_is_cancelled_before_it_began(inges
 
 
 def test_an_upload_that_is_gone_from_the_disk_is_said_to_be(ingests: Ingests) -> None:
-    collection, job = ingests.submit(texts(2, words=8))
-    with ingests.factory() as session:
-        first = session.scalars(select(File).order_by(File.id)).first()
-        assert first is not None
-        (ingests.settings.storage_root / first.path).unlink()
-    ingests.start_worker()
+    collection, job = ingests.submit(texts(2, words=8), lost=0)
     assert ingests.bench.ended(job, seconds=60).status == JobStatus.SUCCEEDED
     with ingests.factory() as session:
         [(_, _, error)], _ = list_documents(session, collection_id=collection, status="failed")
@@ -289,19 +310,19 @@ def test_an_upload_that_is_gone_from_the_disk_is_said_to_be(ingests: Ingests) ->
 
 
 def test_a_small_collection_is_not_indexed(ingests: Ingests) -> None:
-    _, job = ingests.submit(texts(1))
-    ingests.start_worker()
+    before = ingests.indexes()
+    _, job = ingests.submit(texts(1, words=30))
     ended = ingests.bench.ended(job, seconds=60)
     assert ended.status == JobStatus.SUCCEEDED, ended.error
     assert ended.result is not None
     assert ended.result["documents"] == 1
     assert ended.result["index"] == {"chunks": 0, "built_in_seconds": None}
     assert "No vector index is needed" in ingests.said(job)
-    assert ingests.indexes() == []
+    assert ingests.indexes() == before
 
 
-def test_a_killed_builder_leaves_no_broken_index(ingests: Ingests) -> None:
-    ingests.smallest_indexed = 10
+def test_a_killed_builder_leaves_no_broken_index(own_ingests: Ingests) -> None:
+    ingests = own_ingests
     collection, job = ingests.submit(texts(2))
     with ingests.factory() as writer:
         # What writes holds a build up, so that its worker can be killed in the midst of it.
@@ -312,13 +333,13 @@ def test_a_killed_builder_leaves_no_broken_index(ingests: Ingests) -> None:
         worker.wait()
         # Postgres notices by itself that nobody waits for it any more.
         ingests.bench.wait_for(lambda: ingests.building() == 0, seconds=30)
-        [(broken, valid)] = ingests.indexes()
+        [(broken, valid)] = ingests.indexes().items()
         assert not valid
         assert len(ingests.completed(collection)) == 2
     ingests.start_worker()
     ended = ingests.bench.ended(job, seconds=60)
     assert ended.status == JobStatus.SUCCEEDED, ended.error
-    [(name, valid)] = ingests.indexes()
+    [(name, valid)] = ingests.indexes().items()
     assert valid
     assert name != broken
     with ingests.factory() as session:
@@ -329,12 +350,11 @@ def test_a_killed_builder_leaves_no_broken_index(ingests: Ingests) -> None:
 
 
 def test_a_build_can_be_cancelled(ingests: Ingests) -> None:
-    ingests.smallest_indexed = 10
-    collection, job = ingests.submit(texts(1))
+    before = ingests.indexes()
     with ingests.factory() as writer:
         writer.execute(text("LOCK TABLE chunks IN ROW EXCLUSIVE MODE"))
-        ingests.start_worker()
-        ingests.bench.wait_for(lambda: bool(ingests.indexes()), seconds=60)
+        collection, job = ingests.submit(texts(1))
+        ingests.bench.wait_for(lambda: bool(ingests.indexes().keys() - before.keys()), seconds=60)
         with transaction(ingests.factory) as session:
             cancel_job(session, job, project_id="default")
         assert ingests.bench.ended(job, seconds=60).status == JobStatus.CANCELLED
@@ -343,17 +363,15 @@ def test_a_build_can_be_cancelled(ingests: Ingests) -> None:
 
 
 def test_one_that_waits_for_another_builder_does_not_stall(ingests: Ingests) -> None:
-    ingests.smallest_indexed = 10
-    _, job = ingests.submit(texts(1))
-    progress = select(Step.progress, Step.progressed_at).where(Step.job_id == job, Step.name == "index")
-
-    def told() -> tuple[Any, Any]:
-        with ingests.factory() as session:
-            return tuple(session.execute(progress).one())
-
     with ingests.factory() as builder:
         builder.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": BUILD_LOCK})
-        ingests.start_worker()
+        _, job = ingests.submit(texts(1))
+        progress = select(Step.progress, Step.progressed_at).where(Step.job_id == job, Step.name == "index")
+
+        def told() -> tuple[Any, Any]:
+            with ingests.factory() as session:
+                return tuple(session.execute(progress).one())
+
         ingests.bench.wait_for(lambda: bool(told()[0]), seconds=60)
         first = told()
         assert (first[0]["done"], first[0]["unit"]) == (0, "chunks")

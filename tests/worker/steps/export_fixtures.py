@@ -19,7 +19,6 @@ from serving.llama_cpp import require_tools
 from training_data.chat_templates import OWN_MODELS
 from worker.step import BaseWeights, Step, StepInput, StepSettings
 from worker.steps.pretrain_text import train_tokenizer
-from worker.steps.runtime import prepare_runtime
 
 QUANTIZATIONS = ["Q4_K_M", "Q8_0"]
 FACTS = {
@@ -144,7 +143,6 @@ def _verify(folder: Path, root: Path) -> None:
 
 
 def make_models(folder: Path) -> None:
-    prepare_runtime(2)
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -203,15 +201,12 @@ def _learn(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, steps: int
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate)
     model.train()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices this small gain nothing from a second one
     for _ in range(steps):
         loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    torch.set_num_threads(threads)
     model.eval()
 
 
@@ -241,7 +236,7 @@ def step_settings(served: Path, **changes: Any) -> StepSettings:
         "llama_backend": "cpu",
         "n_gpu_layers": 0,
         "context_size": 0,
-        "threads": min(2, len(os.sched_getaffinity(0))),
+        "threads": 1,
         "train_processes": 1,
         "embedding_server_url": "http://127.0.0.1:9",
         "embedding_server_key": "",

@@ -200,7 +200,7 @@ class TestLlamaServer:
         assert sorted(left) == [ADAPTER_PRESETS, "bases"]
 
     def test_a_router_without_the_presets_is_refused(self, published: FineTune) -> None:
-        settings = Settings(data_dir=published.folder, threads=2)
+        settings = Settings(data_dir=published.folder)
         prepare_folder(settings.served_models_dir)
         argv = chat_server_argv(require_tools(settings), settings)
         at = argv.index("--models-preset")

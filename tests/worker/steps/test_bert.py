@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel
-
-from worker.steps.bert import CONFIG, Bert
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    import torch
+    from transformers import BertConfig, BertModel
+
     torch.manual_seed(1)
     config = BertConfig(
         vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
@@ -22,6 +21,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_gives_what_transformers_gives(folder: Path) -> None:
+    import torch
+    from transformers import BertModel
+
+    from worker.steps.bert import Bert
+
     theirs = BertModel.from_pretrained(folder).eval()
     ours = Bert(folder, device="cpu", dtype=torch.float32)
     ids = torch.randint(0, 60, (3, 11))
@@ -39,6 +43,10 @@ def test_gives_what_transformers_gives(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"model_type": "roberta"}, {"hidden_act": "relu"}])
 def test_refuses_what_it_would_compute_otherwise(folder: Path, change: dict[str, str]) -> None:
+    import torch
+
+    from worker.steps.bert import CONFIG, Bert
+
     path = folder / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="holds no BERT"):

@@ -20,7 +20,6 @@ from training_data.tokens import ChatTokenizer
 from worker.checkpoints import list_checkpoints
 from worker.step import Step
 from worker.steps import builtin_rewards, prepare, train
-from worker.steps.policy_trainer import PromptSampler
 from worker.steps.rewards import Reward, load_rewards
 
 QUESTIONS = [{"prompt": f"Where is pot {n}?", "answer": f"In the kiln, row {n}."} for n in range(6)]
@@ -328,6 +327,8 @@ class TestRows:
         assert ran.result["final_reward"] >= 0
 
     def test_each_prompt_comes_in_every_pass(self):
+        from worker.steps.policy_trainer import PromptSampler
+
         sampler = PromptSampler(5, answers=2, prompts=3, times=2, seed_of_epoch=lambda: 7)
         given = list(sampler)
         assert len(given) == len(sampler) == 6 * 2 * 2

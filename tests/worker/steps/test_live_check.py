@@ -69,7 +69,7 @@ def run_publish(
 @contextmanager
 def router(folder: Path, *arguments: str) -> Iterator[LlamaProcess]:
     """The router as `lathe up` starts it, with more arguments."""
-    settings = Settings(chat_port=free_port(), threads=2, data_dir=folder)
+    settings = Settings(chat_port=free_port(), data_dir=folder)
     prepare_folder(settings.served_models_dir)
     argv = [*llama_cpp.chat_server_argv(llama_cpp.require_tools(settings), settings), *arguments]
     process = LlamaProcess(folder, argv=argv, port=settings.chat_port)

@@ -169,11 +169,9 @@ class Client:
     def submit(self, kind: str, params: JSON, **fields: Any) -> JSON:
         return self.post("/v1/jobs", {"kind": kind, "params": params, **_given(fields)})
 
-    def estimate(self, params: JSON) -> JSON:
-        """Submit an estimate of a fine-tune; the job has ended, if that took no longer than a request may."""
-        return self.post(
-            f"/v1/jobs/estimate?wait={ESTIMATE_WAIT_SECONDS}", {"kind": "fine_tune", "params": params}
-        )
+    def estimate(self, kind: str, params: JSON) -> JSON:
+        """Submit an estimate of a job; it has ended, if that took no longer than a request may."""
+        return self.post(f"/v1/jobs/estimate?wait={ESTIMATE_WAIT_SECONDS}", {"kind": kind, "params": params})
 
     def job(self, job_id: str) -> JSON:
         return self.get(f"/v1/jobs/{segment(job_id)}")

@@ -1,4 +1,4 @@
-"""`lathe fine-tune --dry-run`: what a fine-tune would take, as the API's estimate tells it."""
+"""`lathe fine-tune --dry-run`, `lathe quantize --dry-run`: what it would take, as the API estimates it."""
 
 import time
 from typing import Any
@@ -71,18 +71,22 @@ def _print(told: JSON, model: type[Params], warnings: list[str]) -> None:
 def _rows(told: JSON) -> list[tuple[str, str, str]]:
     """Each figure: what it is, how much, and how it was reckoned."""
     how, data, memory, disk = told["how"], told["data"], told["memory"], told["disk"]
-    rows = [
-        ("Hyperparameters", _chosen(told["hyperparameters"]), "as given, or as auto chooses; all by --json"),
-        ("Weights that learn", f"{told['model']['trainable_parameters']:,}", how["trainable_parameters"]),
-        ("Tokens an epoch", f"{data['tokens_an_epoch']:,} in {data['rows']:,} rows", how["tokens"]),
-        ("Steps", f"{told['steps']:,}", how["steps"]),
-    ]
+    if "steps" in told:
+        chosen = _chosen(told["hyperparameters"])
+        rows = [
+            ("Hyperparameters", chosen, "as given, or as auto chooses; all by --json"),
+            ("Weights that learn", f"{told['model']['trainable_parameters']:,}", how["trainable_parameters"]),
+            ("Tokens an epoch", f"{data['tokens_an_epoch']:,} in {data['rows']:,} rows", how["tokens"]),
+            ("Steps", f"{told['steps']:,}", how["steps"]),
+        ]
+    else:
+        rows = [("Calibration", f"{data['tokens']:,} tokens in {data['rows']:,} rows", how["data"])]
     if memory["device"] is not None:
         there = told["machine"]["device_bytes"]
         rows.append(("GPU memory, at most", _of(memory["device"]["bytes"], there), how["memory"]))
     ram_how = how["memory"] if memory["device"] is None else "the process, and a tensor at a time"
     rows.append(("RAM, at most", _of(memory["ram"]["bytes"], told["machine"]["ram_bytes"]), ram_how))
-    rows.append(("Disk through export", _of(disk["bytes"], disk["free_bytes"], "free"), how["disk"]))
+    rows.append(("Disk, at most", _of(disk["bytes"], disk["free_bytes"], "free"), how["disk"]))
     rows.append(("Time", _time(told["time"]["seconds"]), how["time"]))
     return rows
 

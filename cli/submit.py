@@ -102,6 +102,7 @@ EXAMPLES = {
     "export": "lathe export checkpoint-… --name faq-early --quantization Q8_0 --watch",
 }
 PURPOSES = {"predict": "user_data"}
+ESTIMATED = ("fine_tune", "quantize")
 PANELS_OF = {"predict": "Use a model", "evaluate": "Use a model"}
 # A kind's params that are named by an argument; several are told apart by how their ids begin.
 BY_ARGUMENT = {"export": ("checkpoint", "job"), "evaluate": ("model",)}
@@ -130,7 +131,7 @@ def _command(kind: str, model: type[Params]) -> Callable[..., None]:
     ) -> None:
         params |= _named_by_argument(kind, params)
         if params.pop("dry_run", False):
-            estimate(model, params, json=json)
+            estimate(kind, model, params, json=json)
             return
         submit(
             kind,
@@ -150,11 +151,11 @@ def _command(kind: str, model: type[Params]) -> Callable[..., None]:
 
 
 def _dry_run(kind: str) -> list[inspect.Parameter]:
-    if kind != "fine_tune":
+    if kind not in ESTIMATED:
         return []
     option = typer.Option(
         "--dry-run",
-        help="Only say what it would take, and whether it fits: nothing is trained.",
+        help="Only say what it would take, and whether it fits: nothing is done.",
         rich_help_panel=RUNNING_PANEL,
     )
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -202,8 +203,8 @@ def submit(
         show_submitted(client, job, watch=watch, json=json)
 
 
-def estimate(model: type[Params], given: dict[str, Any], *, json: bool) -> None:
-    """Say what a fine-tune would take, and leave nothing of it behind but the job that reckoned it."""
+def estimate(kind: str, model: type[Params], given: dict[str, Any], *, json: bool) -> None:
+    """Say what a job would take, and leave nothing of it behind but the job that reckoned it."""
     values = read_values(model, given)
     check_values(model, values)
     check_files(model, values)
@@ -211,7 +212,7 @@ def estimate(model: type[Params], given: dict[str, Any], *, json: bool) -> None:
         values, uploaded = upload_files(client, model, values, purpose="fine-tune")
         try:
             with told_by_flag(client, model, []):
-                show_estimate(client, client.estimate(values), model, json=json)
+                show_estimate(client, client.estimate(kind, values), model, json=json)
         finally:
             take_back(client, uploaded)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from db.params.estimate import EstimateParams
+from db.params.estimate import EstimateParams, EstimateQuantizeParams
 from db.params.evaluate import EvaluateParams
 from db.params.export import ExportParams
 from db.params.fine_tune import FineTuneParams
@@ -28,6 +28,7 @@ PARAMS: dict[str, type[Params]] = {
     "evaluate": EvaluateParams,
     "inspect": InspectParams,
     "estimate": EstimateParams,
+    "estimate_quantize": EstimateQuantizeParams,
     "quantize": QuantizeParams,
 }
 

@@ -109,6 +109,7 @@ class JobKind(StrEnum):
     EVALUATE = "evaluate"
     INSPECT = "inspect"
     ESTIMATE = "estimate"
+    ESTIMATE_QUANTIZE = "estimate_quantize"
     QUANTIZE = "quantize"
 
 
@@ -153,6 +154,7 @@ STEPS: dict[JobKind, tuple[tuple[str, Queue], ...]] = {
     JobKind.BATCH: (("read", Queue.IO), ("ask", Queue.ASK), ("write", Queue.IO)),
     JobKind.INSPECT: (("inspect", Queue.CPU),),
     JobKind.ESTIMATE: (("estimate", Queue.CPU),),
+    JobKind.ESTIMATE_QUANTIZE: (("estimate", Queue.CPU),),
     JobKind.QUANTIZE: (("quantize", Queue.TRAIN), ("verify", Queue.GPU), ("publish", Queue.IO)),
     # An upload does not wait for a training: only a large ingest is embedded on `gpu`, if LATHE_EMBED_ON_GPU
     # says so (the `extract` step knows how large it is).

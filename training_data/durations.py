@@ -28,24 +28,30 @@ CONVERTED_BYTES_A_SECOND = 100e6
 CORRECTIONS = (0.5, 2.0)  # what is learnt beyond these is not the arithmetic's error
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A fine-tune that has succeeded, as its steps' results tell.
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """A job that has succeeded, as its steps' results tell.
 
     Args:
-        device: the name of its GPU; None: the CPU.
+        device: the name of its GPUs; None: the CPU.
         seconds: how long each step took, by name.
         foretold: what had been estimated for it: seconds, arithmetic_bytes, peak_bytes; empty: nothing.
     """
 
     device: str | None
     parameters: int
-    hyperparameters: Mapping[str, Any]
-    tokens: int
-    tokens_per_second: float
     peak_bytes: int
     seconds: Mapping[str, float]
     foretold: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Past):
+    """A fine-tune."""
+
+    hyperparameters: Mapping[str, Any]
+    tokens: int
+    tokens_per_second: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def duration(
     cost = operations(shape.parameters, chosen)
     if not near:
         seconds = dict(FIXED_SECONDS)
-        seconds["train"] += tokens * cost / _rate(machine, threads)
+        seconds["train"] += tokens * cost / rate_of(machine, threads)
         seconds["export"] += 4 * shape.parameters / CONVERTED_BYTES_A_SECOND
         return Duration(seconds, 0)
     a_token = median(
@@ -131,29 +137,33 @@ def _scaled(job: Finished, step: str, parameters: int) -> float:
     return fixed + (took - fixed) * parameters / max(1, job.parameters)
 
 
-def _rate(machine: Machine, threads: int) -> float:
+def rate_of(machine: Machine, threads: int) -> float:
+    """Operations a second that is guessed of a machine."""
     if machine.device is None:
         return CPU_CORE * threads
     known = (rate for name, rate in OPERATIONS_A_SECOND.items() if name in machine.device)
     return next(known, OTHER_GPU)
 
 
-def correction(finished: Sequence[Finished], machine: Machine) -> float:
-    """By how much trainings on such a device peaked above, or below, what the arithmetic says."""
+def correction(alike: Sequence[Past]) -> float:
+    """By how much jobs on such a device, newest first, peaked above, or below, what the arithmetic says."""
     ratios = [
         job.peak_bytes / job.foretold["arithmetic_bytes"]
-        for job in alike(finished, machine)[: 2 * NEAREST]
+        for job in alike[: 2 * NEAREST]
         if job.foretold.get("arithmetic_bytes")
     ]
     low, high = CORRECTIONS
     return min(high, max(low, median(ratios))) if ratios else 1.0
 
 
-def own_error(finished: Sequence[Finished]) -> dict[str, Any]:
+def own_error(finished: Sequence[Past]) -> dict[str, Any]:
     """How what was foretold compares with what came out, over the finished jobs for which there is both."""
     pairs = [job for job in finished if job.foretold.get("seconds") and job.foretold.get("peak_bytes")]
     if not pairs:
-        return {"jobs": 0, "text": "No finished fine-tune has been estimated yet: these figures are untried."}
+        return {
+            "jobs": 0,
+            "text": "No finished job of this kind has been estimated yet: these figures are untried.",
+        }
     times = [sum(job.seconds.values()) / job.foretold["seconds"] for job in pairs]
     peaks = [job.peak_bytes / job.foretold["peak_bytes"] for job in pairs]
     time, memory = _range(times), _range(peaks)

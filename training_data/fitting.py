@@ -155,18 +155,25 @@ def describe(changes: Mapping[str, Any]) -> str:
     return " and ".join(told)
 
 
-def refusal(need: Need, changes: list[dict[str, Any]]) -> str:
-    """Why a training cannot fit, and what would make it fit."""
+SMALLER_TRAINING = "No smaller batch_size, bits or max_length would make it fit: choose a smaller base_model."
+
+
+def refusal(
+    need: Need,
+    changes: list[dict[str, Any]],
+    *,
+    what: str = "This training",
+    otherwise: str = SMALLER_TRAINING,
+) -> str:
+    """Why it cannot fit, and what would make it fit."""
     machine = need.machine
     place, there, wanted = f"{machine.host}'s memory", machine.ram_bytes, need.ram_bytes
     usable = machine.usable_device
     if need.device is not None and usable and need.peak_bytes / usable >= need.share:
         place, there, wanted = f"{machine.device} on {machine.host}", machine.device_bytes, need.peak_bytes
-    if changes:
-        advice = f"It would fit with {', or with '.join(map(describe, changes))}."
-    else:
-        advice = "No smaller batch_size, bits or max_length would make it fit: choose a smaller base_model."
-    return f"This training needs about {size(wanted)}, and {place} has {size(there or 0)}. {advice}"
+    fitting = f"It would fit with {', or with '.join(map(describe, changes))}."
+    advice = fitting if changes else otherwise
+    return f"{what} needs about {size(wanted)}, and {place} has {size(there or 0)}. {advice}"
 
 
 def size(bytes_: int) -> str:

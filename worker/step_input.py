@@ -13,7 +13,7 @@ from db.models import Attempt, Device, Job, Step
 from db.queries.base_models import resolve_base_model
 from db.queries.devices import find_refusing
 from db.queries.files import get_file
-from db.queries.finished import finished_fine_tunes
+from db.queries.finished import finished_fine_tunes, finished_quantizations
 from db.queries.jobs import get_job
 from db.queries.languages import text_search_configurations
 from db.queries.workers import training_machines
@@ -37,7 +37,7 @@ from worker.step import Asked, BaseWeights, FileInput, StepInput, StepSettings
 ASK_STEP = "ask"
 TRAIN_STEP = "train"
 SQL_STEPS = ("read", "write", "prepare", "inspect", "estimate")
-ESTIMATING_STEPS = ("prepare", "estimate")
+ESTIMATING_STEPS = ("prepare", "estimate", "quantize")
 REWARDING_STEPS = ("prepare", "train", "verify")
 READING_STEPS = ("prepare", "estimate", "inspect")  # rows for a training
 MACHINES_SEEN_SECONDS = 60.0  # a worker that restarts is still a place to train on
@@ -48,11 +48,13 @@ BASE_PARAM = {
     JobKind.ESTIMATE: "base_model",
     JobKind.PRETRAIN: "start_from",
     JobKind.QUANTIZE: "base_model",
+    JobKind.ESTIMATE_QUANTIZE: "base_model",
 }
 # That of the 16-bit model which a quantised base was made from.
 MERGE_PARAM = "merge_base"
 # Kinds of job for which files are held from the moment of their submit.
 HOLDING = (JobKind.EXPORT, JobKind.PUSH, JobKind.EVALUATE)
+QUANTIZING = (JobKind.QUANTIZE, JobKind.ESTIMATE_QUANTIZE)
 
 
 def build_step_input(session: Session, settings: Settings, claim: Claim) -> StepInput:
@@ -96,7 +98,7 @@ def build_step_input(session: Session, settings: Settings, claim: Claim) -> Step
         databases=_databases(settings, job) if claim.step in SQL_STEPS else {},
         rewards=_rewards(settings, job) if claim.step in REWARDING_STEPS else [],
         machines=_machines(session, settings, job) if claim.step in ESTIMATING_STEPS else [],
-        finished=finished_fine_tunes(session) if claim.step in ESTIMATING_STEPS else [],
+        finished=_finished(session, job) if claim.step in ESTIMATING_STEPS else [],
         cluster=_cluster(settings, job) if claim.step == TRAIN_STEP else None,
         prepared=_prepared(settings, claim),
         deepspeed=_deepspeed(settings, job),
@@ -122,7 +124,7 @@ def _deepspeed(settings: Settings, job: Job) -> dict[str, Any] | None:
 def _source(root: Path, job: Job) -> Path | None:
     folder = source_folder(root, job.id)
     # A model may be quantised by what is not held for it: a file, or text that comes with Python.
-    held = job.kind in HOLDING or (job.kind == JobKind.QUANTIZE and folder.is_dir())
+    held = job.kind in HOLDING or (job.kind in QUANTIZING and folder.is_dir())
     return folder if held else None
 
 
@@ -140,6 +142,10 @@ def _machines(session: Session, settings: Settings, job: Job) -> list[dict[str, 
     if job.params.get(CLUSTER) is not None:
         return []  # what its machines have is not known before it trains there
     return training_machines(session, within_seconds=max(MACHINES_SEEN_SECONDS, settings.lease_seconds))
+
+
+def _finished(session: Session, job: Job) -> list[dict[str, Any]]:
+    return finished_quantizations(session) if job.kind in QUANTIZING else finished_fine_tunes(session)
 
 
 def _cluster(settings: Settings, job: Job) -> dict[str, Any] | None:

@@ -19,8 +19,8 @@ from api.jobs.schemas import (
     CheckpointOut,
     CloneBody,
     CloneRequest,
+    EstimateRequest,
     EventOut,
-    FineTuneRequest,
     JobDeleted,
     JobOut,
     JobRequest,
@@ -76,17 +76,18 @@ def submit_job(unit: Unit, body: JobRequest) -> JobOut:
     "/v1/jobs/estimate",
     status_code=202,
     response_model=JobOut,
-    summary="Estimate a fine-tune before it starts",
+    summary="Estimate a fine-tune, or quantising, before it starts",
     responses={**REUSED_KEY, 200: {"model": JobOut, "description": "The job has ended, with its result."}},
 )
 @awaitable
 @repeatable
-def estimate_fine_tune(unit: Unit, body: FineTuneRequest) -> JobOut:
-    """A job of the kind `estimate`: trainable weights, tokens, steps, memory, disk and time of the fine-tune
-    that the same body would submit, how each was reckoned, and whether it fits.
+def estimate_job(unit: Unit, body: EstimateRequest) -> JobOut:
+    """A job of the kind `estimate`, or `estimate_quantize`: what the job that the same body would submit
+    takes of memory, disk and time, of a fine-tune also trainable weights, tokens and steps; how each was
+    reckoned, and whether it fits.
 
-    What cannot fit has `fits: false` and a `refusal` with what would make it fit; the fine-tune itself would
-    fail with the same words before it trains.
+    What cannot fit has `fits: false` and a `refusal` with what would make it fit; the job itself would fail
+    with the same words before it trains, or quantises.
     """
     return job_out(submit(unit, estimate_of(body)))
 

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "name": "faq",
         },
     },
+    "estimate_quantize": {"kind": "estimate_quantize", "params": {"base_model": "tiny", "name": "tiny-gptq"}},
     "ingest": {
         "kind": "ingest",
         "params": {
@@ -103,14 +104,17 @@ def _request_of(kind: str, params: type[Params]) -> type[JobRequestBase]:
 
 
 # One model for each row of PARAMS, so that a new kind of job is nothing new here.
+# The kind of job that estimates another, by that one's kind.
+ESTIMATED = {"fine_tune": "estimate", "quantize": "estimate_quantize"}
 REQUESTS = {kind: _request_of(kind, params) for kind, params in PARAMS.items()}
 if TYPE_CHECKING:
     JobRequest = JobRequestBase
-    FineTuneRequest = JobRequestBase
+    EstimateRequest = JobRequestBase
 else:
-    _FINE_TUNE = REQUESTS["fine_tune"]
-    FineTuneRequest = Annotated[
-        _FINE_TUNE, Body(openapi_examples={"fine_tune": {"value": EXAMPLES["fine_tune"]}})
+    EstimateRequest = Annotated[
+        Union[tuple(REQUESTS[kind] for kind in ESTIMATED)],  # noqa: UP007 - made here
+        Field(discriminator="kind"),
+        Body(openapi_examples={kind: {"value": EXAMPLES[kind]} for kind in ESTIMATED}),
     ]
     JobRequest = Annotated[
         Union[tuple(REQUESTS.values())],  # noqa: UP007 - made here

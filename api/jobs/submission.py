@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from api.jobs import asking, evaluating, exporting, pushing, quantizing, stacking
 from api.jobs.asking import find_file
-from api.jobs.schemas import REQUESTS, JobRequestBase
+from api.jobs.schemas import ESTIMATED, REQUESTS, JobRequestBase
 from api.quotas import admit_job
 from api.unit_of_work import Unit
 from api.validation import explain, refuse_unstorable
@@ -141,8 +141,9 @@ def _made_from(unit: Unit, params: Params) -> tuple[Params, Callable[[Job], None
 
 
 def estimate_of(request: JobRequestBase) -> JobRequestBase:
-    """The submit of an estimate, from that of the fine-tune."""
-    return read_request({**request.model_dump(mode="json", exclude_unset=True), "kind": JobKind.ESTIMATE})
+    """The submit of an estimate, from that of the job that it is of."""
+    given = request.model_dump(mode="json", exclude_unset=True)
+    return read_request({**given, "kind": ESTIMATED[request.kind]})
 
 
 def _check_new_name(unit: Unit, name: str, *, replaced_by: str) -> None:

@@ -43,6 +43,17 @@ class TestSubmit:
         tuned = api.post("/v1/jobs", json=sent).json()
         assert job["params"] == tuned["params"]
 
+    def test_takes_the_body_of_quantising(self, api: httpx.Client) -> None:
+        sent = {"kind": "quantize", "params": {"base_model": "tiny", "name": "tiny-gptq", "bits": 8}}
+        answer = api.post("/v1/jobs/estimate", json=sent)
+        assert answer.status_code == 202, answer.text
+        job = answer.json()
+        assert (job["kind"], job["params"]["bits"]) == ("estimate_quantize", 8)
+        assert [(step["name"], step["queue"]) for step in job["steps"]] == [("estimate", "cpu")]
+        sent["params"] = {**sent["params"], "bits": 5}
+        refused = error_of(api.post("/v1/jobs/estimate", json=sent))
+        assert refused == error_of(api.post("/v1/jobs", json=sent))
+
     @pytest.mark.parametrize(
         ("change", "param"),
         [

@@ -11,6 +11,7 @@ import pytest
 from db.states import JobKind
 from tests.cli.conftest import Hand, Run
 
+ESTIMATES = (JobKind.ESTIMATE, JobKind.ESTIMATE_QUANTIZE)
 REFUSAL = {
     "code": "does_not_fit",
     "message": "This training needs about 9.0 GB, and vm's has 4.0 GB. It would fit with batch_size 2.",
@@ -51,7 +52,7 @@ def ending(hand: Hand, api_url: str) -> Any:
     """End the next estimate, on a thread beside the command."""
 
     def end(warning: str = "", **result: Any) -> None:
-        while not (jobs := [job for job in hand.jobs() if job.kind == JobKind.ESTIMATE]):
+        while not (jobs := [job for job in hand.jobs() if job.kind in ESTIMATES]):
             time.sleep(0.02)
         hand.finish(jobs[0].id, "estimate")
         if warning:
@@ -104,6 +105,18 @@ def test_fails_with_the_flags_that_would_make_it_fit(run: Run, csv: Path, ending
     assert ran.status == 1
     assert REFUSAL["message"] in ran.err
     assert "--batch-size 2" in ran.err
+
+
+def test_of_quantising_shows_what_there_is(run: Run, hand: Hand, ending: Any) -> None:
+    of_fine_tunes = {"steps", "data", "how"}
+    given = {name: value for name, value in told().items() if name not in of_fine_tunes}
+    how = dict.fromkeys(("data", "memory", "disk", "time"), "so")
+    ending(**given, data={"rows": 230, "tokens": 40_320}, how=how)
+    ran = run("quantize", "--base", "tiny", "--name", "tiny-gptq", "--dry-run")
+    assert (ran.status, ran.err) == (0, "")
+    for figure in ("40,320 tokens in 230 rows", "2.4 GB of 4.0 GB", "1 h 2 min"):
+        assert figure in ran.out
+    assert "estimate_quantize" in [job.kind for job in hand.jobs()]
 
 
 def test_prints_the_estimate_alone_as_json(run: Run, csv: Path, ending: Any) -> None:

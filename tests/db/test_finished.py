@@ -1,4 +1,4 @@
-"""What estimates are learnt from: fine-tunes that have succeeded, undisturbed."""
+"""What estimates are learnt from: jobs that have succeeded, undisturbed."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, AttemptDevice, Device, Job
-from db.queries.finished import finished_fine_tunes
+from db.queries.finished import finished_fine_tunes, finished_quantizations
 from db.queries.jobs import create_job, end_job
 from db.queries.states import move
 from db.states import JobKind, JobStatus, StepStatus
@@ -22,20 +22,33 @@ def finish(
     """A fine-tune each of whose steps took ten seconds; `train` on the devices."""
     params = {"base_model": "tiny", "training_file": "file-1", "name": "x"}
     job = create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params)
+    results = {"prepare": {"estimate": {"fits": True}}, "train": trained}
+    return succeed(session, job, results, main="train", resumed_from=resumed_from, ok=ok)
+
+
+def succeed(
+    session: Session,
+    job: Job,
+    results: dict[str, Any],
+    *,
+    main: str,
+    resumed_from: int | None = None,
+    ok: bool = True,
+) -> Job:
     move(session, job, JobStatus.RUNNING)
     for row in job.steps:
         if row.status == StepStatus.PENDING:
             move(session, row, StepStatus.QUEUED)
         move(session, row, StepStatus.RUNNING)
         row.attempt = row.succeeded_attempt = 1
-        row.result = {"prepare": {"estimate": {"fits": True}}, "train": trained}.get(row.name, {})
+        row.result = results.get(row.name, {})
         attempt = Attempt(step_id=row.id, number=1, worker="w", host="h", outcome="done")
         attempt.project_id, attempt.queue = job.project_id, row.queue
-        if row.name == "train":
+        if row.name == main:
             attempt.resumed_from = resumed_from
         session.add(attempt)
         session.flush()
-        if row.name == "train":
+        if row.name == main:
             held = [AttemptDevice(attempt_id=attempt.id, device_id=each, open=True) for each in DEVICES]
             session.add_all(held)
             session.flush()
@@ -64,6 +77,17 @@ def test_tells_the_device_the_results_and_how_long_each_step_took(session: Sessi
     assert (told["device"], told["devices"]) == ("H200", 2)
     assert told["results"] == {"prepare": {"estimate": {"fits": True}}, "train": TRAINED}
     assert told["seconds"] == dict.fromkeys(("prepare", "train", "export", "verify", "publish"), 10.0)
+
+
+def test_of_what_was_quantised_it_is_that_step(session: Session) -> None:
+    params = {"base_model": "tiny", "name": "x"}
+    job = create_job(session, project_id="default", kind=JobKind.QUANTIZE, params=params)
+    made = {"peak_memory_bytes": 5, "estimate": {"foretold": {"seconds": 1.0}}}
+    succeed(session, job, {"quantize": made}, main="quantize")
+    [told] = finished_quantizations(session)
+    assert (told["device"], told["results"]) == ("H200", {"quantize": made})
+    assert told["seconds"] == dict.fromkeys(("quantize", "verify", "publish"), 10.0)
+    assert finished_fine_tunes(session) == []
 
 
 def test_newest_first(session: Session) -> None:

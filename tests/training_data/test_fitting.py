@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from training_data.durations import Finished, correction, duration, own_error
+from training_data.durations import Finished, alike, correction, duration, own_error
 from training_data.fitting import Fitting, describe, refusal
 from training_data.footprint import NF4_BYTES, device_memory, host_memory, weight_bytes
 from training_data.machines import Machine
@@ -196,7 +196,7 @@ class TestLearning:
         other = finished(device=None)
         takes = duration(llama, CHOSEN, tokens=1.0, machine=GPU, threads=2, finished=[other])
         assert takes.jobs == 0
-        assert correction([other], GPU) == 1.0
+        assert correction(alike([other], GPU)) == 1.0
 
     def test_prefers_jobs_of_its_own_kind(self, llama):
         unlike = finished(hyperparameters={**CHOSEN, "bits": 4}, tokens_per_second=1.0)
@@ -206,8 +206,8 @@ class TestLearning:
 
     def test_corrects_memory_by_the_middle_of_what_came_out(self):
         jobs = [finished(peak_bytes=peak * GB) for peak in (10, 20, 30)]
-        assert correction(jobs, GPU) == pytest.approx(20 / 25)
-        assert correction([finished(peak_bytes=1)], GPU) == 0.5  # no arithmetic is as wrong as that
+        assert correction(alike(jobs, GPU)) == pytest.approx(20 / 25)
+        assert correction(alike([finished(peak_bytes=1)], GPU)) == 0.5  # no arithmetic is as wrong as that
 
     def test_reports_its_own_error(self):
         jobs = [

@@ -9,6 +9,7 @@ STEP_MODULES: dict[tuple[str, str], str] = {
     ("fine_tune", "export"): "worker.steps.export",
     ("fine_tune", "verify"): "worker.steps.verify",
     ("estimate", "estimate"): "worker.steps.estimate",
+    ("estimate_quantize", "estimate"): "worker.steps.estimate_quantize",
     ("quantize", "quantize"): "worker.steps.quantize",
     ("quantize", "verify"): "worker.steps.verify_quantized",
     ("quantize", "publish"): "worker.steps.publish",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
+from db.params.quantize import QuantizeParams
 from training_data.json_files import read_json, write_json
 from training_data.model_shape import ModelShape
 from training_data.stored_quantization import stored_quantization
@@ -23,7 +24,8 @@ from worker.steps.calibration import Calibration, read_calibration
 from worker.steps.gguf_files import architecture
 from worker.steps.gptq import require_gptqmodel
 from worker.steps.merging import sixteen_bit_dtype
-from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
+from worker.steps.quantizing_estimate import reckon_quantization, tell_quantization
+from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime
 
 MODEL = "model"
 LAYERS = "layers"  # those that are not being worked on
@@ -36,6 +38,8 @@ MEMORY_ADVICE = "Quantising holds the model in 16 bits: use a machine with more 
 def run(step: Step) -> dict[str, Any]:
     """Leave `model/`, and what it is to be measured on."""
     prepare_runtime(step.input.settings.threads)
+    import torch
+
     base = step.input.base
     if base is None:
         raise InvalidInput("base_model is missing: name the model that is quantised.", param="base_model")
@@ -44,10 +48,12 @@ def run(step: Step) -> dict[str, Any]:
     folder, target = fetch_base(base, step), step.input.folder / MODEL
     shape, params = shape_of(folder), step.input.params
     check_groups(shape, params["group_size"])
-    require_disk(step.input.folder, int(shape.parameters * 2), "The quantised model")
     copy_tokenizer(folder, step.input.folder / "tokenizer")
     tokenizer = ChatTokenizer(step.input.folder / "tokenizer")
     rows = read_calibration(step, tokenizer, context_length(folder))
+    estimate = reckon_quantization(step, QuantizeParams.model_validate(params), shape, rows)
+    tell_quantization(step, estimate)
+    estimate.require_fit()
     # It writes a log of its own where it stands.
     with memory_errors_explained(MEMORY_ADVICE), chdir(step.input.folder):
         _quantize(step, folder, target, rows, shape.layers)
@@ -77,6 +83,8 @@ def run(step: Step) -> dict[str, Any]:
         "bytes": size,
         "bytes_before": before,
         "seconds": round(seconds, 2),
+        "estimate": estimate.told,
+        "peak_memory_bytes": peak_memory_bytes(torch),
         "context_length": context_length(target),
         "architecture": architecture(target),
         **at_commit,

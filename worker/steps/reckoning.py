@@ -109,7 +109,9 @@ def reckon(
     machines = read_machines(step.input.machines)
     where = socket.gethostname() if params.cluster is None else f"cluster {params.cluster}"
     known = machines or [Machine(where)]
-    fitting = Fitting(shape, seen.longest, {each: correction(finished, each) for each in known}, seen.rows)
+    fitting = Fitting(
+        shape, seen.longest, {each: correction(alike(finished, each)) for each in known}, seen.rows
+    )
     as_computed = {**chosen, **_computed(chosen, known, shape)}
     settled = _settled(step, params, as_computed, fitting)
     chosen, as_computed = {**chosen, **settled}, {**as_computed, **settled}
@@ -137,15 +139,10 @@ def reckon(
         },
         "steps": chosen["total_steps"],
         "hyperparameters": chosen,
-        "machine": {
-            "host": need.machine.host,
-            "device": need.machine.device,
-            "device_bytes": need.machine.device_bytes,
-            "ram_bytes": need.machine.ram_bytes,
-        },
-        "memory": _memory(need, shape),
+        "machine": machine_of(need),
+        "memory": memory_of(need, export_memory(shape)),
         "disk": disk,
-        "time": {"seconds": round(takes.total, 1), "steps": _rounded(takes.seconds), "jobs": takes.jobs},
+        "time": {"seconds": round(takes.total, 1), "steps": rounded(takes.seconds), "jobs": takes.jobs},
         "how": _how(counted, need, takes, finished, _limits(params, machines)),
         "own_error": own_error(finished),
         "foretold": {
@@ -247,26 +244,43 @@ def _disk(
         adapter_alone=params.publish == "adapter",
     )
     cache = cache_use(shape, quantizations=quantizations, downloaded=downloaded)
+    return disk_of(step, parts, cache)
+
+
+def disk_of(step: Step, parts: Mapping[str, int], cache: Mapping[str, int]) -> dict[str, Any]:
+    """What a job takes of the disk that its folder is on, which may be the cache's, too."""
     root = step.input.settings.cache_dir
     while not root.exists():
         root = root.parent
     if root.stat().st_dev == step.input.folder.stat().st_dev:
-        parts |= cache
+        parts = {**parts, **cache}
     return {
         "bytes": sum(parts.values()),
         "free_bytes": shutil.disk_usage(step.input.folder).free,
-        "parts": parts,
+        "parts": dict(parts),
     }
 
 
-def _memory(need: Need, shape: ModelShape) -> dict[str, Any]:
+def machine_of(need: Need) -> dict[str, Any]:
+    """Where it is reckoned to run."""
+    return {
+        "host": need.machine.host,
+        "device": need.machine.device,
+        "device_bytes": need.machine.device_bytes,
+        "devices": need.machine.devices,
+        "ram_bytes": need.machine.ram_bytes,
+    }
+
+
+def memory_of(need: Need, after_bytes: int) -> dict[str, Any]:
+    """What it takes there, with its parts, and of the host's memory by the steps that follow."""
     device = None
     if need.device is not None:
         device = {"bytes": need.peak_bytes, "parts": dict(need.device.parts)}
     return {
         "device": device,
         "ram": {"bytes": need.ram_bytes, "parts": dict(need.ram.parts)},
-        "after_training_ram_bytes": export_memory(shape),
+        "after_training_ram_bytes": after_bytes,
         "correction": round(need.correction, 3),
     }
 
@@ -348,5 +362,6 @@ def _cpu_flags() -> str:
     return CPU_INFO.read_text() if CPU_INFO.exists() else ""
 
 
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by step, to a tenth."""
     return {name: round(value, 1) for name, value in seconds.items()}

@@ -11,13 +11,14 @@ from db.errors import InvalidInput
 from training_data.json_files import read_json, write_json
 from training_data.tokens import ChatTokenizer
 from worker.step import BaseWeights
-from worker.steps import prepare, publish, pull, quantize, verify_pulled
+from worker.steps import estimate_quantize, prepare, publish, pull, quantize, verify_pulled
 from worker.steps.base_model import fetch_base, shape_of
 from worker.steps.calibration import HELD_OUT_EVERY, read_calibration
 from worker.steps.reference_difference import between
 from worker.steps.teacher_forcing import Difference, ForcedRow, Reference
 from worker.steps.trainer_answers import judge_beside_trainer
 
+GPU = {"host": "h", "ram_bytes": 64 * 10**9, "device": "GPU-X", "device_bytes": 8 * 10**9, "devices": 1}
 PARAMS = {"base_model": "packed", "training_file": "file-1", "name": "x", "merge_base": "micro"}
 
 
@@ -43,6 +44,17 @@ def packed(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stored = {"quant_method": "gptq", "bits": 4, "group_size": 32}
     write_json(folder / "config.json", read_json(folder / "config.json") | {"quantization_config": stored})
     return folder
+
+
+def estimated(
+    steps, base, data, machine=GPU, *, run=estimate_quantize.run, kind="estimate_quantize", **given
+):
+    """What the rows of `data` make of quantising a base there."""
+    params = {"base_model": "micro", "name": "x", "input_file": "file-1", "max_rows": 20}
+    step = "estimate" if kind == "estimate_quantize" else kind
+    return steps.run(
+        run, kind, step, params=params, base=base, files={"file-1": data}, machines=[machine], **given
+    )
 
 
 @pytest.fixture
@@ -140,6 +152,42 @@ class TestQuantize:
                 params={"base_model": "micro", "name": "x"},
                 base=micro_model,
             )
+
+    def test_is_estimated_layer_by_layer(self, steps, micro_model, data):
+        ran = estimated(steps, micro_model, data)
+        told = ran.result
+        shape = shape_of(micro_model)
+        assert told["model"]["parameters"] == shape.parameters
+        assert told["data"]["rows"] == 18
+        for where in ("ram", "device"):
+            memory = told["memory"][where]
+            assert sum(memory["parts"].values()) == memory["bytes"]
+        assert told["memory"]["ram"]["parts"]["weights"] == 2 * shape.parameters
+        assert told["memory"]["device"]["parts"]["tokens"] == 4 * told["data"]["tokens"] * shape.hidden
+        assert sum(told["time"]["steps"].values()) == pytest.approx(told["time"]["seconds"], abs=0.2)
+        assert set(told["how"]) == {"data", "memory", "disk", "time"}
+        assert (told["fits"], told["refusal"], told["own_error"]["jobs"]) == (True, None, 0)
+
+    def test_learns_from_those_that_have_finished(self, steps, micro_model, data):
+        first = estimated(steps, micro_model, data).result
+        peak = int(1.5 * first["foretold"]["arithmetic_bytes"])
+        made = {"estimate": first, "peak_memory_bytes": peak}
+        job = {"device": "GPU-X", "devices": 1, "seconds": {"quantize": 125.0, "verify": 15.0}}
+        told = estimated(steps, micro_model, data, finished=[{**job, "results": {"quantize": made}}]).result
+        assert told["memory"]["correction"] == 1.5
+        assert told["memory"]["device"]["bytes"] == pytest.approx(peak, abs=1)
+        assert told["time"]["steps"]["quantize"] == pytest.approx(125.0)
+        assert "took" in told["own_error"]["text"]
+
+    def test_what_cannot_fit_is_refused_before_it_begins(self, steps, micro_model, data, installed):
+        installed(True)
+        small = {"host": "small", "ram_bytes": 100 * 10**6}
+        refusal = estimated(steps, micro_model, data, small).result["refusal"]
+        assert (refusal["code"], refusal["param"]) == ("does_not_fit", "base_model")
+        assert "small's memory has 100 MB. It holds the whole model in 16 bits" in refusal["message"]
+        with pytest.raises(InvalidInput) as refused:
+            estimated(steps, micro_model, data, small, run=quantize.run, kind="quantize")
+        assert (refused.value.message, refused.value.code) == (refusal["message"], "does_not_fit")
 
     def test_groups_must_divide_each_row(self, micro_model):
         shape = shape_of(micro_model)

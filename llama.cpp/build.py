@@ -7,6 +7,7 @@ complete or not at all: everything happens in a folder beside it, under a lock, 
 """
 
 import argparse
+import compileall
 import fcntl
 import json
 import shutil
@@ -100,6 +101,8 @@ def copy_converters(source: Path, target: Path) -> None:
     shutil.copytree(source / "conversion", target / "convert" / "conversion")
     shutil.copytree(source / "gguf-py" / "gguf", target / "python" / "gguf")
     shutil.copy2(source / "LICENSE", target / "LICENSE")
+    # Whoever runs them later may not be able to write here, or be told to keep no bytecode.
+    compileall.compile_dir(target, quiet=2)
 
 
 def announce(target: Path, backend: str) -> None:

@@ -74,6 +74,7 @@ class TestInstall:
         assert (target / "bin" / "libllama.so").is_symlink()
         assert (target / "convert" / "conversion" / "__init__.py").is_file()
         assert (target / "python" / "gguf" / "__init__.py").is_file()
+        assert list((target / "convert" / "conversion" / "__pycache__").glob("__init__.*.pyc"))
         assert not (tmp_path / "w").exists()
 
     def test_programs_that_do_not_start_are_not_installed(self, tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ from tests.worker.steps.conftest import Ran, StepRunner
 from tests.worker.steps.export_fixtures import FACTS, TrainedModels, chat_rows, shared_models, step_settings
 from worker.step import BaseWeights
 from worker.steps import export, prepare, quantize, train, verify, verify_quantized
-from worker.steps.base_model import shape_of
-from worker.steps.gptq import see_that_it_was_made_from
-from worker.steps.quantized_base import load_for_training
+from worker.steps.base_model import copy_tokenizer
 
 pytestmark = [
     pytest.mark.gptq,
@@ -89,10 +87,14 @@ class TestQuantize:
 
 @pytest.fixture(scope="module")
 def fine_tuned(quantized, runner, models, tmp_path_factory) -> dict[str, Ran]:
-    """prepare, train and export on the quantised base."""
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(FACTS)))
     base = quantised_base(quantized[0].folder / "model", models.base)
+    return fine_tuned_on(base, runner, tmp_path_factory.mktemp("rows"))
+
+
+def fine_tuned_on(base: BaseWeights, runner: StepRunner, folder: Path) -> dict[str, Ran]:
+    """prepare, train and export on a quantised base."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(FACTS)))
     ran: dict[str, Ran] = {}
     for name, run in (("prepare", prepare.run), ("train", train.run), ("export", export.run)):
         ran[name] = runner.run(
@@ -107,6 +109,19 @@ def quantised_base(folder: Path, sixteen_bit: Path) -> BaseWeights:
     )
 
 
+def proven(runner: StepRunner, base: BaseWeights, fine_tuned: dict[str, Ran]) -> None:
+    """See that verify holds each file against the 16-bit weights and against the trainer's own."""
+    ran = runner.run(verify.run, "fine_tune", "verify", params=FINE_TUNE, base=base, earlier=fine_tuned)
+    assert [figures["quantization"] for figures in ran.result["files"]] == FINE_TUNE["quantizations"]
+    for figures in ran.result["files"]:
+        assert figures["top1_agreement"] >= 0.98
+        assert figures["adapter_merged"]
+        beside = figures["trainer"]
+        assert beside["kl"] <= beside["kl_limit"]
+        assert beside["kl_untuned"] > 0
+    assert any("it answers" in said and "nats apart" in said for said in ran.events())
+
+
 class TestFineTune:
     def test_an_adapter_learns_on_it(self, fine_tuned):
         result = fine_tuned["train"].result
@@ -117,14 +132,7 @@ class TestFineTune:
 
     def test_its_files_are_proven_through_the_16_bit_base(self, fine_tuned, quantized, runner, models):
         base = quantised_base(quantized[0].folder / "model", models.base)
-        ran = runner.run(verify.run, "fine_tune", "verify", params=FINE_TUNE, base=base, earlier=fine_tuned)
-        for figures in ran.result["files"]:
-            assert figures["top1_agreement"] >= 0.98
-            assert figures["adapter_merged"]
-            beside = figures["trainer"]
-            assert beside["kl"] <= beside["kl_limit"]
-            assert beside["kl_untuned"] > 0
-        assert any("it answers" in said and "nats apart" in said for said in ran.events())
+        proven(runner, base, fine_tuned)
 
     def test_another_16_bit_base_of_the_same_shape_is_found_out(
         self, fine_tuned, quantized, runner, models, tmp_path
@@ -187,30 +195,30 @@ def test_a_backend_of_type_transformers_answers_with_it(quantized):
     assert json.loads(ran.stdout.strip().splitlines()[-1]).strip() in FACTS.values()
 
 
-def test_an_adapter_learns_on_an_awq_base(models, tmp_path):
+class TestAwq:
+    def test_an_adapter_learns_on_it_and_its_files_are_proven_through_the_16_bit_base(
+        self, runner, models, tmp_path
+    ):
+        made = awq_model(models.base, tmp_path / "awq")
+        config = json.loads((made / "config.json").read_text())
+        assert config["quantization_config"]["quant_method"] == "awq"
+        base = quantised_base(made, models.base)
+        ran = fine_tuned_on(base, runner, tmp_path)
+        assert ran["train"].result["final_loss"] < 0.1
+        proven(runner, base, ran)
+
+
+def awq_model(model: Path, folder: Path) -> Path:
+    """Quantise a model by AWQ, as its authors publish theirs: with its tokenizer beside it."""
     import torch
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
-    from peft import LoraConfig, get_peft_model
 
     config = QuantizeConfig(bits=4, quant_method=METHOD.AWQ, format=FORMAT.GEMM, offload_to_disk=False)
-    model = GPTQModel.load(str(models.base), config, dtype=torch.float16, trust_remote_code=False)
+    loaded = GPTQModel.load(str(model), config, dtype=torch.float16, trust_remote_code=False)
     rows = torch.randint(3, 500, (16, 100), generator=torch.Generator().manual_seed(1))
     samples = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in rows]
-    model.quantize(samples, backend=BACKEND.AWQ_TORCH)
-    model.save(str(tmp_path / "awq"))
-
-    loaded = load_for_training(tmp_path / "awq", 4, torch.float32)
-    merge_base = BaseWeights("small", "folder", str(models.base))
-    base = BaseWeights("awq", "folder", str(tmp_path / "awq"), merge_base=merge_base)
-    see_that_it_was_made_from(loaded, base, models.base)
-    tuned = get_peft_model(loaded, LoraConfig(r=8, target_modules=shape_of(models.base).linear_names()))
-    optimizer = torch.optim.AdamW([each for each in tuned.parameters() if each.requires_grad], lr=5e-3)
-    losses = []
-    for _ in range(8):
-        loss = tuned(input_ids=rows[:2], labels=rows[:2]).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss))
-    assert losses[-1] < losses[0] - 1
+    loaded.quantize(samples, backend=BACKEND.AWQ_TORCH)
+    loaded.save(str(folder))
+    copy_tokenizer(model, folder)
+    return folder

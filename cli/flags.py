@@ -61,6 +61,7 @@ class Flag:
     required: bool = False
     help: str = ""
     is_file: bool = False
+    holds_text: bool = False  # of an object: whether each value in it is a text, as it is typed
 
     @property
     def spelling(self) -> str:
@@ -226,10 +227,11 @@ def _weighted_file(flag: Flag, text: str) -> dict[str, Any]:
 
 
 def _json_object(flag: Flag, text: str) -> dict[str, Any]:
-    """JSON, or pairs: `question=Frage,answer=Antwort`."""
+    """JSON, or pairs: `question=Frage,answer=Antwort`, or `weight_decay=0.1,optim=sgd`."""
     pairs = [part.partition("=") for part in text.split(",")]
     if flag.type is dict and not text.lstrip().startswith("{") and all(sign for _, sign, _ in pairs):
-        return {name.strip(): value.strip() for name, _, value in pairs}
+        value_of = str if flag.holds_text else _json_or_text
+        return {name.strip(): value_of(value.strip()) for name, _, value in pairs}
     try:
         read = json.loads(text)
     except ValueError as error:
@@ -237,6 +239,13 @@ def _json_object(flag: Flag, text: str) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise bad_value(f'{text!r} is no JSON object, such as {{"temperature": 0}}.', flag)
     return read
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _takes(flag: Flag) -> str:
@@ -255,6 +264,7 @@ def _flag(name: str, info: FieldInfo) -> Flag:
         required=info.is_required(),
         help=_help(info, shape),
         is_file=shape.is_file,
+        holds_text=shape.holds_text,
     )
 
 
@@ -286,6 +296,7 @@ class _Shape:
     many: bool = False
     choices: tuple[Any, ...] = ()
     is_file: bool = False
+    holds_text: bool = False
     bounds: tuple[Any, ...] = ()
 
 
@@ -305,7 +316,7 @@ def _read_annotation(annotation: Any, metadata: list[Any]) -> _Shape:
             shape.many = True
             pending += arguments
         elif origin is dict:
-            shape.type = dict
+            shape.type, shape.holds_text = dict, arguments[1] is not Any
         elif origin is Literal and arguments == ("auto",):
             shape.auto = True
         elif origin is Literal:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from cli.client import Client, segment
@@ -12,6 +13,7 @@ from cli.text import duration, figure, harmless
 from db.errors import NotFound
 
 JSON = dict[str, Any]
+WIDEST = 10_000  # columns of a terminal that holds anything
 EVAL_LOSS, LOSS = "eval_loss", "loss"
 # Of trainings by GRPO, by which the higher is the better.
 EVAL_REWARD, REWARD = "eval_reward", "reward"
@@ -70,25 +72,33 @@ def _row(client: Client, job_id: str) -> JSON:
 
 
 def print_sweep(found: JSON, console: Console) -> None:
+    """Draw the table; where it would be too wide, without the jobs' ids, for a number must not be folded."""
+    made = _drawn(found)
+    if console.measure(made, options=console.options.update(max_width=WIDEST)).maximum > console.width:
+        made = _drawn(found, ids=False)
+    console.print(made)
+    _say_which_is_best(found, console)
+
+
+def _drawn(found: JSON, *, ids: bool = True) -> Table:
     rows: list[JSON] = found["jobs"]
     swept = list(dict.fromkeys(name for row in rows for name in row["values"]))
     rewarded = found["by"] in (EVAL_REWARD, REWARD)
     shown = (EVAL_REWARD, REWARD) if rewarded else (EVAL_LOSS, LOSS)
     right = (*swept, *(("Eval reward", "Reward") if rewarded else ("Eval loss", "Loss")), "Took")
-    made = table("", "Job", "Model", "Status", *right, right=right)
-    keep_whole(made, 0, 1, 2, 3)
+    made = table("", *(("Job",) if ids else ()), "Model", "Status", *right, right=right)
+    keep_whole(made, *range(len(made.columns)))
     for row in rows:
         made.add_row(
             "★" if row["id"] == found["best"] else "",
-            row["id"],
+            *((row["id"],) if ids else ()),
             harmless(row["model"]),
             Text(row["status"], STYLES[row["status"]]),
             *(harmless(row["values"].get(name, "")) for name in swept),
             *(figure(row[name]) if row.get(name) is not None else "" for name in shown),
             duration(row["runtime_seconds"]),
         )
-    console.print(made)
-    _say_which_is_best(found, console)
+    return made
 
 
 def _say_which_is_best(found: JSON, console: Console) -> None:

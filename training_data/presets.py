@@ -7,6 +7,7 @@ best       a large adapter on a base that is not rounded. A high rank learns as 
            scale of rsLoRA (Kalajdzievski 2023, arXiv:2312.03732).
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,7 +52,7 @@ def told(params: Mapping[str, Any], chosen: Mapping[str, Any]) -> str | None:
     name = params.get("preset")
     if name is None:
         return None
-    sets = [f"{field} {value}" for field, value in of_preset(params).items()]
+    sets = [f"{field} {json.dumps(value)}" for field, value in of_preset(params).items()]
     if epochs_times(params) != 1.0 and params["epochs"] == AUTO and params["max_steps"] is None:
         sets.append(f"epochs {chosen['epochs']:g}, which is {epochs_times(params):g} times what auto chooses")
     given = [field for field in PRESETS[name].adapter if params[field] != AUTO]

@@ -71,7 +71,7 @@ def choose(unit: Unit, params: QuantizeParams) -> Calibrated:
     config = _config(unit, base)
     if config is not None and "quantization_config" in config:
         raise InvalidInput(
-            f"base_model: {base.name} is quantised already. Name the 16-bit model that it was made from.",
+            f"base_model: {base.name!r} is quantised already. Name the 16-bit model that it was made from.",
             param="base_model",
         )
     if params.input_file is not None:

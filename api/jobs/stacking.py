@@ -43,8 +43,8 @@ def choose(unit: Unit, params: FineTuneParams) -> Start:
     source, training = _source(unit, params.start_from or "")
     if training.kind not in (JobKind.FINE_TUNE, JobKind.EXPORT) or training.base is None:
         raise InvalidInput(
-            f"start_from: {params.start_from} is no fine-tune: to start from a model that was made or pulled "
-            "whole, name it as base_model.",
+            f"start_from: {params.start_from!r} is no fine-tune: to start from a model that was made or "
+            "pulled whole, name it as base_model.",
             param=FIELD,
         )
     source.files = [held for held in source.files if held.name.startswith("trained/")]
@@ -94,7 +94,7 @@ def _check_base(unit: Unit, params: FineTuneParams, base: dict[str, Any]) -> Non
     same = (found.source, found.location) == (base["source"], base["location"])
     if not same or found.revision not in (None, base["revision"]):
         raise InvalidInput(
-            f"base_model: {params.start_from} was trained on {base['name']}, and goes with no other. Give "
+            f"base_model: {params.start_from!r} was trained on {base['name']}, and goes with no other. Give "
             f"base_model {base['name']!r}.",
             param="base_model",
         )

@@ -53,6 +53,16 @@ class TestFineTune:
         assert "(--base)" in ran.err
         assert hand.jobs() == []
 
+    def test_names_the_file_as_it_is_called(self, run: Run, csv: Path) -> None:
+        ran = run("fine-tune", "--base", "tiny", "--data", str(csv), "--name", "faq", "--method", "dpo")
+        assert ran.err.startswith("Error: my faq.csv has question,answer: answers.")
+
+    def test_reads_an_object_from_pairs(self, run: Run, csv: Path) -> None:
+        arguments = ("fine-tune", "--base", "tiny", "--data", str(csv), "--name", "faq", "--json")
+        columns = ("--columns", "question=question,answer=answer")
+        ran = run(*arguments, *columns, "--training-args", "weight_decay=0.1,optim=sgd,tf32=null")
+        assert ran.json()["params"]["training_args"] == {"weight_decay": 0.1, "optim": "sgd", "tf32": None}
+
     def test_takes_back_what_it_uploaded_for_a_job_that_is_refused(
         self, run: Run, hand: Hand, csv: Path, api_url: str
     ) -> None:

@@ -62,6 +62,8 @@ class TestSweep:
         assert found["jobs"][0]["eval_loss"] == 0.7
         shown = run("sweep", "show", sweep).out
         assert "The best by evaluation loss: faq-2" in shown
+        assert "0.0002" in shown  # a number is not folded, however narrow the terminal
+        assert "learning_rate" in shown
         table = list(csv.DictReader(io.StringIO(run("sweep", "show", sweep, "--csv").out)))
         assert [(row["model"], row["learning_rate"], row["best"]) for row in table] == [
             ("faq-2", "0.0002", "True"), ("faq-1", "0.0001", "False"), ("faq-3", "0.0003", "False"),

@@ -57,7 +57,7 @@ class TestPresets:
     def test_say_what_they_set(self):
         params = fine_tune(preset="best", lora_rank=8)
         assert told(params, resolved(8e9, 5_000, preset="best", lora_rank=8)) == (
-            "The preset best sets use_rslora True, bits 16. These are given, and stay: lora_rank."
+            "The preset best sets use_rslora true, bits 16. These are given, and stay: lora_rank."
         )
         assert told(fine_tune(preset="fast"), resolved(8e9, 5_000, preset="fast")) == (
             "The preset fast sets lora_rank 8, epochs 1.5, which is 0.5 times what auto chooses."

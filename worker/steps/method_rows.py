@@ -51,7 +51,8 @@ def full_sequences(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any])
             yield _learnt_whole(stream[start : start + length])
             start += length - 1
         del stream[:start]
-    yield _learnt_whole(stream) if len(stream) > 1 else None
+    if len(stream) > 1:  # a single token is the last of the sequence before
+        yield _learnt_whole(stream)
 
 
 def prompts(path: Path, tokenizer: ChatTokenizer, chosen: dict[str, Any]) -> Iterator[TokenRow | None]:

@@ -114,6 +114,7 @@ class TestTraining:
         content = "".join(json.dumps({"text": f"Pot {n} is of clay."}) + "\n" for n in range(12))
         prepared, ran = pretrained("rows.jsonl", content, max_steps=1)
         assert prepared.result["rows"]["train"] == 12
+        assert ran.events("warn") == []  # that nothing is held out is no row that is lost
         assert ran.result["hyperparameters"]["assistant_only_loss"] is False
 
     def test_is_judged_by_conversations_made_of_the_text(self, pretrained, micro_model, steps):

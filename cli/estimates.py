@@ -83,7 +83,9 @@ def _rows(told: JSON) -> list[tuple[str, str, str]]:
         rows = [("Calibration", f"{data['tokens']:,} tokens in {data['rows']:,} rows", how["data"])]
     if memory["device"] is not None:
         there = told["machine"]["device_bytes"]
-        rows.append(("GPU memory, at most", _of(memory["device"]["bytes"], there), how["memory"]))
+        devices = told.get("placement", {}).get("devices", 1)
+        of_each = f", each of {devices}" * (devices > 1)
+        rows.append((f"GPU memory, at most{of_each}", _of(memory["device"]["bytes"], there), how["memory"]))
     ram_how = how["memory"] if memory["device"] is None else "the process, and a tensor at a time"
     rows.append(("RAM, at most", _of(memory["ram"]["bytes"], told["machine"]["ram_bytes"]), ram_how))
     rows.append(("Disk, at most", _of(disk["bytes"], disk["free_bytes"], "free"), how["disk"]))

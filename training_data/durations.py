@@ -47,8 +47,9 @@ class Past:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Past):
-    """A fine-tune."""
+    """A fine-tune. `gain`: how many times as fast as one GPU those that trained it are reckoned to be."""
 
+    gain: float = 1.0
     hyperparameters: Mapping[str, Any]
     tokens: int
     tokens_per_second: float
@@ -74,15 +75,20 @@ def alike(finished: Sequence[Finished], machine: Machine) -> list[Finished]:
     return [job for job in finished if job.device == machine.device and job.tokens_per_second > 0]
 
 
-def nearest(finished: Sequence[Finished], parameters: int, chosen: Mapping[str, Any]) -> list[Finished]:
-    """Those most like a training: by the model's size, and by what makes a step cost more or less."""
+def nearest(
+    finished: Sequence[Finished], parameters: int, chosen: Mapping[str, Any], gain: float = 1.0
+) -> list[Finished]:
+    """Those most like a training: by the model's size, how many train together, and what makes a step cost
+    more or less.
+    """
 
     def distance(job: Finished) -> float:
         other: int = sum(
             job.hyperparameters.get(name, "lora") != chosen.get(name, "lora")
             for name in ("bits", "method", "tuning", "compute_dtype", "gradient_checkpointing")
         )
-        return abs(math.log(max(1, job.parameters) / max(1, parameters))) + other
+        as_many = math.isclose(job.gain, gain)
+        return abs(math.log(max(1, job.parameters) / max(1, parameters))) + other + (not as_many)
 
     ordered = sorted(finished, key=distance)[:NEAREST]
     # Others say little once there is one of nearly the same size that was made in the same way.
@@ -98,22 +104,25 @@ def duration(
     machine: Machine,
     threads: int,
     finished: Sequence[Finished],
+    gain: float = 1.0,
 ) -> Duration:
     """How long each step of a fine-tune takes.
 
     Args:
         tokens: that are trained on, in all passes together.
         finished: fine-tunes on any device.
+        gain: how many times as fast as one GPU those are that train it together.
     """
-    near = nearest(alike(finished, machine), shape.parameters, chosen)
+    near = nearest(alike(finished, machine), shape.parameters, chosen, gain)
     cost = operations(shape.parameters, chosen)
     if not near:
         seconds = dict(FIXED_SECONDS)
-        seconds["train"] += tokens * cost / rate_of(machine, threads)
+        seconds["train"] += tokens * cost / (gain * rate_of(machine, threads))
         seconds["export"] += 4 * shape.parameters / CONVERTED_BYTES_A_SECOND
         return Duration(seconds, 0)
     a_token = median(
-        cost / operations(job.parameters, job.hyperparameters) / job.tokens_per_second for job in near
+        cost / operations(job.parameters, job.hyperparameters) / job.tokens_per_second * job.gain / gain
+        for job in near
     )
     # What a training takes besides: imports, loading, evaluations, checkpoints.
     besides = median(max(0.0, job.seconds["train"] - job.tokens / job.tokens_per_second) for job in near)

@@ -2,7 +2,7 @@
 through the same arithmetic until one does."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ from training_data.footprint import Memory, device_memory, host_memory
 from training_data.hyperparameters import LEAST_BATCHES
 from training_data.machines import Machine
 from training_data.model_shape import ModelShape
+from training_data.placement import ALONE, Placement, Placing
 
 # An estimate this far above a limit may still turn out to fit: it is told, and tried.
 UNSURE = 1.2
@@ -25,6 +26,7 @@ class Need:
     """What a training takes on one machine, beside what there is.
 
     Args:
+        device: of each of its GPUs that the training uses.
         correction: by how much finished trainings there came to more, or less, than the arithmetic says.
     """
 
@@ -32,6 +34,7 @@ class Need:
     ram: Memory
     device: Memory | None
     correction: float = 1.0
+    placement: Placement = ALONE
 
     @property
     def peak_bytes(self) -> int:
@@ -65,21 +68,26 @@ class Fitting:
     longest: tokens of the longest row.
     corrections: as of `Need`, by the machine.
     rows: that there are; a micro-batch has no more.
+    placing: what decides how it is spread over a machine's GPUs.
     """
 
     shape: ModelShape
     longest: int
     corrections: Mapping[Machine, float]
     rows: int
+    placing: Placing = field(default_factory=lambda: Placing({}))
 
     def on(self, machine: Machine, chosen: Mapping[str, Any]) -> Need:
         gpu = machine.device is not None
-        chosen = {**chosen, "batch_size": min(int(chosen["batch_size"]), self.rows)}
+        placement, settled = self.placing.on(machine, chosen, self.shape.parameters)
+        of_each = {**chosen, **settled}
+        of_each["batch_size"] = min(int(of_each["batch_size"]), self.rows)
         return Need(
             machine=machine,
-            ram=host_memory(self.shape, chosen, self.longest, gpu=gpu),
-            device=device_memory(self.shape, chosen, self.longest) if gpu else None,
+            ram=host_memory(self.shape, of_each, self.longest, gpu=gpu, placement=placement),
+            device=device_memory(self.shape, of_each, self.longest, placement) if gpu else None,
             correction=self.corrections.get(machine, 1.0),
+            placement=placement,
         )
 
     def best(self, chosen: Mapping[str, Any]) -> Need:
@@ -170,7 +178,9 @@ def refusal(
     place, there, wanted = f"{machine.host}'s memory", machine.ram_bytes, need.ram_bytes
     usable = machine.usable_device
     if need.device is not None and usable and need.peak_bytes / usable >= need.share:
-        place, there, wanted = f"{machine.device} on {machine.host}", machine.device_bytes, need.peak_bytes
+        place, there, wanted = str(machine), machine.device_bytes, need.peak_bytes
+        if machine.devices > 1:
+            what, place = f"Of each GPU, {what[0].lower()}{what[1:]}", f"the smallest of {machine}"
     fitting = f"It would fit with {', or with '.join(map(describe, changes))}."
     advice = fitting if changes else otherwise
     return f"{what} needs about {size(wanted)}, and {place} has {size(there or 0)}. {advice}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from training_data.answer_batches import GRPO, WRITTEN_AT_ONCE
 from training_data.model_shape import ModelShape
+from training_data.placement import ALONE, Placement
 
 MIB = 1024**2
 GIB = 1024**3
@@ -48,26 +49,58 @@ class Memory:
         return sum(self.parts.values())
 
 
-def device_memory(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> Memory:
-    """What a training takes of a GPU.
+def device_memory(
+    shape: ModelShape, chosen: Mapping[str, Any], longest: int, placement: Placement = ALONE
+) -> Memory:
+    """What a training takes of a GPU, of each that it uses.
 
     Args:
-        chosen: the hyperparameters, resolved.
+        chosen: the hyperparameters, resolved; of the rows, those of one process.
         longest: tokens of the longest row that is trained on or evaluated.
     """
-    parts = _training(shape, chosen, longest, "cuda")
+    parts = _placed(_training(shape, chosen, longest, "cuda"), shape, chosen, placement)
     parts["fragmentation"] = int(FRAGMENTATION * sum(parts.values()))
     return Memory({**parts, "cuda": CONTEXT_BYTES})
 
 
-def host_memory(shape: ModelShape, chosen: Mapping[str, Any], longest: int, *, gpu: bool) -> Memory:
-    """What the same training takes of the host's memory: all of it without a GPU, little with one."""
+def host_memory(
+    shape: ModelShape, chosen: Mapping[str, Any], longest: int, *, gpu: bool, placement: Placement = ALONE
+) -> Memory:
+    """What the same training takes of the host's memory, all its processes together: all of it without a GPU,
+    little with one.
+    """
+    ranks = placement.division.ranks
     if gpu:
         # A tensor at a time goes through, and its file is mapped.
-        return Memory({"process": PROCESS_BYTES["cuda"], "loading": min(2 * shape.parameters, 4 * GIB)})
-    parts = _training(shape, chosen, longest, "cpu")
+        loading = min(2 * shape.parameters, 4 * GIB)
+        return Memory({"process": ranks * PROCESS_BYTES["cuda"], "loading": ranks * loading})
+    parts = _placed(_training(shape, chosen, longest, "cpu"), shape, chosen, placement)
     held = _tokens(chosen, longest) * shape.layers * _bytes_of_layer(shape, chosen, longest)
-    return Memory({**parts, "heap": min(int(HEAP_SHARE * held), HEAP_MOST), "process": PROCESS_BYTES["cpu"]})
+    parts |= {"heap": min(int(HEAP_SHARE * held), HEAP_MOST), "process": PROCESS_BYTES["cpu"]}
+    return Memory({name: ranks * bytes_ for name, bytes_ in parts.items()})
+
+
+def _placed(
+    parts: dict[str, int], shape: ModelShape, chosen: Mapping[str, Any], placement: Placement
+) -> dict[str, int]:
+    """What of it falls to each process, or to each GPU among which one process spreads its layers."""
+    division = placement.division
+    if placement.spread > 1:  # the output layer is on one of them
+        return {
+            name: bytes_ // (placement.spread if name != "logits" else 1) for name, bytes_ in parts.items()
+        }
+    if division.ranks == 1:
+        return parts
+    full = chosen.get("tuning", "lora") == "full"
+    if not division.sharded:
+        # DDP sends gradients in buckets, which lie beside them.
+        return {**parts, "averaging": parts["gradients"]}
+    shared = ("weights", "reference", "gradients", "optimizer") if full else ("weights", "reference")
+    parts = {name: bytes_ // (division.ranks if name in shared else 1) for name, bytes_ in parts.items()}
+    # Whole at a time: the layer that is computed, the next one, and what belongs to no layer.
+    layers = 2 * shape.linear_parameters // max(1, shape.layers)
+    whole = compute_bytes(chosen) * (layers + shape.parameters - shape.linear_parameters)
+    return {**parts, "gathered": whole, "averaging": 0 if full else parts["gradients"]}
 
 
 def export_memory(shape: ModelShape) -> int:

@@ -107,6 +107,14 @@ def test_fails_with_the_flags_that_would_make_it_fit(run: Run, csv: Path, ending
     assert "--batch-size 2" in ran.err
 
 
+def test_of_several_gpus_shows_what_each_takes(run: Run, csv: Path, ending: Any) -> None:
+    machine = {"host": "vm", "device": "H200", "device_bytes": 150_000_000_000, "ram_bytes": None}
+    memory = {**told()["memory"], "device": {"bytes": 90_000_000_000, "parts": {}}}
+    ending(**told(machine=machine, memory=memory, placement={"devices": 4, "ranks": 4}))
+    ran = run("fine-tune", "--base", "org/base", "--data", str(csv), "--name", "faq", "--dry-run")
+    assert "GPU memory, at most, each of 4" in ran.out
+
+
 def test_of_quantising_shows_what_there_is(run: Run, hand: Hand, ending: Any) -> None:
     of_fine_tunes = {"steps", "data", "how"}
     given = {name: value for name, value in told().items() if name not in of_fine_tunes}

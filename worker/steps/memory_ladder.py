@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from training_data.division import Division
 from training_data.hyperparameters import LEAST_BATCHES
 from training_data.presets import AUTO
 from worker.step import Step
-from worker.steps.division import Division
 
 LEAST_ADVICE = (
     "The fewest rows at a time are too many: lower max_length, set gradient_checkpointing to true, or bits "

@@ -9,14 +9,12 @@ from typing import Any
 
 from db.errors import InvalidInput
 from db.params.sharding import why_not_sharded
+from training_data.division import Division
+from training_data.placement import bytes_of_a_copy, bytes_of_a_share
 from worker.step import Step
-from worker.steps.division import Division
 from worker.steps.gptq import stored_config
 from worker.steps.stacking import started_adapter
-from worker.steps.tunings import BASE_SHARE, WHOLE_BYTES, WHOLE_SHARE, memory_bytes, settle_bits
-
-BASE_BYTES = {4: 0.55, 8: 1.05, 16: 2.0}  # a parameter, with what quantising keeps beside it
-LEAST_WHOLE_BYTES = 8  # a parameter of which all is trained, in 16 bits
+from worker.steps.tunings import memory_bytes, settle_bits
 
 
 def settle_parallel(step: Step, folder: Path, chosen: dict[str, Any], division: Division) -> Division:
@@ -51,18 +49,21 @@ def settle_parallel(step: Step, folder: Path, chosen: dict[str, Any], division: 
 
 def _parallel(step: Step, folder: Path, chosen: dict[str, Any], ranks: int) -> str | None:
     """By what they train together; None: no GPU has room, and one process is to use them all."""
+    from worker.steps.base_model import count_parameters
+
     require_shares(step, folder, chosen)
     wanted = step.input.params.get("sharding", "auto")
     if wanted == "full":
         return "fsdp"
-    copy, there = _bytes_of_a_copy(folder, chosen), _room(ranks)
+    parameters, there = count_parameters(folder), _room(ranks)
+    copy = bytes_of_a_copy(parameters, chosen)
     if copy <= there:
         return "ddp" if step.input.deepspeed is None else "deepspeed"
     no_room = (
         f"A copy of the weights for each GPU needs {copy / 1e9:.1f} GB, and the smallest has "
         f"{there / 1e9:.1f} GB"
     )
-    reason, share = _why_not_shares(step, folder, chosen), _bytes_of_a_share(folder, chosen, ranks)
+    reason, share = _why_not_shares(step, folder, chosen), bytes_of_a_share(parameters, chosen, ranks)
     if wanted == "none":
         reason = 'sharding is "none"'
     elif step.input.deepspeed is not None:
@@ -121,22 +122,6 @@ def _tell_of_no_use(step: Step) -> None:
         step.event("One process trains: DeepSpeed has no part in it.", level="warn")
     if step.input.params.get("sharding") == "full":
         step.event("One process trains: it has all the weights, and none are divided.", level="warn")
-
-
-def _bytes_of_a_copy(folder: Path, chosen: dict[str, Any]) -> float:
-    from worker.steps.base_model import count_parameters
-
-    bits = 4 if chosen["bits"] == "auto" else chosen["bits"]
-    each = WHOLE_BYTES / WHOLE_SHARE if chosen["tuning"] == "full" else BASE_BYTES.get(bits, 2.0) / BASE_SHARE
-    return each * count_parameters(folder)
-
-
-def _bytes_of_a_share(folder: Path, chosen: dict[str, Any], ranks: int) -> float:
-    """What each device must have for its share: of the rest of the weights, one layer at a time is whole."""
-    from worker.steps.base_model import count_parameters
-
-    each = LEAST_WHOLE_BYTES if chosen["tuning"] == "full" else BASE_BYTES[16]
-    return each / WHOLE_SHARE * count_parameters(folder) / ranks
 
 
 def _room(ranks: int) -> float:

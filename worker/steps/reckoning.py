@@ -7,7 +7,7 @@ finished fine-tunes took.
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from training_data.fitting import HARMLESS, Fitting, Need, describe, refusal, si
 from training_data.footprint import cache_use, disk_use, export_memory
 from training_data.machines import Machine, read_machines
 from training_data.model_shape import ModelShape
+from training_data.placement import BASE_SHARE, WHOLE_BYTES, WHOLE_SHARE, Placing, gain
 from training_data.presets import AUTO
 from worker.step import Step
-from worker.steps.tunings import BASE_SHARE, WHOLE_BYTES, WHOLE_SHARE
 
 DOES_NOT_FIT = "does_not_fit"
 SAMPLED_BYTES = 128 * 1024**2  # of a file of more than twice that, an estimate looks at so much
@@ -110,7 +110,11 @@ def reckon(
     where = socket.gethostname() if params.cluster is None else f"cluster {params.cluster}"
     known = machines or [Machine(where)]
     fitting = Fitting(
-        shape, seen.longest, {each: correction(alike(finished, each)) for each in known}, seen.rows
+        shape,
+        seen.longest,
+        {each: correction(alike(finished, each)) for each in known},
+        seen.rows,
+        _placing(step, params),
     )
     as_computed = {**chosen, **_computed(chosen, known, shape)}
     settled = _settled(step, params, as_computed, fitting)
@@ -124,6 +128,7 @@ def reckon(
         machine=need.machine,
         threads=step.input.settings.threads,
         finished=finished,
+        gain=need.placement.gain,
     )
     refused = _refusal(need, fitting, as_computed, disk, params)
     told = {
@@ -140,6 +145,7 @@ def reckon(
         "steps": chosen["total_steps"],
         "hyperparameters": chosen,
         "machine": machine_of(need),
+        "placement": {"devices": need.placement.devices, **asdict(need.placement.division)},
         "memory": memory_of(need, export_memory(shape)),
         "disk": disk,
         "time": {"seconds": round(takes.total, 1), "steps": rounded(takes.seconds), "jobs": takes.jobs},
@@ -161,6 +167,8 @@ def tell(step: Step, estimate: Estimate) -> None:
     memory, machine = told["memory"], told["machine"]
     peak = memory["device"] or memory["ram"]
     where = machine["device"] or "the host's memory"
+    if told["placement"]["devices"] > 1:
+        where = f"each of {told['placement']['devices']} {where}"
     jobs = told["time"]["jobs"]
     by = f"by {jobs} finished job{'s' * (jobs != 1)}" if jobs else "by arithmetic alone"
     tight = not told["fits"] and told["refusal"] is None
@@ -302,11 +310,24 @@ def _how(
         "tokens": f"{rows}.",
         "steps": "rows by batch_size and gradient_accumulation_steps, times epochs; or max_steps.",
         "memory": "weights, adapter, gradients, optimizer, what layers keep for the backward pass at the "
-        f"longest row, and the output layer's tile{by_jobs}.{limits}",
+        f"longest row, and the output layer's tile{by_jobs}.{_spread(need)}{limits}",
         "disk": "rows, checkpoints, the merged model, the 16-bit GGUF, each quantization, and the base's own "
         "to verify against.",
         "time": f"{time}.",
     }
+
+
+def _spread(need: Need) -> str:
+    """How it is spread over several GPUs, in words."""
+    division = need.placement.division
+    if need.placement.spread > 1:
+        return f" Of each of {need.placement.devices} GPUs: one process spreads the layers over them."
+    if division.ranks == 1:
+        return ""
+    what = "a share" if division.sharded else "a copy"
+    rows = f"{division.batch_size} × {division.accumulation} rows a step"
+    of = "each GPU" if need.device is not None else "all of them together"
+    return f" {division.ranks} processes train, each with {what} of the weights, on {rows}; it is of {of}."
 
 
 def _limits(params: FineTuneParams, machines: list[Machine]) -> str:
@@ -327,6 +348,7 @@ def _finished(row: dict[str, Any]) -> Finished | None:
         hyperparameters=train["hyperparameters"],
         tokens=int(train["trained_tokens"]),
         tokens_per_second=float(train["tokens_per_second"]),
+        gain=gain(train.get("processes", 1), train.get("parallel")) if row["device"] is not None else 1.0,
         peak_bytes=int(train["peak_memory_bytes"]),
         seconds=row["seconds"],
         foretold=told["foretold"],
@@ -338,6 +360,16 @@ def _trained_tokens(chosen: Mapping[str, Any], counted: Counted) -> float:
     if not chosen.get("max_steps"):
         seen = min(seen, counted.rows * chosen["epochs"])
     return float(counted.tokens / max(1, counted.rows) * seen)
+
+
+def _placing(step: Step, params: FineTuneParams) -> Placing:
+    """What decides how it is spread over several GPUs; a cluster's workers are reckoned as one."""
+    return Placing(
+        params.model_dump(mode="json"),
+        processes=step.input.settings.train_processes if params.cluster is None else 1,
+        deepspeed=params.deepspeed is not None,
+        divisible=params.merge_base is None and params.start_from is None,
+    )
 
 
 def _computed(chosen: Mapping[str, Any], machines: list[Machine], shape: ModelShape) -> dict[str, Any]:
@@ -354,6 +386,7 @@ def _computed(chosen: Mapping[str, Any], machines: list[Machine], shape: ModelSh
     return {
         "compute_dtype": "bfloat16" if bfloat16 else "float32",
         "bits": bits,
+        "auto_bits": bits if chosen["bits"] == AUTO else None,
         "learnt_in_bytes": 4 if whole or not bfloat16 else 2,
     }
 

@@ -104,7 +104,7 @@ def cpu_computes_in_bfloat16() -> bool:
 
 
 def peak_memory_bytes(torch: Any) -> int:
-    """The most memory used so far: the device's when there is one, else the process's."""
+    """The most memory used so far: of the fullest device that this process uses, else the process's own."""
     if torch.cuda.is_available():
-        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+        return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

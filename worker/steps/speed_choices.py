@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from training_data.division import Division
 from training_data.footprint import device_memory
 from training_data.hyperparameters import CHECKPOINTING_FROM
 from training_data.model_shape import ModelShape
 from training_data.presets import AUTO
 from worker.step import Step
 from worker.steps import together
-from worker.steps.division import Division
 
 PADDING_FREE, PACKED, GROUPED, PADDED = "padding_free", "packed", "grouped", "padded"
 GROUP_BY_LENGTH_FROM_BATCHES = 4

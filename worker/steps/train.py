@@ -11,6 +11,7 @@ from typing import Any
 
 from db.errors import InvalidInput
 from training_data.answer_batches import GRPO
+from training_data.division import Division
 from training_data.hyperparameters import LEAST_BATCHES
 from training_data.json_files import read_json
 from training_data.tokens import ChatTokenizer
@@ -19,7 +20,7 @@ from worker.ranks import run_ranks
 from worker.step import Step, Stopped
 from worker.steps import together
 from worker.steps.base_model import check_type, fetch_base
-from worker.steps.division import Division, divided, most_ranks, tell_repeated
+from worker.steps.division import divided, most_ranks, tell_repeated
 from worker.steps.environment import environment_of
 from worker.steps.memory_ladder import announce
 from worker.steps.methods import METHODS

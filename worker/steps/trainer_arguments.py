@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from db.errors import InvalidInput
+from training_data.division import Division
 from training_data.hyperparameters import schedule
 from worker.step import Step
-from worker.steps.division import Division
 from worker.steps.methods import Method
 from worker.steps.speed_choices import GROUPED
 

@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from training_data.json_files import read_json, write_json
+from training_data.placement import BASE_SHARE, WHOLE_BYTES, WHOLE_SHARE
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps import together
 from worker.steps.merging import merged_into, sixteen_bit_dtype
 from worker.steps.sharding import put_away
 from worker.steps.stacking import started_adapter, started_model, with_adapter
-
-# Of the memory that there is, not of what is free: an attempt that goes on must choose as the first one did.
-BASE_SHARE = 0.4  # for the weights that an adapter is trained on: the rest is for what is computed from them
-WHOLE_SHARE = 0.7  # for all that training each weight takes
-WHOLE_BYTES = 16  # a parameter: it, its gradient and Adam's two moments, each in float32
 
 
 @dataclass(frozen=True)

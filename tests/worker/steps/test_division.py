@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.steps.division import Division, divide
+from training_data.division import Division, divide
 
 
 class TestDivide:

@@ -91,6 +91,22 @@ class TestFigures:
         assert told["own_error"]["jobs"] == 0
         assert not list(ran.folder.glob("*.jsonl"))
 
+    def test_of_several_gpus_are_of_each(self, micro: Estimating) -> None:
+        gpus = {"host": "h", "ram_bytes": 64 * GB, "device": "GPU-X", "device_bytes": 8 * GB, "devices": 2}
+        ran = micro.prepare(gpus)
+        told = ran.result["estimate"]
+        one = micro.prepare({**gpus, "devices": 1}).result["estimate"]
+        placed = {"devices": 2, "ranks": 2, "batch_size": 2, "accumulation": 1, "parallel": "ddp"}
+        assert told["placement"] == placed
+        assert told["memory"]["device"]["parts"]["averaging"] > 0
+        assert (
+            "2 processes train, each with a copy of the weights, on 2 × 1 rows a step"
+            in told["how"]["memory"]
+        )
+        assert any("of each of 2 GPU-X" in said for said in ran.events())
+        for name in ("batch_size", "gradient_accumulation_steps", "bits"):
+            assert told["hyperparameters"][name] == one["hyperparameters"][name]
+
     def test_of_plain_text_are_of_full_sequences(self, micro: Estimating, data: Path) -> None:
         data.write_text("text\n" + "The kiln is hot and the clay is dry.\n" * 40)
         asked: dict[str, Any] = {"method": "pretraining", "max_length": 32, "max_steps": None, "epochs": 2.0}

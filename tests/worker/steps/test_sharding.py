@@ -21,11 +21,11 @@ from tests.worker.steps.test_training_together import (
     stop_soon,
 )
 from tests.worker.steps.test_tunings import ALL_WEIGHTS, proven
+from training_data.division import Division
 from training_data.json_files import read_json, write_json
 from worker.checkpoints import list_checkpoints, verify
 from worker.step import RankFailed, Stopped
 from worker.steps.base_model import count_parameters
-from worker.steps.division import Division
 from worker.steps.parallel import settle_parallel
 
 # Theirs, none of which a caller can do anything about.

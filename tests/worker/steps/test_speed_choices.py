@@ -9,8 +9,8 @@ from tests.training_data.test_fitting import CHOSEN as OF_8B
 from tests.training_data.test_fitting import CONFIG, TENSORS
 from tests.worker.steps.test_resume import FineTune
 from tests.worker.steps.test_row_attention import SIZES, model_of
+from training_data.division import Division
 from training_data.model_shape import read_shape
-from worker.steps.division import Division
 from worker.steps.speed_choices import _settle_checkpointing, keep_attention, packs
 
 # Theirs, none of which a caller can do anything about.

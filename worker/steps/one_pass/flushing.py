@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-SECONDS_BETWEEN = 0.5
+SECONDS_BETWEEN = 0.1  # a small model is encoded in half a second
 
 
 @contextmanager

@@ -7,6 +7,7 @@ to do.
 """
 
 import contextlib
+import itertools
 import os
 import random
 import statistics
@@ -38,10 +39,13 @@ from worker.steps.local_embedder import LocalEmbedder
 
 JOB_SECONDS = 900
 START_SECONDS = 60
-POLL_SECONDS = 0.2
 # Texts a request, and requests at once: the server by itself is as fast as the best of them lets it be.
 BATCHINGS = ((8, 4), (16, 2))
 LOCAL = "in the step"
+# Of a file alone for each round of others: it takes a second, of which a moment's noise is much.
+ROUNDS_ALONE = 3
+# Of our text, that the peer has to read of a file, too.
+COMPARABLE = 0.9
 # By so many of a job's texts.
 BARE_TEXTS = 256
 STEPS = text(
@@ -88,7 +92,7 @@ class LatheStack:
         worker = stack.python("worker", "worker", environment)
         pids = (api.pid, worker.pid, stack.postgres.pid)
         self._roots = [psutil.Process(pid) for pid in pids if pid is not None] + [embedder]
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60)
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=JOB_SECONDS)
         self._database = create_engine(environment["DATABASE_URL"])
         _wait(f"http://127.0.0.1:{port}", "/readyz")
 
@@ -111,13 +115,16 @@ class LatheStack:
                 )  # fmt: skip
             ids.append(answer["id"])
         batch = self._post(f"/v1/vector_stores/{store}/file_batches", json={"file_ids": ids})
-        deadline = time.monotonic() + JOB_SECONDS
-        while batch["status"] == "in_progress":
-            assert time.monotonic() < deadline, batch
-            # More often would take a tenth of a core from whoever is measured.
-            time.sleep(POLL_SECONDS)
-            path = f"/v1/vector_stores/{store}/file_batches/{batch['id']}"
-            batch = self._client.get(path).raise_for_status().json()
+        path = f"/v1/vector_stores/{store}/file_batches/{batch['id']}"
+        # Told of what happens, as a client in a hurry may be: asking again and again takes a core's time.
+        with self._client.stream(
+            "GET", f"/v1/jobs/{batch['id']}/events", headers={"accept": "text/event-stream"}
+        ) as events:
+            for line in events.iter_lines():
+                if line.startswith("data:") and batch["status"] == "in_progress":
+                    batch = self._client.get(path).raise_for_status().json()
+                if batch["status"] != "in_progress":
+                    break
         assert batch["file_counts"]["completed"] == len(manuals), batch
         return str(batch["id"])
 
@@ -166,8 +173,20 @@ class Job:
     tokens: list[int]
 
 
-def jobs(manuals: Sequence[Manual], reading: LatheReading, sizes: Sequence[int]) -> list[Job]:
-    """One for each number of chunks: the first files, the smallest before, that have as many."""
+def jobs(
+    manuals: Sequence[Manual],
+    reading: LatheReading,
+    sizes: Sequence[int],
+    *,
+    single: int = 0,
+    comparable: Callable[[Manual], bool] = lambda manual: True,
+) -> list[Job]:
+    """So many of the smallest files, each alone; then, for each number of chunks, as many of them together as
+    have that.
+
+    Args:
+        comparable: whether a file alone tells anything.
+    """
     tokenizer = EmbeddingTokenizer()
     cut = {}
     for manual in manuals:
@@ -175,14 +194,21 @@ def jobs(manuals: Sequence[Manual], reading: LatheReading, sizes: Sequence[int])
         cut[manual] = [under_heading(chunk, manual.path.name, tokenizer) for chunk in reading.cut(manual)]
     smallest_first = sorted(manuals, key=lambda manual: len(cut[manual]))
     found: list[Job] = []
+    chosen: list[Manual]
+    for manual in itertools.islice(filter(comparable, smallest_first), single):
+        found.append(_job([manual], cut))
     for size in sizes:
-        chosen: list[Manual] = []
+        chosen = []
         while sum(len(cut[manual]) for manual in chosen) < size and len(chosen) < len(smallest_first):
             chosen.append(smallest_first[len(chosen)])
-        rows = [row for manual in chosen for row in cut[manual]]
-        if not found or chosen != found[-1].manuals:
-            found.append(Job(chosen, [row[0] for row in rows], [row[1] for row in rows]))
+        if all(chosen != job.manuals for job in found):
+            found.append(_job(chosen, cut))
     return found
+
+
+def _job(manuals: list[Manual], cut: Mapping[Manual, list[tuple[str, int]]]) -> Job:
+    rows = [row for manual in manuals for row in cut[manual]]
+    return Job(manuals, [row[0] for row in rows], [row[1] for row in rows])
 
 
 class _Sides:
@@ -199,7 +225,9 @@ class _Sides:
         self.embeds_itself = False  # in the last job
         # Everything is loaded, and every model has embedded something, before any clock runs. These files are
         # enough to measure who embeds faster, which is done once a month.
-        self._lathe.ingest(warm, "warm")
+        # The second time, steps are forked from the processes that the first has started.
+        for turn in range(2):
+            self._lathe.ingest(warm, f"warm-{turn}")
         for embedder in (self._url, str(weights_folder())):
             self._ask_peer(warm[0], "warm", embedder)
 
@@ -247,6 +275,7 @@ def compare(
     peer: DocumentPeer,
     *,
     sizes: Sequence[int],
+    single: int,
     rounds: int,
     dice: random.Random,
 ) -> Iterator[dict[str, Any]]:
@@ -256,8 +285,15 @@ def compare(
 
     Args:
         sizes: in chunks; the last is what is judged.
+        single: how many of the smallest files are each a job of their own; what is judged is their median.
     """
-    planned = jobs(manuals, reading, sizes)
+
+    def comparable(manual: Manual) -> bool:
+        """Whether the peer has about as much to embed: pypdf finds next to nothing in groff's slides."""
+        theirs = sum(map(len, peer.ask("extract", path=str(manual.path))["pages"]))
+        return theirs >= COMPARABLE * sum(map(len, reading.extract(manual, reading.pages(manual))))
+
+    planned = jobs(manuals, reading, sizes, single=single, comparable=comparable)
     [warm] = jobs(manuals, reading, [LOCAL_FROM_CHUNKS])
     sides = _Sides(stack, peer, warm.manuals)
     for job in planned:
@@ -265,7 +301,7 @@ def compare(
         runs: dict[str, list[Spent]] = {name: [] for name in works}
         bare: list[dict[str, float]] = []
         sides.steps.clear()
-        for _ in range(rounds):
+        for _ in range(rounds * (ROUNDS_ALONE if len(job.manuals) == 1 else 1)):
             for name in dice.sample([*works, "bare"], len(works) + 1):
                 if name == "bare":
                     bare.append(sides.bare(job))

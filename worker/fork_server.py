@@ -40,8 +40,8 @@ def main() -> NoReturn:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--preload", action="append", default=[])
     options = parser.parse_args()
-    # Nobody waits for those that are forked: the worker watches them itself.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # The worker watches those that are forked. They are reaped here, so that their time counts as children's.
+    signal.signal(signal.SIGCHLD, lambda number, frame: _reap())
     prepare_runtime(options.threads)
     _preload(options.preload)
     with socket.socket(fileno=options.socket) as worker, contextlib.suppress(ConnectionError):
@@ -52,6 +52,12 @@ def main() -> NoReturn:
                 break  # the worker has ended
             _fork(worker, json.loads(data), descriptors)
     os._exit(0)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):  # there is none left
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _preload(modules: Sequence[str]) -> None:

@@ -29,11 +29,16 @@ GROWN = {
     "peer": {"load_seconds": 9.0},
     "queries": QUERIES,
 }
+ALONE = {"files": ["a"], "chunks": 16, "ratio": 1.6, "of_embedder": 0.95}
+LARGE = {"files": ["a", "b"], "chunks": 400, "ratio": 1.6, "of_embedder": 0.95}
 FOUND: dict[str, Any] = {
     "reading": [READ, READ, {**READ, "words_agree": 0.2}],
     "searchable": [
-        {"chunks": 40, "ratio": 0.5, "of_embedder": 0.4},
-        {"chunks": 400, "ratio": 1.6, "of_embedder": 0.95},
+        {**ALONE, "ratio": 0.5, "of_embedder": 0.4},
+        ALONE,
+        {**ALONE, "ratio": 2.5},
+        {"files": ["a", "b"], "chunks": 90, "ratio": 0.5, "of_embedder": 0.4},
+        LARGE,
     ],
     "loads": {"copy": {"median_per_second": 30_000}, "executemany": {"median_per_second": 10_000}},
     "growth": [GROWN, {key: value for key, value in GROWN.items() if key != "peer"}],
@@ -78,8 +83,10 @@ class TestGoals:
         [
             ("reading", [{**READ, "cpu": {"text": 1.0, "peer_text": 4.9}}]),
             ("reading", [{**READ, "words_agree": 0.97}]),
-            ("searchable", [{"chunks": 400, "ratio": 1.6, "of_embedder": 0.89}]),
-            ("searchable", [{"chunks": 400, "ratio": 1.4, "of_embedder": 0.9}]),
+            ("searchable", [ALONE, {**LARGE, "of_embedder": 0.89}]),
+            ("searchable", [ALONE, {**LARGE, "ratio": 1.4}]),
+            ("searchable", [ALONE, {**ALONE, "ratio": 1.4}, {**ALONE, "ratio": 1.3}, LARGE]),
+            ("searchable", [{**ALONE, "of_embedder": 0.89}, LARGE]),
             ("loads", {"copy": {"median_per_second": 2}, "executemany": {"median_per_second": 1}}),
             ("growth", [{**GROWN, "peer": {"load_seconds": 7.4}}]),
             ("growth", [{**GROWN, "queries": [{**row, "recall": 0.9} for row in QUERIES if row["filtered"]]

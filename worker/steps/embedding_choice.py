@@ -8,6 +8,7 @@ of an ingest, and remembered. A small one is done before torch is loaded, unless
 import math
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from typing import Literal
@@ -33,7 +34,7 @@ PRELOADED_FROM_CHUNKS = 4
 MEASURED_CHUNKS = 64
 PRELOADED_MEASURED_CHUNKS = 16
 # Another model has other vectors of any text, be it short.
-CHECKED_CHUNKS = 4
+CHECKED_CHUNKS = 2
 CHECKED_CHARACTERS = 80
 
 
@@ -56,6 +57,7 @@ class EmbeddingChoice:
         least = PRELOADED_FROM_CHUNKS if self._is_preloaded else LOCAL_FROM_CHUNKS
         self._undecided = wanted == "local" or (wanted == "auto" and chunks >= least)
         self._local: LocalEmbedder | None = None
+        self._told: EmbeddingModel | None = None  # by the server, when it was last asked
         self._trusted_for: EmbeddingModel | None = None  # the server's model, with which `_local` agrees
         self._lock = threading.Lock()  # windows are embedded by several threads; the first one decides
 
@@ -67,6 +69,7 @@ class EmbeddingChoice:
         """
         model = self._server.model()
         with self._lock:
+            self._told = model
             if self._trusted_for not in (None, model):
                 self._step.event("The embedding server has come back with another model.", level="warn")
                 self._trusted_for, self._undecided = None, True
@@ -94,7 +97,7 @@ class EmbeddingChoice:
 
     def _decide(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
         """Choose, and give the server's vectors of the texts that this took."""
-        model = self._server.model()
+        model = self._told or self._server.model()
         try:
             kept = TrialFile(self._step.input, model)
             known = kept.read() if self._compares else None
@@ -131,8 +134,10 @@ class EmbeddingChoice:
             known: which is faster; None: this process embeds even if it is slower.
         """
         lengths = [len(text) for text in texts]  # in characters: nothing but the order of work hangs on it
-        ours = self._loaded().embed(texts, lengths)
-        self._settle(model, known, smallest_cosine(self._server.embed(texts, lengths), ours))
+        with ThreadPoolExecutor(1) as asking:
+            theirs = asking.submit(self._server.embed, texts, lengths)
+            ours = self._loaded().embed(texts, lengths)
+            self._settle(model, known, smallest_cosine(theirs.result(), ours))
 
     @property
     def _is_preloaded(self) -> bool:

@@ -15,7 +15,8 @@ BROWSER = $(shell for name in chromium chromium-browser google-chrome; do comman
 # Trainings on a cluster need Ray, which is an extra; bases stored by GPTQ or AWQ another, which pins its own numpy.
 RAY = $(wildcard .venv/lib/python3*/site-packages/ray/__init__.py)
 GPTQ = $(wildcard .venv/lib/python3*/site-packages/gptqmodel/__init__.py)
-NOT_HERE = $(if $(BROWSER),, and not browser)$(if $(RAY),, and not ray)$(if $(GPTQ),, and not gptq)
+DEEPSPEED = $(wildcard .venv/lib/python3*/site-packages/deepspeed/__init__.py)
+NOT_HERE = $(if $(BROWSER),, and not browser)$(if $(RAY),, and not ray)$(if $(GPTQ),, and not gptq)$(if $(DEEPSPEED),, and not deepspeed)
 SAY_WHAT_IS_LEFT_OUT = $(if $(BROWSER),,@echo "No Chromium here: the chat page's tests in a browser are left out (apt install chromium).")
 
 .DEFAULT_GOAL := help

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
 from db.settings import child_environment
@@ -30,8 +31,17 @@ LAST_CHARACTERS = 500
 ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
 
 
-def run_ranks(step: Step, count: int, module: str, work: dict[str, Any]) -> dict[str, Any]:
+def run_ranks(
+    step: Step,
+    count: int,
+    module: str,
+    work: dict[str, Any],
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Have `module.run_rank(step, work)` run by `count` processes, which share the step's threads.
+
+    Args:
+        environment: what they are told beside where they are.
 
     Returns:
         what the first one returned.
@@ -46,7 +56,7 @@ def run_ranks(step: Step, count: int, module: str, work: dict[str, Any]) -> dict
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lathe-ranks-")))
         order = {"input": given, "work": work, "rendezvous": str(folder / "rendezvous")}
-        ranks = _Ranks(step)
+        ranks = _Ranks(step, environment)
         stack.callback(ranks.close)
         for number in range(count):
             ranks.start(number, count, module, json.dumps(order, default=str).encode() + b"\n")
@@ -91,8 +101,9 @@ class _Rank:
 class _Ranks:
     """Those of one step, listened to until they have ended."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, environment: Mapping[str, str]) -> None:
         self._step = step
+        self._environment = environment
         self._ranks: list[_Rank] = []
         self._selector = selectors.DefaultSelector()
         self._passed_on = False
@@ -108,7 +119,7 @@ class _Ranks:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(given,),
-                env=child_environment(_place(number, count)),
+                env=child_environment({**self._environment, **_place(number, count)}),
             )
         except OSError:
             os.close(messages)

@@ -3,6 +3,9 @@ them in each, by FSDP.
 """
 
 import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from db.params.sharding import why_not_sharded
 from training_data.division import Division
 from training_data.placement import bytes_of_a_copy, bytes_of_a_share
 from worker.step import Step
+from worker.steps.compiled_extensions import compiled_extensions, has_compiled
 from worker.steps.gptq import stored_config
 from worker.steps.stacking import started_adapter
 from worker.steps.tunings import memory_bytes, settle_bits
@@ -161,3 +165,20 @@ def require_deepspeed(step: Step) -> None:
             "deepspeed out.",
             param="deepspeed",
         )
+
+
+@contextmanager
+def rank_environment(step: Step, division: Division) -> Iterator[dict[str, str]]:
+    """What ranks are told by their environment: where DeepSpeed finds what it compiles as it begins."""
+    if division.parallel != "deepspeed":
+        yield {}
+        return
+    import torch
+
+    folder = (
+        step.input.settings.cache_dir / f"{sys.implementation.cache_tag}-torch-{torch.__version__}-extensions"
+    )
+    if not torch.cuda.is_available() and not has_compiled(folder):
+        step.event("DeepSpeed compiles what it needs for this machine's CPU, once, which may take minutes.")
+    with compiled_extensions(folder) as environment:
+        yield environment

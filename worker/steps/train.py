@@ -24,7 +24,7 @@ from worker.steps.division import divided, most_ranks, tell_repeated
 from worker.steps.environment import environment_of
 from worker.steps.memory_ladder import announce
 from worker.steps.methods import METHODS
-from worker.steps.parallel import see_that_it_can_go_on, settle_parallel
+from worker.steps.parallel import rank_environment, see_that_it_can_go_on, settle_parallel
 from worker.steps.ray_train.drive import train_on_cluster
 from worker.steps.resuming import as_seen_here, take_also, take_newest
 from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer, row_lengths
@@ -75,7 +75,8 @@ def run(step: Step) -> dict[str, Any]:
     elif division.ranks == 1:
         result = run_rank(step, work)
     else:
-        result = run_ranks(step, division.ranks, __name__, work)
+        with rank_environment(step, division) as environment:
+            result = run_ranks(step, division.ranks, __name__, work, environment)
     leave_card(step, result)
     return result
 

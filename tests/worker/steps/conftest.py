@@ -62,6 +62,7 @@ class StepRunner:
         machines: list[dict[str, Any]] | None = None,
         finished: list[dict[str, Any]] | None = None,
         prepared: Path | None = None,
+        deepspeed: dict[str, Any] | None = None,
         hear: Callable[[Step, Message], None] = lambda step, message: None,
     ) -> Ran:
         folder = self.root / f"{name}-{len(list(self.root.iterdir()))}"
@@ -93,6 +94,7 @@ class StepRunner:
             machines=machines or [],
             finished=finished or [],
             prepared=prepared,
+            deepspeed=deepspeed,
         )
         said = self.said = []
 

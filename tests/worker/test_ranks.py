@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.worker.test_run_step import Started, start  # noqa: F401 - a fixture
+from worker.launch import Launch, Spawned
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Processes
@@ -17,6 +18,12 @@ PATIENCE_SECONDS = 120  # torch is loaded three times, on cores that others keep
 def done(one: Started) -> Any:
     one.listen(lambda: one.child.exit is not None, seconds=PATIENCE_SECONDS)
     return one.child.exit
+
+
+@pytest.fixture
+def launch() -> Launch:
+    """As a step that holds GPUs is started."""
+    return Spawned
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from tests.worker.test_run_step import TOYS_PATH, Started, until_ready
 from worker.launch import ForkServer, Launcher
+from worker.steps import EMBEDDING, READING
 
 
 @pytest.fixture
@@ -87,6 +88,15 @@ def test_what_has_threads_is_not_forked(server_of: Callable[..., ForkServer], tm
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert not run(tmp_path / "1", server)
+
+
+def test_what_an_ingest_needs_is_loaded_without_threads(
+    server_of: Callable[..., ForkServer], tmp_path: Path
+) -> None:
+    warm = [module for group in (READING, EMBEDDING) for module in (*group.libraries, *group.steps)]
+    server = server_of(*warm, "toy_step")
+    until_ready(server, seconds=300)
+    assert run(tmp_path / "1", server)
 
 
 def test_each_has_a_chance_of_its_own(server_of: Callable[..., ForkServer], tmp_path: Path) -> None:

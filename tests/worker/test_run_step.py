@@ -83,6 +83,7 @@ class Started:
 def until_ready(server: ForkServer, *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not server.ready:
+        assert not server.unusable
         assert time.monotonic() < deadline, "the fork server does not become ready"
         time.sleep(0.02)
 

@@ -29,6 +29,8 @@ WINDOWS_AT_ONCE = 2
 def warm_up() -> None:
     """Load what each process of this step would else load for itself; what cannot be, it will tell of."""
     warm_default_tokenizer()
+    with EmbeddingServer("http://127.0.0.1"):
+        pass  # httpx imports what it sends by when the first client is made
     with contextlib.suppress(Unavailable):
         LocalEmbedder.preload()
 

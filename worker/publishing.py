@@ -18,6 +18,8 @@ from db.states import JobKind
 
 # Kinds of job that leave a whole model, and the step that does.
 MADE_WHOLE = {JobKind.PULL: "pull", JobKind.QUANTIZE: "quantize"}
+# Kinds of job that are estimated: by which step, and the one that takes the memory.
+ESTIMATED = {JobKind.FINE_TUNE: ("prepare", "train"), JobKind.QUANTIZE: ("quantize", "quantize")}
 # What is kept of weights that are stored quantised.
 OF_QUANTIZED = ("stored", "quantized_from", "calibration", "bytes", "bytes_before")
 
@@ -75,15 +77,17 @@ def publish_version(session: Session, job: Job, steps: Sequence[Step]) -> dict[s
         "quantizations": [file["quantization"] for file in published["files"]],
         "backend": published["files"][0]["backend"] if published["files"] else None,
         "context_length": published.get("context_length"),
-        **(compared(session, job, by_name) if job.kind == JobKind.FINE_TUNE else {}),
+        **compared(session, job, by_name),
         **{name: version.details[name] for name in ("stored", "measured") if version.details.get(name)},
     }
 
 
 def compared(session: Session, job: Job, steps: dict[str, Step]) -> dict[str, Any]:
-    """What the fine-tune was estimated to take beside what it took, told and for the job's result."""
-    told = (steps["prepare"].result or {}).get("estimate")
-    peak = (steps["train"].result or {}).get("peak_memory_bytes")
+    """What the job was estimated to take beside what it took, told and for its result."""
+    if job.kind not in ESTIMATED:
+        return {}
+    estimating, main = (steps[name].result or {} for name in ESTIMATED[JobKind(job.kind)])
+    told, peak = estimating.get("estimate"), main.get("peak_memory_bytes")
     if not told or not peak:
         return {}
     foretold, seconds = told["foretold"], runtime_seconds(session, job.id)

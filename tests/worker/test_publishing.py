@@ -1,11 +1,12 @@
-"""From what a pull's steps returned to a model's version."""
+"""From what a job's steps returned to a model's version."""
 
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db.models import ModelVersion
+from db.models import Event, ModelVersion
 from db.queries.jobs import create_job
 from db.queries.models import resolve
 from db.states import JobKind
@@ -44,3 +45,24 @@ class TestPull:
         assert version.details["source"] == {"revision": "abc"}
         assert version.weights == (f"jobs/{version.job_id}/pull/1/model" if folder else None)
         assert version.files[0].verification == {"quantization": "Q8_0", "answers": 1}
+
+
+class TestQuantize:
+    def test_tells_what_it_was_estimated_to_take_beside_what_it_took(self, session: Session) -> None:
+        params = {"base_model": "tiny", "name": "smaller"}
+        job = create_job(session, project_id="default", kind=JobKind.QUANTIZE, params=params)
+        session.flush()
+        foretold = {"seconds": 10.0, "peak_bytes": 100}
+        results: dict[str, Any] = {
+            "quantize": {"folder": "model", "estimate": {"foretold": foretold}, "peak_memory_bytes": 150},
+            "verify": {"files": [], "measured": {"kl": 0.01}},
+            "publish": {"model": "smaller", "files": [], "context_length": 256},
+        }
+        for step in job.steps:
+            step.result, step.succeeded_attempt = results[step.name], 1
+        session.flush()
+        told = publish_version(session, job, job.steps)["estimate"]
+        assert (told["peak_memory_bytes"], told["took_peak_memory_bytes"]) == (100, 150)
+        assert (told["seconds"], told["took_seconds"]) == (10.0, 0.0)
+        said = session.scalars(select(Event.message).where(Event.job_id == job.id))
+        assert any("1.50 times" in message for message in said)

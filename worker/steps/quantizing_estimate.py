@@ -108,8 +108,8 @@ def _refusal(need: Need, changes: list[dict[str, Any]], disk: dict[str, Any]) ->
 
 def _disk(step: Step, params: QuantizeParams, shape: ModelShape, *, downloaded: bool) -> dict[str, Any]:
     made = quantized_size(shape, bits=params.bits, group_size=params.group_size)
-    # Layers that are done lie beside what is written of them.
-    parts = {"layers": made, "model": made}
+    # Layers that are not being worked on lie beside what is written of them.
+    parts = {"layers": HALF * shape.linear_parameters, "model": made}
     return disk_of(step, parts, {"base": 0 if downloaded else HALF * shape.parameters})
 
 
@@ -125,7 +125,7 @@ def _how(need: Need, jobs: int, *, known: bool) -> dict[str, str]:
         "data": "the rows that are taken, as tokens.",
         "memory": f"the model in 16 bits, and in {place} one layer, its tokens, their Hessians, and the "
         f"matrix that is rounded{by_jobs}.{unknown}",
-        "disk": "the model, and its layers while they are made.",
+        "disk": "the model, and the base's layers while they are not worked on.",
         "time": f"{time}.",
     }
 

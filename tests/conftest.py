@@ -44,6 +44,11 @@ LONGEST_FIRST = (
     "tests/worker/steps/test_pull.py",
     "tests/worker/test_pushing.py",
     "tests/worker/test_documents.py",
+    "tests/worker/test_serve.py",
+    "tests/api/test_vector_stores.py",
+    "tests/worker/test_pausing.py",
+    "tests/worker/test_clearing.py",
+    "tests/serving/backends/test_ollama_server.py",
 )
 
 # A developer's own settings must not reach the tests.

@@ -1,6 +1,7 @@
 """A direct run of a step, and one very small model that all tests of the steps share."""
 
 import gc
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 import pytest
 
 from db.kinds import PARAMS
-from tests.worker.steps.export_fixtures import Exported, TrainedModels, shared_export, shared_models
+from tests.worker.steps.export_fixtures import (
+    Exported,
+    TrainedModels,
+    made_once,
+    shared_export,
+    shared_models,
+)
 from worker.step import BaseWeights, FileInput, Message, Step, StepInput, StepSettings
 
 TEXT = (
@@ -157,12 +164,20 @@ def potters_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def micro_pretrain(tmp_path_factory: pytest.TempPathFactory, potters_text: Path) -> Ran:
-    """A pretrain of a few steps, for real."""
-    from worker.steps import pretrain
+    """A pretrain of a few steps, for real, once for all of a session's processes."""
 
-    runner = StepRunner(tmp_path_factory.mktemp("micro"))
-    params = {"name": "micro", "training_file": "file-1", "sample_every": 4, **MICRO}
-    return runner.run(pretrain.run, "pretrain", "train", params=params, files={"file-1": potters_text})
+    def make(folder: Path) -> None:
+        from worker.steps import pretrain
+
+        params = {"name": "micro", "training_file": "file-1", "sample_every": 4, **MICRO}
+        ran = StepRunner(folder).run(
+            pretrain.run, "pretrain", "train", params=params, files={"file-1": potters_text}
+        )
+        made = {"folder": str(ran.folder), "result": ran.result, "said": ran.said}
+        (folder / "ran.json").write_text(json.dumps(made))
+
+    made = json.loads((made_once(tmp_path_factory.getbasetemp(), "micro", make) / "ran.json").read_text())
+    return Ran(Path(made["folder"]), made["result"], made["said"])
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,13 @@ def shared_verified(root: Path) -> dict[str, Path]:
     return {**shared_export(root).folders, "verify": folder / "verify"}
 
 
+def shared_verification(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What verify found of that job, and said; the base's files are in the session's cache after it."""
+    shared_verified(root)
+    made = json.loads((session_root(root) / "verified" / "verified.json").read_text())
+    return made["result"], made["said"]
+
+
 def _folders(root: Path, *names: str) -> dict[str, Path]:
     return {name: root / name for name in names}
 
@@ -128,7 +135,7 @@ def _verify(folder: Path, root: Path) -> None:
     from worker.steps import verify
 
     exported = shared_export(root)
-    step, _ = recording_step(
+    step, said = recording_step(
         make_input(
             folder / "verify",
             step_settings(folder.parent / "served"),
@@ -139,7 +146,8 @@ def _verify(folder: Path, root: Path) -> None:
             results={"export": exported.result},
         )
     )
-    verify.run(step)
+    made = {"result": verify.run(step), "said": said}
+    (folder / "verified.json").write_text(json.dumps(made, default=str))
 
 
 def make_models(folder: Path) -> None:

@@ -157,6 +157,7 @@ def main() -> None:
                 say({"case": case.name, **compare(case, FOLDER / case.name, lean)})
         told, _ = lean.communicate()
         say({"case": "lean", **json.loads(told)})
+        say({"case": "foreign-code", **load_foreign_tokenizer(FOLDER / "foreign")})
 
 
 @contextmanager
@@ -285,6 +286,21 @@ def adapter_alone(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
             "alpha": None if alpha is None else float(alpha.contents()),
         }
     }
+
+
+def load_foreign_tokenizer(folder: Path) -> dict[str, Any]:
+    """What comes of a tokenizer that names code of its own, loaded as the converter loads some."""
+    shutil.copytree(FOLDER / "bpe", folder)
+    ran = folder / "ran"
+    (folder / "foreign.py").write_text(
+        "from pathlib import Path\nfrom transformers import PreTrainedTokenizerFast\n"
+        f"Path({str(ran)!r}).touch()\nclass Foreign(PreTrainedTokenizerFast): pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": [None, "foreign.Foreign"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    return {"loaded": type(loaded).__name__, "ran": ran.exists()}
 
 
 def make_tokenizers(folder: Path) -> None:

@@ -78,6 +78,13 @@ class TestAgainstThreeSteps:
         assert said["shapes_known"] == [False, True]
 
 
+def test_the_converter_runs_no_code_that_a_model_names(compared: dict[str, Any]) -> None:
+    """Theirs loads the tokenizers of some families with trust_remote_code."""
+    said = compared["foreign-code"]
+    assert said["loaded"] != "Foreign"
+    assert not said["ran"]
+
+
 class TestProgram:
     def test_killed_on_the_way_leaves_nothing(self, tmp_path: Path) -> None:
         make_large_model(tmp_path / "base")

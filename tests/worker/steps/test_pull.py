@@ -182,34 +182,31 @@ class TestPromptFormat:
         model = ollama.models[published["default"]["backend_name"]]
         assert model.parameters["stop"] == ["<|end|>", "</s>", "USER:"]
 
-    def test_safetensors_without_one_get_it_before_they_are_converted(
+
+class TestSafetensors:
+    def test_a_zipped_folder_gets_a_template_is_converted_and_can_be_a_base(
         self, tmp_path: Path, micro_model: Path
     ) -> None:
         files: dict[str, Path | bytes] = {
-            path.name: path for path in micro_model.iterdir() if path.is_file() and path.suffix != ".jinja"
+            f"micro/{path.name}": path
+            for path in micro_model.iterdir()
+            if path.is_file() and path.suffix != ".jinja"
         }
         config = json.loads((micro_model / "tokenizer_config.json").read_bytes())
         config.pop("chat_template", None)
-        archive = zipped(tmp_path / "m.zip", {**files, "tokenizer_config.json": json.dumps(config).encode()})
-        pulling = Pulling(tmp_path / "job", {"file": FILE}, upload=archive, prompt_format="llama3")
-        result = pulling.run(pull, "pull")
-        path = tmp_path / "job" / "pull" / result["files"][0]["path"]
-        assert read_header(path, "it").chat_template == FORMATS["llama3"].template()
-
-
-class TestSafetensors:
-    def test_a_zipped_folder_is_converted_and_can_be_a_base(self, tmp_path: Path, micro_model: Path) -> None:
-        files: dict[str, Path | bytes] = {
-            f"micro/{path.name}": path for path in micro_model.iterdir() if path.is_file()
+        files |= {
+            "micro/tokenizer_config.json": json.dumps(config).encode(),
+            "micro/modeling_micro.py": b"import os",
+            "micro/old.bin": b"x",
         }
-        archive = zipped(
-            tmp_path / "micro.zip", {**files, "micro/modeling_micro.py": b"import os", "micro/old.bin": b"x"}
-        )
-        pulling = Pulling(tmp_path / "job", {"file": FILE}, upload=archive)
+        archive = zipped(tmp_path / "micro.zip", files)
+        pulling = Pulling(tmp_path / "job", {"file": FILE}, upload=archive, prompt_format="llama3")
         result = pulling.run(pull, "pull")
         folder = tmp_path / "job" / "pull"
         assert result["files"][0]["quantization"] == "F16"
-        assert read_header(folder / result["files"][0]["path"], "it").architecture == "llama"
+        header = read_header(folder / result["files"][0]["path"], "it")
+        assert header.architecture == "llama"
+        assert header.chat_template == FORMATS["llama3"].template()
         assert (folder / result["folder"] / "config.json").is_file()
         assert not (folder / "unpacked").exists()
         assert "modeling_micro.py" in pulling.events("warn")

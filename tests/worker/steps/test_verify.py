@@ -16,6 +16,8 @@ from tests.worker.steps.export_fixtures import (
     chat_rows,
     make_input,
     recording_step,
+    session_root,
+    shared_verification,
     step_settings,
     write_rows,
 )
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
+    return session_root(tmp_path_factory.getbasetemp())
 
 
 def run_verify(
@@ -51,11 +53,9 @@ def run_verify(
 
 
 @pytest.fixture(scope="module")
-def sound(
-    tmp_path_factory: pytest.TempPathFactory, root: Path, exported: Exported, models: TrainedModels
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What verify found of the fine-tune as it is, and said; the base's files are in the cache after it."""
-    return run_verify(tmp_path_factory.mktemp("sound") / "verify", root, exported, models)
+    return shared_verification(tmp_path_factory.getbasetemp())
 
 
 class TestVerify:

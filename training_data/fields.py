@@ -57,8 +57,8 @@ class Fields:
         return self.text(key) if self.has(key) and str(self.value(key)).strip() else ""
 
     def turns(self, key: str, role: str) -> Chat:
-        """A text as one turn of that role, or a list of messages."""
-        if isinstance(self.value(key), list | dict):
+        """A text as one turn of that role, or a list of messages, which a CSV holds as JSON."""
+        if isinstance(self.value(key), list | dict) or _writes_turns(self.value(key)):
             return self.messages(key)
         return [{"role": role, "content": self.text(key)}]
 
@@ -70,6 +70,8 @@ class Fields:
         if isinstance(value, dict) and isinstance(value.get("messages"), list):  # OpenAI's input of a pair
             self.read_over(key, (name for name in value if name != "messages"))
             value = value["messages"]
+        if isinstance(value, dict) and not self.is_whole(key) and not value.keys().isdisjoint(ROLE_KEYS):
+            value = [value]  # a turn of its own
         if not isinstance(value, list) or not value:
             raise self.refuse(f"{self.name(key)} is not a list with turns.")
         for message in value:
@@ -100,6 +102,23 @@ class Fields:
         said = self.optional("system")
         return [{"role": "system", "content": said}] if said else []
 
+    def instruction(self) -> Chat:
+        """LLaMA-Factory's keys: what the instruction is about follows it, and earlier turns come before."""
+        turns: Chat = []
+        history = self.value("history") if self.has("history") else []
+        if not isinstance(history, list):
+            raise self.refuse("history is no list of pairs of a question and its answer.")
+        for i, pair in enumerate(history, start=1):
+            if not isinstance(pair, list) or len(pair) != 2 or any(text_problem(each) for each in pair):
+                raise self.refuse(f"history, turn {i}, is no pair of a question and its answer.")
+            turns += [
+                {"role": role, "content": said}
+                for role, said in zip(("user", "assistant"), pair, strict=True)
+            ]
+        about = self.optional("input")
+        said = self.text("instruction") + (f"\n\n{about}" if about else "")
+        return [*turns, {"role": "user", "content": said}]
+
     def conversation(self, turns: Chat) -> Row:
         """A row of turns that end with an answer."""
         turns = self.without_blank_system(turns)
@@ -128,3 +147,14 @@ class Fields:
 
     def row(self, turns: Chat, **kept: Any) -> Row:
         return Row(0, turns, place=self.place, **kept)
+
+
+def _writes_turns(value: Any) -> bool:
+    """Whether a cell holds a list of messages as JSON, which would be learnt as if somebody had said it."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return False
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(turn, dict) and not turn.keys().isdisjoint(ROLE_KEYS) for turn in read)

@@ -1,8 +1,10 @@
-"""Preferences: of two answers the better one (OpenAI's form and TRL's), or whether one answer is good (KTO).
+"""Preferences: of two answers the better one, or whether one answer is good (KTO); in OpenAI's form, TRL's
+and LLaMA-Factory's.
 
 Texts or lists of messages. An answer is one assistant's turn, which is all that is compared.
 """
 
+from db.errors import InvalidInput
 from training_data.chat_templates import WEIGHT, Chat
 from training_data.fields import Fields
 from training_data.rows import Row
@@ -11,12 +13,26 @@ TRUE, FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 
 
 def read_openai_pair(fields: Fields) -> Row:
-    return _pair(fields, "input", "preferred_output", "non_preferred_output")
+    return _pair(fields, _unweighted(fields, "input", "user"), "preferred_output", "non_preferred_output")
 
 
 def read_pair(fields: Fields) -> Row:
     """TRL's form; without a prompt, both answers have the whole conversation before them."""
-    return _pair(fields, "prompt" if fields.has("prompt") else None, "chosen", "rejected")
+    before = _unweighted(fields, "prompt", "user") if fields.has("prompt") else None
+    return _pair(fields, before, "chosen", "rejected")
+
+
+def read_alpaca_pair(fields: Fields) -> Row:
+    """LLaMA-Factory's form: both answers follow an instruction."""
+    return _pair(fields, fields.instruction(), "chosen", "rejected")
+
+
+def read_sharegpt_pair(fields: Fields) -> Row:
+    """LLaMA-Factory's other form: both answers follow a conversation."""
+    before = fields.messages("conversations")
+    if any(WEIGHT in turn for turn in before):
+        raise _weighed(fields, "conversations")
+    return _pair(fields, before, "chosen", "rejected")
 
 
 def read_judged(fields: Fields) -> Row:
@@ -31,10 +47,10 @@ def read_judged(fields: Fields) -> Row:
     return fields.row([*before, *answer], label=said in TRUE)
 
 
-def _pair(fields: Fields, prompt: str | None, chosen: str, rejected: str) -> Row:
+def _pair(fields: Fields, prompt: Chat | None, chosen: str, rejected: str) -> Row:
     better = _unweighted(fields, chosen, "assistant")
     worse = _unweighted(fields, rejected, "assistant")
-    before = better[:-1] if prompt is None else _unweighted(fields, prompt, "user")
+    before = better[:-1] if prompt is None else prompt
     if prompt is None and before != worse[:-1]:
         raise fields.refuse(
             "without a prompt, chosen and rejected must be the same conversation up to the last message."
@@ -57,8 +73,12 @@ def _unweighted(fields: Fields, key: str, role: str) -> Chat:
     if isinstance(given, list) and any(
         isinstance(each, dict) and each.get(WEIGHT) is not None for each in given
     ):
-        raise fields.refuse(
-            f"{fields.name(key)}: a weight means nothing here, where only the last answers are compared. "
-            "Leave it out."
-        )
+        raise _weighed(fields, key)
     return turns
+
+
+def _weighed(fields: Fields, key: str) -> InvalidInput:
+    return fields.refuse(
+        f"{fields.name(key)}: a weight means nothing here, where only the last answers are compared. "
+        "Leave it out."
+    )

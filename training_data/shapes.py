@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from training_data.fields import Fields
-from training_data.messages import text_problem
-from training_data.preferences import read_judged, read_openai_pair, read_pair
+from training_data.preferences import (
+    read_alpaca_pair,
+    read_judged,
+    read_openai_pair,
+    read_pair,
+    read_sharegpt_pair,
+)
 from training_data.rows import Row
 
 Teaches = Literal["answers", "pairs", "judgements", "text", "prompts"]
@@ -69,24 +74,8 @@ def _pair_of(question: str, answer: str) -> Callable[[Fields], Row]:
 
 
 def _alpaca(fields: Fields) -> Row:
-    """LLaMA-Factory's keys: what the instruction is about follows it, and earlier turns come before."""
-    turns = fields.system()
-    history = fields.value("history") if fields.has("history") else []
-    if not isinstance(history, list):
-        raise fields.refuse("history is no list of pairs of a question and its answer.")
-    for i, pair in enumerate(history, start=1):
-        if not isinstance(pair, list) or len(pair) != 2 or any(text_problem(each) for each in pair):
-            raise fields.refuse(f"history, turn {i}, is no pair of a question and its answer.")
-        turns += [
-            {"role": role, "content": said} for role, said in zip(("user", "assistant"), pair, strict=True)
-        ]
-    about = fields.optional("input")
-    said = fields.text("instruction") + (f"\n\n{about}" if about else "")
-    turns += [
-        {"role": "user", "content": said},
-        {"role": "assistant", "content": fields.text("output")},
-    ]
-    return fields.conversation(turns)
+    answer = {"role": "assistant", "content": fields.text("output")}
+    return fields.conversation([*fields.system(), *fields.instruction(), answer])
 
 
 def _conversation(key: str) -> Callable[[Fields], Row]:
@@ -119,6 +108,15 @@ def _prompt(fields: Fields) -> Row:
 SHAPES = (
     Shape(
         "openai_preference", ("input", "preferred_output", "non_preferred_output"), "pairs", read_openai_pair
+    ),
+    Shape(
+        "alpaca_preference",
+        ("instruction", "input?", "chosen", "rejected", "system?", "history?"),
+        "pairs",
+        read_alpaca_pair,
+    ),
+    Shape(
+        "sharegpt_preference", ("conversations", "chosen", "rejected", "system?"), "pairs", read_sharegpt_pair
     ),
     Shape("preference", ("prompt?", "chosen", "rejected", "system?"), "pairs", read_pair),
     Shape("kto", ("prompt", "completion", "label", "system?"), "judgements", read_judged),

@@ -11,7 +11,7 @@ from db.params.values import Auto, FileId, Fold, OperatorsName, Params
 # The shapes of rows, and the keys that their columns go by; what they are stands in training_data/shapes.py.
 Format = Literal[
     "messages", "sharegpt", "alpaca", "question_answer", "input_output", "prompt_completion",
-    "preference", "openai_preference", "kto", "text", "prompt",
+    "preference", "alpaca_preference", "sharegpt_preference", "openai_preference", "kto", "text", "prompt",
 ]  # fmt: skip
 ColumnKey = Literal[
     "messages", "conversations", "instruction", "input", "output", "history", "question", "answer", "prompt",

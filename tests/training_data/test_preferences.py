@@ -1,5 +1,6 @@
 """Preference pairs in OpenAI's form and in TRL's: read, and refused by line."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,25 @@ class TestForms:
             {"prompt": [USER], "chosen": [SHE], "rejected": [HE]},
             {"prompt": "Who?", "chosen": [USER, SHE], "rejected": [USER, HE]},
             {"chosen": [USER, SHE], "rejected": [USER, HE]},
+            {"instruction": "Who?", "input": "", "chosen": "She.", "rejected": "He."},
+            {
+                "conversations": [{"from": "human", "value": "Who?"}],
+                "chosen": {"from": "gpt", "value": "She."},
+                "rejected": {"from": "gpt", "value": "He."},
+            },
         ],
     )
     def test_become_a_conversation_and_the_other_answer(self, file: Path, record: Any) -> None:
         assert read(file, record) == [Row(1, MESSAGES, "He.")]
+
+    def test_a_csv_whose_cells_are_messages(self, tmp_path: Path) -> None:
+        """As datasets write them; they must not be learnt as if somebody had said so."""
+        path = tmp_path / "pairs.csv"
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(
+                [["chosen", "rejected"], [json.dumps([USER, SHE]), json.dumps([USER, HE])]]
+            )
+        assert list(RowReader(detect_format(path, path.name))) == [Row(2, MESSAGES, "He.")]
 
     def test_a_csv(self, tmp_path: Path) -> None:
         path = tmp_path / "pairs.csv"

@@ -36,6 +36,14 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Row]] = {
     ),
     "prompt_completion": ({"prompt": "Who?", "completion": "She."}, Row(1, [USER, SHE])),
     "preference": ({"prompt": "Who?", "chosen": "She.", "rejected": "He."}, Row(1, [USER, SHE], "He.")),
+    "alpaca_preference": (
+        {"instruction": "Who?", "input": "Of the two.", "chosen": "She.", "rejected": "He."},
+        Row(1, [{"role": "user", "content": "Who?\n\nOf the two."}, SHE], "He."),
+    ),
+    "sharegpt_preference": (
+        {"conversations": SHAREGPT[:1], "chosen": "She.", "rejected": "He.", "system": "Be brief."},
+        Row(1, [BRIEF, USER, SHE], "He."),
+    ),
     "openai_preference": (
         {"input": "Who?", "preferred_output": "She.", "non_preferred_output": "He."},
         Row(1, [USER, SHE], "He."),

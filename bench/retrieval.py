@@ -4,16 +4,19 @@
 Some 260 questions about 64 real texts (`retrieval_texts`), half of them for tuning, half held out, by text.
 The texts are read, cut, embedded by a llama-server and loaded into a Postgres by the product's own functions,
 and searched by its own search. Each figure has its interval; a missed goal is exit status 1.
+Multi-query searches with rewrites of the project's engineers', written from the questions alone, or with
+those of a model of yours; and with nonsense, to see what a bad rewriter costs.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from bench.retrieval_report import report
 from bench.retrieval_scores import DEPTH, MEASURES, Outcome, interval, mean
 from bench.retrieval_servers import ModelServers
 from bench.retrieval_texts import SourceText, find_texts
-from bench.retrieval_variants import variants_of
+from bench.retrieval_variants import load_rewrites, nonsense_for, variants_of
 from bench.stack import Stack
 from db.models import Collection
 from db.session import make_engine
@@ -35,16 +38,23 @@ from retrieval.chunking import Chunking
 from retrieval.content import Content
 from retrieval.language import detect
 from retrieval.search import Found, Query, Ranking, Weights, search
+from retrieval.variants import like_the_question
 
 QUICK_BYTES = 12_000
 MULTI_QUERY = "hybrid + multi-query"
+NONSENSE = "with nonsense"
+UNGUARDED = " unguarded"  # every variant is searched with, all together counting as the question does
 MODES = {
     "vector": Ranking(weights=Weights(words=0.0)),
     "full text": Ranking(weights=Weights(vector=0.0)),
     "hybrid": Ranking(),
     "hybrid + MMR (0.2)": Ranking(diversity=0.2),
     MULTI_QUERY: Ranking(),
+    MULTI_QUERY + UNGUARDED: Ranking(),
+    NONSENSE: Ranking(),
+    NONSENSE + UNGUARDED: Ranking(),
 }
+Variants = dict[str, dict[str, list[str]]]  # of a mode, of a question
 GOAL_MEASURES = ("recall@5", "MRR@10")
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 
@@ -168,7 +178,7 @@ class Searches:
     """The product's search in the loaded collection, in each of the modes."""
 
     def __init__(
-        self, session: Session, collection: Collection, embedder: Embedder, variants: dict[str, list[str]]
+        self, session: Session, collection: Collection, embedder: Embedder, variants: Variants
     ) -> None:
         self._session = session
         self._collection = collection
@@ -176,21 +186,24 @@ class Searches:
         self._variants = variants
 
     def ask(self, question: Question, mode: str) -> Found:
-        texts = [question.question]
-        if mode == MULTI_QUERY:
-            texts += self._variants[question.question]
-        # As `find` weighs them: all variants count no more than the question.
-        less = min(1.0, 1 / max(1, len(texts) - 1))
-        weights = [1.0] + [less] * (len(texts) - 1)
-        vectors = self._embedder.query_vectors(texts)
+        asked = self._queries([question.question])
+        variants = self._variants.get(mode.removesuffix(UNGUARDED), {}).get(question.question, [])
+        queries = self._queries(variants)
+        if mode.endswith(UNGUARDED):
+            kept = [replace(query, weight=1 / len(queries)) for query in queries]
+        else:
+            kept, _ = like_the_question(asked, queries)
         return search(
             self._session,
             project_id=self._collection.project_id,
             collections=[self._collection],
-            queries=[Query(*each) for each in zip(texts, vectors, weights, strict=True)],
+            queries=[*asked, *kept],
             limit=DEPTH,
             ranking=MODES[mode],
         )
+
+    def _queries(self, texts: Sequence[str]) -> list[Query]:
+        return [Query(*each) for each in zip(texts, self._embedder.query_vectors(texts), strict=True)]
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -216,9 +229,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         embedding_seconds = time.monotonic() - started
         asked = [question.question for question in questions]
         chat = arguments.rewrite_with and servers.chat(arguments.rewrite_with)
-        variants = variants_of(chat, asked) if chat else {}
+        rewrites = load_rewrites()
+        variants = {
+            MULTI_QUERY: variants_of(chat, asked) if chat else rewrites,
+            NONSENSE: nonsense_for(questions, rewrites, arguments.seed),
+        }
         # All of them before the database is asked: it ends a transaction that waits.
-        embedder.vectors([*asked, *(text for written in variants.values() for text in written)])
+        written = [of_mode[question] for of_mode in variants.values() for question in asked]
+        embedder.vectors([*asked, *itertools.chain(*written)])
         engine = make_engine(url)
         ending.callback(engine.dispose)
         with Session(engine, expire_on_commit=False) as session:
@@ -227,8 +245,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             session.execute(text("ANALYZE"))
             session.commit()
             searches = Searches(session, collection, embedder, variants)
-            modes = [mode for mode in MODES if mode != MULTI_QUERY or variants]
-            halves = measure(searches.ask, modes, labelled, questions, arguments.seed)
+            halves = measure(searches.ask, list(MODES), labelled, questions, arguments.seed)
     return {
         "texts": len(texts),
         "characters": sum(len(content.text) for content in contents.values()),
@@ -236,7 +253,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "chunk_tokens": Chunking().max_tokens,
         "embedding_model": f"{embedder.model.name} ({embedder.model.revision})",
         "embedding_seconds": round(embedding_seconds, 1),
-        "rewritten": sum(map(bool, variants.values())) if variants else None,
+        "rewritten_by": arguments.rewrite_with.name if chat else "the project's engineers",
+        "rewritten": sum(bool(variants[MULTI_QUERY][question]) for question in asked),
         "missing_texts": missing,
         "other_versions": [each.name for each in texts if not each.is_the_labelled_one],
         "left_out": left_out,
@@ -249,7 +267,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the short texts, and their questions")
     parser.add_argument(
-        "--rewrite-with", type=Path, metavar="GGUF", help="a chat model that writes variants for multi-query"
+        "--rewrite-with",
+        type=Path,
+        metavar="GGUF",
+        help="a chat model that writes variants for multi-query, in place of the engineers' rewrites",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")

@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.retrieval_scores import MEASURES
 
-NAME, CELL = 24, 22
+NAME, CELL = 32, 22
 
 
 def report(result: dict[str, Any]) -> str:
@@ -20,8 +20,7 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield from (f"not on this machine: {name}" for name in result["missing_texts"])
     yield from (f"another version than was labelled: {name}" for name in result["other_versions"])
     yield from (f"left out: {what}" for what in result["left_out"])
-    if result["rewritten"] is not None:
-        yield f"the chat model wrote variants of {result['rewritten']} questions"
+    yield f"{result['rewritten']} questions in other words by {result['rewritten_by']}"
     for half, told in result["halves"].items():
         yield f"\n{half}: {told['questions']} questions"
         yield from _modes(told["modes"])

@@ -4,8 +4,13 @@ Searched together with the question, they find passages whose authors chose othe
 """
 
 import json
+import math
+import operator
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+
+from retrieval.search import Query
 
 VARIANTS_MAX = 4
 LONGEST_CHARACTERS = 400
@@ -22,6 +27,10 @@ LEADING = re.compile(
 )
 TRAILING = "\"'“”»`*_, "
 FENCE = re.compile(r"^```\w*$", re.MULTILINE)
+# A variant whose cosine to the question is lower asks something else, and what the variants count together is
+# what so many may. Both chosen on a tuning half: docs/experiments.md.
+LEAST_LIKENESS = 0.2
+COUNTED_IN_FULL = 3
 
 
 def prompt_for(questions: Sequence[str]) -> str:
@@ -51,6 +60,32 @@ def variants_in(answer: str, questions: Sequence[str], *, cut_off: bool = False)
         known.add(_key(variant))
         found.append(variant)
     return found[:VARIANTS_MAX]
+
+
+def like_the_question(
+    questions: Sequence[Query], variants: Sequence[Query]
+) -> tuple[list[Query], list[float]]:
+    """What of a rewriter's variants is worth a search: a wrong one hides what the question finds.
+
+    Args:
+        questions: all ask the same; a variant is as like them as it is like the nearest.
+    Returns:
+        the variants that mean what was asked, each with its cosine as its weight or, of many, a share of it;
+        and the cosines of those that do not.
+    """
+    cosines = [max(_cosine(variant.vector, asked.vector) for asked in questions) for variant in variants]
+    share = min(1.0, COUNTED_IN_FULL / max(1, len(variants)))
+    kept = [
+        replace(variant, weight=share * cosine)
+        for variant, cosine in zip(variants, cosines, strict=True)
+        if cosine >= LEAST_LIKENESS
+    ]
+    return kept, [cosine for cosine in cosines if cosine < LEAST_LIKENESS]
+
+
+def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
+    lengths = math.hypot(*left) * math.hypot(*right)
+    return sum(map(operator.mul, left, right)) / lengths if lengths else 0.0
 
 
 def _json_list(text: str) -> list[str] | None:

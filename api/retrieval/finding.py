@@ -21,6 +21,7 @@ from db.queries.documents import count_by_status
 from db.states import DocumentStatus
 from retrieval.diversity import diversify
 from retrieval.search import Found, Query, Ranking, search
+from retrieval.variants import LEAST_LIKENESS, like_the_question
 from serving.embeddings import EmbeddingModel, embed_queries
 
 
@@ -67,7 +68,7 @@ async def find(
             queries = await _embedded(services, texts, model)
         # Only what can be searched for is worth a chat model's time.
         if rewrite_with is not None:
-            queries += await _rewritten(services, found, model, rewrite_with)
+            queries += await _rewritten(services, found, queries, model, rewrite_with)
 
     def compare(ranking: Ranking, limit: int) -> Awaitable[None]:
         return services.run_reading(
@@ -116,27 +117,34 @@ def _compare(
 
 
 async def _rewritten(
-    services: Services, found: Found, model: EmbeddingModel, rewrite_with: str
+    services: Services, found: Found, asked: Sequence[Query], model: EmbeddingModel, rewrite_with: str
 ) -> list[Query]:
-    """The question in other words, too; none, if no model helps, or the embedding server refuses them."""
+    """The question in other words, too, as far as they mean the same; none, if no model helps, or the
+    embedding server refuses them."""
     try:
         with found.timed("rewrite"):
             variants = await rewrite(services, found.queries, rewrite_with)
     except Unavailable as error:
         found.notices.append(f"The question was searched for as it is. {error.message}")
         return []
-    # However many variants there are, together they count no more than what was asked.
-    weight = min(1.0, len(found.queries) / len(variants))
     try:
         with found.timed("embedding"):
-            queries = await _embedded(services, variants, model, weight)
+            queries = await _embedded(services, variants, model)
     except InvalidInput as error:
         found.notices.append(
             f"The question was searched for as it is, and not in other words. {error.message}"
         )
         return []
-    found.queries += variants
-    return queries
+    kept, dropped = like_the_question(asked, queries)
+    if dropped:
+        found.used.append("rewrites_dropped")
+        cosines = ", ".join(f"{cosine:.2f}" for cosine in dropped)
+        found.notices.append(
+            f"{len(dropped)} of {len(variants)} rewritings were not searched for: they do not mean what was "
+            f"asked (cosine {cosines}; at least {LEAST_LIKENESS})."
+        )
+    found.queries += [query.text for query in kept]
+    return kept
 
 
 async def _rerank(services: Services, found: Found, texts: Sequence[str], *, demanded: bool) -> None:
@@ -188,9 +196,7 @@ def _named(model: EmbeddingModel) -> str:
     return f"{model.name} ({model.revision})" if model.revision else model.name
 
 
-async def _embedded(
-    services: Services, texts: Sequence[str], model: EmbeddingModel, weight: float = 1.0
-) -> list[Query]:
+async def _embedded(services: Services, texts: Sequence[str], model: EmbeddingModel) -> list[Query]:
     """The texts with their vectors."""
     settings = services.settings
     try:
@@ -209,7 +215,7 @@ async def _embedded(
             code="embedding_model_changed",
         )
     return [
-        Query(text, list(struct.unpack(f"<{len(vector) // 4}f", vector)), weight)
+        Query(text, list(struct.unpack(f"<{len(vector) // 4}f", vector)))
         for text, vector in zip(texts, vectors, strict=True)
     ]
 

@@ -296,7 +296,9 @@ class Passage(BaseModel):
 
 class SearchOut(BaseModel):
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
-    search_query: list[str] = Field(description="What was searched for: the query, and its rewritings.")
+    search_query: list[str] = Field(
+        description="What was searched for: the query, and its rewritings that mean the same."
+    )
     data: list[Passage]
     has_more: Literal[False] = False
     next_page: None = None
@@ -306,4 +308,4 @@ class SearchOut(BaseModel):
         examples=[["embedding", "vector_exact", "full_text", "rrf"]],
     )
     seconds: dict[str, float] = Field(description="How long each of it took.")
-    notices: list[str] = Field(description="What was asked for and could not be done.")
+    notices: list[str] = Field(description="What was asked for and could not be done, or was left out.")

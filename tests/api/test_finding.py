@@ -215,14 +215,33 @@ class TestRewriting:
         [notice] = found.notices
         assert "as it is" in notice
 
-    def test_what_was_asked_counts_as_much_as_all_its_rewritings(
+    def test_what_was_asked_counts_more_than_what_is_little_like_it(
         self, look: Find, fill: Fill, publish: Publish, rewritings: Callable[[str], None]
     ) -> None:
         publish("rewrites-much")
-        rewritings("beta one\nbeta two\nbeta three\nbeta four")
-        found = look([fill("alpha", ["beta", "alpha"])], ["alpha"], rewrite_with="rewrites-much")
-        assert len(found.queries) == 5
+        rewritings("beta of one")
+        found = look([fill("alpha", ["beta", "alpha"])], ["of alpha"], rewrite_with="rewrites-much")
+        assert found.queries == ["of alpha", "beta of one"]
         assert texts_of(found) == ["alpha", "beta"]
+
+    def test_what_means_something_else_is_not_searched_for(
+        self, look: Find, fill: Fill, publish: Publish, rewritings: Callable[[str], None]
+    ) -> None:
+        publish("rewrites-badly")
+        collection = fill("wrong", ["red fox", "lazy brown dog", "old hat"])
+        alone = look([collection], ["the fox"])
+        rewritings("lazy brown dog\nthe red animal\nQ4_K_K_K")
+        found = look([collection], ["the fox"], rewrite_with="rewrites-badly")
+        assert found.queries == ["the fox", "the red animal"]
+        assert found.used[:3] == ["embedding", "rewrite", "rewrites_dropped"]
+        [notice] = found.notices
+        assert notice.startswith("2 of 3 rewritings were not searched for")
+        rewritings("lazy brown dog")
+        found = look([collection], ["the fox"], rewrite_with="rewrites-badly")
+        assert found.queries == ["the fox"]
+        assert [(hit.chunk.text, hit.score) for hit in found.hits] == [
+            (hit.chunk.text, hit.score) for hit in alone.hits
+        ]
 
     @pytest.mark.parametrize(
         ("model", "why"),
@@ -363,7 +382,7 @@ class TestWithOpenAIsClient:
         self, reranking: str, fill: Fill, publish: Publish, rewritings: Callable[[str], None]
     ) -> None:
         publish("rewrites-last")
-        rewritings("quick animal")
+        rewritings("quick fox")
         collection = fill("stock", PASSAGES)
         ways: dict[str, list[str]] = {
             "none": ["embedding", "vector_exact"],
@@ -380,7 +399,7 @@ class TestWithOpenAIsClient:
                 assert "fox" in found.data[0].content[0].text
             found = client.vector_stores.search(collection, query="fox", rewrite_query=True)
             told = found.model_extra or {}
-            assert told["search_query"] == ["fox", "quick animal"]
+            assert told["search_query"] == ["fox", "quick fox"]
             assert (told["used"][:2], told["notices"]) == (["embedding", "rewrite"], [])
             options = {"diversity": 0.5}
             found = client.vector_stores.search(collection, query="fox", ranking_options=options)

@@ -11,6 +11,8 @@ from openai import OpenAI
 
 from api.app import create_app
 from db.settings import Settings
+from retrieval.search import Query
+from retrieval.variants import like_the_question
 from serving import llama_cpp
 from serving.embedding_model import ensure_embedding_model
 from serving.local_port import free_port
@@ -59,6 +61,20 @@ class TestEmbeddings:
         # base64 holds float32; the numbers of JSON are the same ones, written in decimals.
         assert packed.embedding == pytest.approx(cat, abs=1e-6)
         assert dot(cat, kitten) > dot(cat, law)
+
+    def test_they_tell_other_words_from_other_questions(self, embedding_url: str) -> None:
+        asked = "How long is the leave?"
+        other_words = ["duration of vacation", "number of days off work", "annual leave entitlement"]
+        nonsense = ["Q4_K_K_K_K_M.", "red wine stains on a carpet", "lora_r lora_r 16 16"]
+        with OpenAI(base_url=f"{embedding_url}/v1", api_key="unused") as client:
+            rows = client.embeddings.create(model="default", input=[asked, *other_words, *nonsense]).data
+        question, *variants = (
+            Query(text, row.embedding)
+            for text, row in zip([asked, *other_words, *nonsense], rows, strict=True)
+        )
+        kept, dropped = like_the_question([question], variants)
+        assert [query.text for query in kept] == other_words
+        assert len(dropped) == len(nonsense)
 
     def test_ids_of_tokens_stand_for_their_text(self, embedding_url: str) -> None:
         with OpenAI(base_url=f"{embedding_url}/v1", api_key="unused") as client:

@@ -8,6 +8,7 @@ from bench.retrieval import missed_goals
 from bench.retrieval_labels import HALVES, KINDS, UNANSWERABLE, find_quote, load_questions, ranks_of
 from bench.retrieval_scores import Outcome, interval, mean, recall, reciprocal_rank
 from bench.retrieval_texts import SourceText, find_texts
+from bench.retrieval_variants import GIBBERISH, load_rewrites, nonsense_for
 from retrieval.plain_formats import read_html, read_text
 
 QUESTIONS = load_questions()
@@ -49,6 +50,23 @@ class TestLabels:
 
     def test_finds_a_quote_over_the_ends_of_lines(self) -> None:
         assert find_quote("is *a* quote", "This is\n   *a*  quote.") == [(5, 21)]
+
+
+class TestVariants:
+    def test_each_question_has_three_rewrites(self) -> None:
+        rewrites = load_rewrites()
+        assert list(rewrites) == [question.question for question in QUESTIONS]
+        for question, written in rewrites.items():
+            assert len({question, *written}) == 4
+
+    def test_nonsense_is_of_another_text(self) -> None:
+        rewrites = load_rewrites()
+        texts = {tuple(rewrites[question.question][:2]): question.text for question in QUESTIONS}
+        nonsense = nonsense_for(QUESTIONS, rewrites, seed=1)
+        for question in QUESTIONS:
+            *others, gibberish = nonsense[question.question]
+            assert texts[tuple(others)] != question.text
+            assert gibberish in GIBBERISH
 
 
 class TestRanks:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from retrieval.variants import VARIANTS_MAX, prompt_for, variants_in
+from retrieval.search import Query
+from retrieval.variants import VARIANTS_MAX, like_the_question, prompt_for, variants_in
 
 QUESTION = "How long is the leave?"
 
@@ -46,3 +47,24 @@ class TestVariantsIn:
 
     def test_is_asked_about_each_question(self) -> None:
         assert "first {x}\nsecond" in prompt_for(["first {x}", "second"])
+
+
+class TestLikeTheQuestion:
+    def test_each_counts_as_it_is_like_the_nearest_question(self) -> None:
+        questions = [Query("north", [1.0, 0.0]), Query("east", [0.0, 2.0])]
+        variants = [Query("eastward", [0.0, 1.0]), Query("between", [3.0, 4.0]), Query("south", [-1.0, 0.1])]
+        kept, dropped = like_the_question(questions, variants)
+        assert [(query.text, query.weight) for query in kept] == [
+            ("eastward", pytest.approx(1.0)),
+            ("between", pytest.approx(0.8)),
+        ]
+        assert dropped == [pytest.approx(0.1 / 1.01**0.5)]
+
+    def test_more_than_were_asked_for_count_no_more_together(self) -> None:
+        four = [Query(f"variant {number}", [1.0]) for number in range(4)]
+        kept, dropped = like_the_question([Query("question", [1.0])], four)
+        assert sum(query.weight for query in kept) == pytest.approx(3.0)
+        assert dropped == []
+
+    def test_a_vector_without_length_is_like_nothing(self) -> None:
+        assert like_the_question([Query("question", [1.0])], [Query("", [0.0])]) == ([], [0.0])

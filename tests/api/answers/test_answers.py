@@ -54,6 +54,7 @@ class TestAnswer:
     def test_the_model_that_answers_rewrites_the_question(self, desk: Desk, handbook: bytes) -> None:
         served = desk.ready("rewords")
         desk.fill("reworded", {"handbook.pdf": handbook})
+        desk.server.says = "How many days of leave are there a year?"
         retrieval = {"rewrite_query": True, "diversity": 0.3}
         answer = desk.ask("rewords", collections=["reworded"], retrieval=retrieval).json()
         rewriting, answering = desk.server.asked[-2:]
@@ -135,7 +136,7 @@ class TestAnswer:
     def test_one_that_is_too_long_is_rewritten_once(self, desk: Desk) -> None:
         desk.ready("once")
         desk.fill("halved", {"a.txt": "There are thirty days of holidays a year."})
-        desk.server.says = "How long is the yearly leave?"
+        desk.server.says = "How many days of leave are there a year?"
         long = f"{UNEMBEDDABLE} {'x' * 150} {'days of holidays a year ' * 9}"
         asked = {"collections": ["halved"], "retrieval": {"rewrite_query": True}}
         answer = desk.ask("once", long, **asked).json()
@@ -147,9 +148,9 @@ class TestAnswer:
     def test_is_searched_in_other_words_too(self, desk: Desk, handbook: bytes) -> None:
         desk.ready("rewrites")
         desk.fill("rewritten", {"handbook.pdf": handbook})
-        desk.server.says = "How long is the yearly leave?"
+        desk.server.says = "How many days of leave are there a year?"
         answer = desk.ask("rewrites", collections=["rewritten"], retrieval={"rewrite_query": True}).json()
-        assert answer["retrieval"]["queries"] == [QUESTION, "How long is the yearly leave?"]
+        assert answer["retrieval"]["queries"] == [QUESTION, "How many days of leave are there a year?"]
         assert QUESTION in desk.server.asked[-1]["messages"][-1]["content"]
 
     def test_numbers_that_were_not_given_are_noticed(self, desk: Desk) -> None:

@@ -4,6 +4,7 @@
 `session` is a transaction on a shared one, rolled back at the test's end.
 """
 
+import gc
 import os
 import secrets
 import signal
@@ -66,6 +67,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; within a file, and among the others, the order stays."""
     places = {REPOSITORY / file: place for place, file in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage go through all that was imported and collected, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def free_port() -> int:

@@ -193,7 +193,25 @@ def undisturbed(steps: StepRunner, micro_model: Path, tmp_path: Path) -> str:
     return hashlib.sha256((ran.folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def test_killed_in_mid_save_then_damaged_then_drained(trainings: Trainings, undisturbed: str) -> None:
+def test_killed_in_mid_save_then_damaged(trainings: Trainings, undisturbed: str) -> None:
+    """The step is killed while a checkpoint is written, when the newest whole one has just lost a bit."""
+    job_id = trainings.submit()
+    group = trainings.stop_when(job_id, 1, lambda folder: saving(folder) and whole(folder) >= 2)
+    newest, before = [number_of(path) for path in list_checkpoints(trainings.folder(job_id, 1))[:2]]
+    flip_a_bit(trainings.folder(job_id, 1) / FOLDER / f"checkpoint-{newest}" / "optimizer.pt")
+    trainings.kill(group, worker=False)
+    trainings.go_on(job_id, 1)
+    adapter = trainings.adapter(job_id)
+    attempts = trainings.attempts(job_id)
+    assert [attempt.outcome for attempt in attempts] == [Outcome.LOST, Outcome.DONE]
+    assert [attempt.resumed_from for attempt in attempts] == [None, before]
+    assert trainings.train_step(job_id).failures == 1
+    assert passed_over(newest) in trainings.messages(job_id)
+    assert adapter == undisturbed
+
+
+@pytest.mark.slow  # three workers, each of which imports what a training needs; test_going_on.py is short
+def test_worker_killed_in_mid_save_then_damaged_then_drained(trainings: Trainings, undisturbed: str) -> None:
     """The worker is killed while a checkpoint is written, and the newest whole one loses a bit; the second
     worker is asked to stop; the third ends the training.
     """
@@ -218,10 +236,7 @@ def test_killed_in_mid_save_then_damaged_then_drained(trainings: Trainings, undi
     assert [attempt.resumed_from for attempt in attempts] == [None, before, saved]
     assert trainings.train_step(job_id).failures == 1
     said = trainings.messages(job_id)
-    assert (
-        f"The checkpoint of step {newest} is not whole and is passed over: "
-        "optimizer.pt has another sha256 than when it was written."
-    ) in said
+    assert passed_over(newest) in said
     assert f"Saved at step {saved}, to go on from there." in said
     assert adapter == undisturbed
 
@@ -249,6 +264,13 @@ def test_killed_at_twenty_moments(trainings: Trainings, undisturbed: str) -> Non
         assert trainings.adapter(job_id) == undisturbed
         outcomes = [row.outcome for row in trainings.attempts(job_id)]
         assert outcomes == [Outcome.LOST] * (attempt - 1) + [Outcome.DONE]
+
+
+def passed_over(step: int) -> str:
+    return (
+        f"The checkpoint of step {step} is not whole and is passed over: "
+        "optimizer.pt has another sha256 than when it was written."
+    )
 
 
 def flip_a_bit(path: Path) -> None:

@@ -178,7 +178,7 @@ def _weights(labels: Counter[bool], given: dict[str, Any]) -> dict[str, float]:
 
 def schedule(
     params: dict[str, Any], chosen: dict[str, Any], rows: int, *, checkpoints: int
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Count the steps, and place warm-up, evaluations and checkpoints in them.
 
     Args:
@@ -188,7 +188,7 @@ def schedule(
         checkpoints: how many to keep of the run, unless save_steps is given.
 
     Returns:
-        total_steps, warmup_steps, eval_steps and save_steps.
+        total_steps, warmup_steps, eval_steps and save_steps; and the epochs that max_steps comes to.
     """
     # By GRPO a batch is one of answers, of which each prompt gets several.
     batches = math.ceil(rows * chosen.get("num_generations", 1) / chosen["batch_size"])
@@ -200,6 +200,8 @@ def schedule(
         "save_steps": max(1, math.ceil(total / checkpoints)),
     }
     given = {name: params[name] for name in auto if params[name] != AUTO}
+    if params["max_steps"] and params["epochs"] == AUTO:  # told, and stored, as what they come to
+        given["epochs"] = round(total / steps_an_epoch, 4)
     return {"total_steps": total, **auto, **given}
 
 

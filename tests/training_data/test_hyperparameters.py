@@ -66,6 +66,12 @@ class TestPresets:
 
 
 class TestResolve:
+    def test_epochs_are_what_max_steps_come_to(self):
+        chosen = resolved(8e9, 160, max_steps=5)
+        assert chosen["total_steps"] == 5
+        assert chosen["epochs"] == 5 / (160 / chosen["effective_batch_size"])
+        assert resolved(8e9, 160, max_steps=5, epochs=3.0)["epochs"] == 3
+
     @pytest.mark.parametrize("parameters", [1e6, 120e6, 1e9, 8e9, 14e9, 32e9, 70e9, 400e9])
     @pytest.mark.parametrize("rows", [1, 20, 300, 5_000, 1_000_000])
     def test_leaves_nothing_auto(self, parameters, rows):

@@ -79,12 +79,17 @@ class TestBoundedMemory:
     def is_bounded(self, folder: Path, name: str, size: int) -> None:
         filename, begin, more, says = ENDLESS[name]
         path = folder / filename
-        with path.open("wb") as out:
-            out.writelines(endless(begin, more, size))
-        tracemalloc.start()
-        error = refusal(path)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        try:
+            with path.open("wb") as out:
+                out.writelines(endless(begin, more, size))
+            tracemalloc.start()
+            try:
+                error = refusal(path)
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+        finally:
+            path.unlink()  # pytest keeps folders, and eight gigabytes are too much to keep
         assert re.search(says, error.message, re.DOTALL), error.message
         assert peak < 160 * MEBIBYTE
 

@@ -205,8 +205,6 @@ def _bytes_of_layer(shape: ModelShape, chosen: Mapping[str, Any], longest: int) 
 
 def _head_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int, device: str) -> int:
     tokens = _tokens(chosen, longest)
-    if chosen.get("method") == "orpo":  # trl's has no fused head: logits and gradients, each also in float32
-        return tokens * shape.vocabulary * (2 * compute_bytes(chosen) + 8)
     tile = min(tokens, HEAD_TOKENS)
     used = min(HEAD_WIDTH, shape.vocabulary)
     # The buffer is for a whole tile, and of the host's memory only what is written to counts.

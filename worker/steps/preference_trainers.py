@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from trl import KTOTrainer, RewardTrainer
 from trl.import_utils import TRLExperimentalWarning
+from trl.trainer.utils import add_fused_lm_head
 
 from worker.steps.adapter_trainer import AdapterTrainer
 from worker.steps.method_rows import IGNORED
@@ -16,17 +18,47 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TRLExperimentalWarning)
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-__all__ = ["JudgementTrainer", "ORPOConfig", "OddsRatioTrainer", "RewardModelTrainer"]
+__all__ = ["JudgementTrainer", "ORPOConfig", "ORPOTrainer", "OddsRatioTrainer", "RewardModelTrainer"]
 
 OTHERS_ANSWER = "KL_completion_ids"
 
 
 class OddsRatioTrainer(AdapterTrainer, ORPOTrainer):
-    """Learns the preferred answer, and that it is the likelier one of the two. There is no reference."""
+    """Learns the preferred answer, and that it is the likelier one of the two. There is no reference.
+
+    trl's trainer of it holds all logits; here they come in tiles, by the output layer of its other methods.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._tokens = 0
         super().__init__(*args, **kwargs)
+        inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        add_fused_lm_head(inner, outputs=("log_probs", "mean_logits"))
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Both answers to each question, as trl's does.
+
+        Returns:
+            of the preferred answers and of the others, (rows,): the mean log-probability of their tokens;
+            then of both, (rows, tokens - 1), the mean logits; then the loss of the preferred conversations.
+        """
+        both = self.concatenated_inputs(
+            batch, padding_value=self.padding_value, device=self.accelerator.device
+        )
+        attended = both["concatenated_attention_mask"]
+        told = model(
+            input_ids=both["concatenated_input_ids"],
+            attention_mask=attended,
+            labels=both["concatenated_input_ids"].masked_fill(attended == 0, IGNORED),
+            fused_lm_head=True,
+            **({"output_router_logits": True} if self.aux_loss_enabled else {}),
+        )
+        answered = both["concatenated_labels"][:, 1:] != IGNORED
+        likely = (told.log_probs * answered).sum(-1) / answered.sum(-1)
+        rows = batch["chosen_labels"].shape[0]
+        loss = -told.log_probs[:rows].sum() / told.label_mask[:rows].sum()
+        found = (likely[:rows], likely[rows:], told.mean_logits[:rows], told.mean_logits[rows:], loss)
+        return (*found, told.aux_loss) if self.aux_loss_enabled else found
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, list[int]]:
         """Both conversations as the collator takes them; the rows are tokens already."""

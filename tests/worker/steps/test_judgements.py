@@ -90,6 +90,19 @@ class TestTraining:
         assert last["chosen_reward"] > first["chosen_reward"]
         assert first["loss"] > 4  # of a vocabulary of 320, about evenly
 
+    def test_orpo_in_tiles_learns_what_it_does_of_whole_logits(self, job, monkeypatch):
+        """By SGD, whose steps are as the gradients are: later losses tell of these."""
+        from worker.steps.preference_trainers import OddsRatioTrainer, ORPOTrainer
+
+        given = {"bits": 16, "max_steps": 4, "learning_rate": 0.1, "warmup_steps": 0}
+        training = job("orpo", **given, training_args={"optim": "sgd"})
+        tiles = [each["values"] for each in training.run().of_type("metrics")]
+        monkeypatch.setattr(OddsRatioTrainer, "concatenated_forward", ORPOTrainer.concatenated_forward)
+        whole = [each["values"] for each in training.run().of_type("metrics")]
+        assert tiles[-1]["loss"] < 0.99 * tiles[0]["loss"]
+        for name in ("loss", "chosen_reward", "rejected_reward", "reward_margin"):
+            assert [each[name] for each in tiles] == pytest.approx([each[name] for each in whole], rel=1e-4)
+
     def test_all_weights_can_be_judged(self, job):
         """The reference's figures are taken before the first step: nothing else would be left of it."""
         ran = job("kto", tuning="full", bits="auto", lora_rank="auto", learning_rate=1e-3, max_steps=6).run()

@@ -3,11 +3,15 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from db.errors import NotFound
 from db.settings import load_settings
 from training_data.json_files import read_json
 from worker.steps.base_model import TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,21 @@ def name_of(shape: Shape) -> str:
     return f"llama-{shape.hidden}-{shape.layers}-{shape.intermediate}-{shape.vocabulary}"
 
 
+def config_of(shape: Shape) -> "LlamaConfig":
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads or shape.heads // 2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+
+
 def write(shape: Shape, folder: Path, *, seed: int | None = None, device: str = "cpu") -> None:
     """Make one, with the tokenizer of `tiny`, of whose ids it may have more than that.
 
@@ -35,18 +54,9 @@ def write(shape: Shape, folder: Path, *, seed: int | None = None, device: str = 
         NotFound: no `tiny` was ever made here.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_value_heads or shape.heads // 2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-    )
+    config = config_of(shape)
     if seed is not None:
         torch.manual_seed(seed)
     with torch.device(device):

@@ -14,6 +14,7 @@ from trl import DPOTrainer, SFTTrainer
 from training_data.json_files import write_json
 from worker.checkpoints import STAGING, STATE_FILE, outdated, write_checkpoint
 from worker.steps import together
+from worker.steps.compiled_layers import as_written
 from worker.steps.sharding import divided_state, gathered_state, is_sharded, load_weights, put_away
 
 REFERENCE = "ref"  # as trl calls its copy of the adapter that a training began with
@@ -154,6 +155,10 @@ class AdapterTrainer(Trainer):
             load_weights(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with as_written():
+            return super().evaluation_loop(*args, **kwargs)
 
     def load_weights(self, checkpoint: Path) -> None:
         self._load_from_checkpoint(str(checkpoint))

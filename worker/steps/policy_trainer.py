@@ -22,6 +22,7 @@ from training_data.chat_templates import Chat
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.adapter_trainer import AdapterTrainer
+from worker.steps.compiled_layers import as_written
 
 EVENTS_A_RUN = 10
 
@@ -84,9 +85,10 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
     ) -> tuple[list[list[int]], None]:
         at_once = WRITTEN_AT_ONCE * self.args.per_device_train_batch_size
         answers: list[list[int]] = []
-        for start in range(0, len(prompt_ids), at_once):
-            some = prompt_ids[start : start + at_once]
-            answers += super()._generate_single_turn(some, images, multimodal_fields, num_generations)[0]
+        with as_written():
+            for start in range(0, len(prompt_ids), at_once):
+                some = prompt_ids[start : start + at_once]
+                answers += super()._generate_single_turn(some, images, multimodal_fields, num_generations)[0]
         return answers, None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,9 @@ batches        without padding where the model attends by rows (`row_attention.p
                does not. On a GPU rows are packed besides: even, full sequences keep it busy.
 checkpointing  on a GPU, of models of 1 B and more: none, all but attention, or all, as memory allows.
 loss           trl's fused output layer, in tiles: logits are never held as a whole.
-compile        off unless asked for (`training_args: {"torch_compile": true}`).
+compile        on a CPU only where it is asked for: it saves a seventh of a tiny model's step, next to
+               nothing of a larger one's, for a minute of compiling. On a GPU where a training in 16 bits
+               takes hours (`compile_pays`). `training_args: {"torch_compile": true}`, or false, wins.
 """
 
 import math
@@ -18,9 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from db.errors import InvalidInput
 from training_data.division import Division
+from training_data.durations import operations, rate_of
 from training_data.footprint import device_memory
 from training_data.hyperparameters import CHECKPOINTING_FROM
+from training_data.machines import Machine
 from training_data.model_shape import ModelShape
 from training_data.presets import AUTO
 from worker.step import Step
@@ -35,6 +40,12 @@ CHECKPOINTING = {"nothing": (False, False), "all but attention": (True, True), "
 GIVEN_CHECKPOINTING = {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"}
 # Of a GPU's memory that the arithmetic may fill; it has been up to a fifth off.
 SAFE_SHARE = 0.8
+# Of `training_args`: each asks for it. `torch_compile` false forbids it.
+COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+# On a GPU, guessed with care until `bench/gpu/training.py --compile` has run: what of a step is saved, and
+# the seconds that compiling takes, which have to come back several times over.
+COMPILED_SAVES, COMPILING_SECONDS, RETURN = 0.05, 120, 5
+COMPILED_TOGETHER = (None, "ddp")  # how several processes train
 # What computes attention, as torch dispatches it; the last is `row_attention`'s on a GPU.
 ATTENTION_OPERATIONS = (
     "aten._scaled_dot_product_flash_attention",
@@ -187,6 +198,74 @@ def _with(shape: ModelShape, chosen: dict[str, Any], kind: str, longest: int) ->
     twice, selective = CHECKPOINTING[kind]
     changed = {**chosen, "gradient_checkpointing": twice, "selective_checkpointing": selective}
     return device_memory(shape, changed, longest).total
+
+
+def settle_compile(
+    step: Step, base: Path, trainer: Any, chosen: dict[str, Any], division: Division, *, tokens: float
+) -> None:
+    """Have the layers of what is trained compiled, where it is asked for or pays; tell which, and why.
+
+    Args:
+        chosen: gets `compiled`.
+        tokens: that are trained on in all.
+    Raises:
+        InvalidInput: it is asked for, and cannot be.
+    """
+    from worker.steps.base_model import shape_of
+    from worker.steps.compiled_layers import compile_layers
+
+    given, gpu = chosen["training_args"], _gpu_bytes(trainer.model) is not None
+    asked = given.get("torch_compile", any(given.get(name) for name in COMPILING) or None)
+    rate = rate_of(Machine("", device=_gpu_name() if gpu else None), step.input.settings.threads)
+    seconds = tokens * operations(shape_of(base).parameters, chosen) / rate
+    pays = asked is None and division.ranks == 1 and compile_pays(chosen, seconds, gpu=gpu)
+    chosen["compiled"] = bool(asked or pays)
+    if asked and division.parallel not in COMPILED_TOGETHER:
+        raise InvalidInput(
+            f"training_args: torch_compile does not go with {division.parallel}, which takes layers apart: "
+            "leave it out.",
+            param="training_args",
+        )
+    if asked is None:
+        step.event(_told_of_compiling(seconds, gpu=gpu, pays=pays), compiled=pays)
+    if not chosen["compiled"]:
+        return
+    backend, mode = (given.get(name) for name in COMPILING[1:])
+    folder = step.input.settings.cache_dir / "compiled"
+    count = compile_layers(trainer.model, folder, backend=backend, mode=mode, forgiving=pays)
+    step.event(
+        f"The parts of {count} layers are compiled by torch.compile at their first use, which takes a minute "
+        "or more; what is trained is what would be without, rounded otherwise."
+        if count
+        else "Nothing is compiled: transformers tells nothing of this model's layers.",
+        level="info" if count else "warn",
+        layers=count,
+    )
+
+
+def compile_pays(chosen: dict[str, Any], seconds: float, *, gpu: bool) -> bool:
+    """Whether a training is so long that compiling gives back, with some certainty, what it takes."""
+    plain = chosen["bits"] == 16 and chosen["method"] != "grpo"  # whose answers are most of the work
+    return gpu and plain and COMPILED_SAVES * seconds >= RETURN * COMPILING_SECONDS
+
+
+def _told_of_compiling(seconds: float, *, gpu: bool, pays: bool) -> str:
+    if pays:
+        return f"torch.compile should pay in a training of some {seconds / 3600:.1f} hours."
+    least = RETURN * COMPILING_SECONDS / COMPILED_SAVES
+    why = (
+        f"it pays in 16 bits from some {least / 3600:.1f} hours on, and this training takes about "
+        f"{seconds / 3600:.1f}"
+        if gpu
+        else "on a CPU it seldom gives back the minute that it takes"
+    )
+    return f'Without torch.compile: {why}. training_args {{"torch_compile": true}} has it all the same.'
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def keep_attention(model: Any) -> None:

@@ -9,7 +9,7 @@ from training_data.division import Division
 from training_data.hyperparameters import schedule
 from worker.step import Step
 from worker.steps.methods import Method
-from worker.steps.speed_choices import GROUPED
+from worker.steps.speed_choices import COMPILING, GROUPED
 
 LOGS_PER_RUN = 500
 
@@ -58,7 +58,8 @@ def training_arguments(
     }
     if division.parallel == "deepspeed":
         settings["deepspeed"] = step.input.deepspeed
-    return method.config(chosen, **{**settings, **chosen["training_args"]})
+    given = {name: value for name, value in chosen["training_args"].items() if name not in COMPILING}
+    return method.config(chosen, **{**settings, **given})
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def model_of(family: str, **config: Any) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    configuration = getattr(transformers, f"{family}Config")(**SIZES, **config)
+    configuration = getattr(transformers, f"{family}Config")(**{**SIZES, **config})
     return getattr(transformers, f"{family}ForCausalLM")(configuration).eval()
 
 

@@ -1,17 +1,19 @@
 """What is chosen for speed, and that nothing else comes of it than without."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from db.errors import InvalidInput
 from tests.training_data.test_fitting import CHOSEN as OF_8B
 from tests.training_data.test_fitting import CONFIG, TENSORS
-from tests.worker.steps.test_resume import FineTune
+from tests.worker.steps.test_resume import FineTune, adapter, interrupt_at
 from tests.worker.steps.test_row_attention import SIZES, model_of
+from tests.worker.steps.test_tunings import weights_of
 from training_data.division import Division
 from training_data.model_shape import read_shape
-from worker.steps.speed_choices import _settle_checkpointing, keep_attention, packs
+from worker.steps.speed_choices import _settle_checkpointing, compile_pays, keep_attention, packs
 
 # Theirs, none of which a caller can do anything about.
 pytestmark = [
@@ -20,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
+ADAPTER = "adapter_model.safetensors"
 IN_ORDER = {"training_args": {"train_sampling_strategy": "sequential", "optim": "sgd"}}
 
 
@@ -29,7 +32,8 @@ def fine_tune(steps, micro_model, tmp_path):
 
 
 def losses(ran: Any) -> list[float]:
-    return [message["values"]["loss"] for message in ran.of_type("metrics")]
+    measured = [message["values"] for message in ran.of_type("metrics")]
+    return [values["loss"] for values in measured if "loss" in values]
 
 
 class TestBatches:
@@ -53,6 +57,89 @@ class TestBatches:
         ran = fine_tune(max_steps=1).run()
         assert ran.result["hyperparameters"]["batching"] == "grouped"
         assert any("keeps its own attention: its logits differ" in event for event in ran.events())
+
+
+class TestCompiling:
+    GIVEN: ClassVar = {"bits": 16, "max_steps": 3, "warmup_steps": 0, "learning_rate": 0.1, "save_steps": 2}
+
+    def test_learns_what_is_learnt_without_and_goes_on_bit_identical(self, fine_tune, monkeypatch):
+        """By the backend that traces and compiles nothing: inductor takes a minute (see below)."""
+        import torch
+
+        monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
+        asked = {**IN_ORDER["training_args"], "torch_compile_backend": "aot_eager"}
+        given = {**self.GIVEN, "lora_dropout": 0.0, "gradient_checkpointing": True, "train_size": 0.9}
+        plain = fine_tune(**given, **IN_ORDER).run()
+        torch._dynamo.utils.counters.clear()
+        job = fine_tune(**given, training_args=asked)
+        compiled = job.run()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+        assert [ran.result["hyperparameters"]["compiled"] for ran in (plain, compiled)] == [False, True]
+        assert compiled.result["hyperparameters"]["batching"] == "padding_free"
+        assert any(event.startswith("Without torch.compile: on a CPU") for event in plain.events())
+        assert any("layers are compiled by torch.compile" in event for event in compiled.events())
+        assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+        names = [weights_of(ran.folder / "adapter", ADAPTER).keys() for ran in (compiled, plain)]
+        assert names[0] == names[1]
+        resumed = job.run(resume_from=job.interrupted(interrupt_at(3)))
+        assert adapter(resumed) == adapter(compiled)
+        assert resumed.result["eval_loss"] == compiled.result["eval_loss"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("bits", [4, 16])
+    def test_by_inductor_too(self, fine_tune, monkeypatch, bits):
+        monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
+        given = {**self.GIVEN, "bits": bits, "lora_dropout": 0.1, "train_size": 0.9}
+        job = fine_tune(**given, training_args={"torch_compile": True})
+        compiled = job.run()
+        assert losses(compiled)[-1] < losses(compiled)[0]
+        resumed = job.run(resume_from=job.interrupted(interrupt_at(3)))
+        assert adapter(resumed) == adapter(compiled)
+
+    def test_that_cannot_be_is_refused(self, fine_tune, monkeypatch):
+        job = fine_tune(max_steps=1, training_args={"torch_compile_backend": "no_such"})
+        with pytest.raises(InvalidInput, match=r"torch\.compile refuses: Invalid backend") as refused:
+            job.run()
+        assert refused.value.param == "training_args"
+        monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+        with pytest.raises(InvalidInput, match="needs a C\\+\\+ compiler") as refused:
+            fine_tune(max_steps=1, training_args={"torch_compile": True}).run()
+        assert refused.value.code == "compiler_missing"
+
+    @pytest.mark.parametrize(
+        ("hours", "bits", "method", "gpu", "pays"),
+        [
+            (4, 16, "supervised", True, True),
+            (3, 16, "supervised", True, False),
+            (40, 4, "supervised", True, False),
+            (40, 16, "grpo", True, False),
+            (400, 16, "supervised", False, False),
+        ],
+    )
+    def test_pays_in_long_trainings_on_a_gpu(self, hours, bits, method, gpu, pays):
+        assert compile_pays({"bits": bits, "method": method}, hours * 3600, gpu=gpu) == pays
+
+
+class TestLoss:
+    def test_in_tiles_is_that_of_whole_logits(self):
+        """Of a vocabulary of two tiles, with all weights learning."""
+        import torch
+        from trl.trainer.utils import add_fused_lm_head
+
+        model = model_of("Llama", vocab_size=40_000).train()
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        ids = torch.randint(40_000, (2, 20))
+        labels = ids.masked_fill(torch.arange(20) < 5, -100)
+        found = []
+        for more in ({}, {"fused_lm_head": True}):
+            model.zero_grad()
+            loss = model(input_ids=ids, labels=labels, use_cache=False, **more).loss
+            loss.backward()
+            found.append((loss, [parameter.grad.clone() for parameter in model.parameters()]))
+        (whole, expected), (tiles, gradients) = found
+        assert torch.allclose(whole, tiles, rtol=1e-6)
+        for one, other in zip(expected, gradients, strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
 
 
 class TestPacks:

@@ -12,7 +12,7 @@ from typing import Any
 
 from training_data.durations import Past, correction
 from training_data.fitting import Need
-from training_data.footprint import CONTEXT_BYTES, FRAGMENTATION, PROCESS_BYTES, Memory
+from training_data.footprint import CONTEXT_BYTES, FRAGMENTATION, MIB, PROCESS_BYTES, Memory
 from training_data.machines import Machine
 from training_data.model_shape import Matrix, ModelShape
 
@@ -23,6 +23,7 @@ WORKING_COPIES = 3
 # A matrix's Hessian, its inverse, and the factor that the rounding goes by.
 HESSIAN_COPIES = 3
 LEAST_ROWS = 32
+QUANTIZER_BYTES = 210 * MIB  # gptqmodel, what it imports, and its threads' heaps (docs/experiments.md)
 FIXED_SECONDS = {"quantize": 25.0, "verify": 15.0, "publish": 4.0}
 VERIFIED_BYTES_A_SECOND = 200e6  # of both models, which are loaded and asked
 
@@ -66,9 +67,11 @@ def quantizing_memory(shape: ModelShape, counted: Calibrated, *, gpu: bool) -> t
     }
     whole = {"weights": HALF * shape.parameters}
     if not gpu:
-        return Memory({**whole, **layer, "process": PROCESS_BYTES["cpu"]}), None
+        return Memory({**whole, **layer, "process": PROCESS_BYTES["cpu"] + QUANTIZER_BYTES}), None
     layer["fragmentation"] = int(FRAGMENTATION * sum(layer.values()))
-    return Memory({**whole, "process": PROCESS_BYTES["cuda"]}), Memory({**layer, "cuda": CONTEXT_BYTES})
+    return Memory({**whole, "process": PROCESS_BYTES["cuda"] + QUANTIZER_BYTES}), Memory(
+        {**layer, "cuda": CONTEXT_BYTES}
+    )
 
 
 def best_need(

@@ -88,6 +88,7 @@ class Child:
         self._selector = selectors.DefaultSelector()
         for descriptor in (messages, output):
             os.set_blocking(descriptor, False)
+        for descriptor in (messages, output, self._process.life):
             self._selector.register(descriptor, selectors.EVENT_READ)
         self._order({"input": json.loads(step_input.to_json()), "deadline": deadline})
 
@@ -102,12 +103,11 @@ class Child:
     def listen(self, seconds: float) -> list[Message]:
         """Wait up to `seconds` for something to happen, and give the messages that came."""
         messages: list[Message] = []
-        watched = len(self._selector.get_map())
-        if not watched:
-            time.sleep(min(seconds, 0.05))
-        for key, _ in self._selector.select(seconds) if watched else ():
-            messages += self._read(key.fd)
-        self._notice_exit()
+        for key, _ in self._selector.select(seconds) if self.exit is None else ():
+            if key.fd == self._process.life:
+                self._notice_exit()
+            else:
+                messages += self._read(key.fd)
         if self.exit is not None:
             for descriptor in [key.fd for key in self._selector.get_map().values()]:
                 messages += self._read(descriptor, everything=True)
@@ -156,7 +156,8 @@ class Child:
                 line = line[self._orders.write(line) :]
 
     def _notice_exit(self) -> None:
-        code = self._process.ended() if self.exit is None else None
+        self._selector.unregister(self._process.life)
+        code = self._process.ended()
         if code is not None:
             self.exit = Exit(code, None) if code >= 0 else Exit(None, -code)
 

@@ -50,9 +50,14 @@ class Given:
 
 
 class FirstProcess(Protocol):
-    """The leader of a step's process group."""
+    """The leader of a step's process group.
+
+    Args:
+        life: a descriptor that is readable once it has ended; `ended` closes it then.
+    """
 
     pid: int
+    life: int
 
     def ended(self) -> int | None:
         """How it ended: its exit code, or the negative number of a signal; None while it lives.
@@ -79,14 +84,16 @@ class Spawned:
             env=step_environment(marker, environment),
         )
         self.pid = self._process.pid
+        self.life = os.pidfd_open(self.pid)
 
     def ended(self) -> int | None:
         """Reap it, after what is left of its group is killed.
 
         Until it is reaped, nobody else can have been given the group's number.
         """
-        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if not select.select([self.life], [], [], 0)[0]:
             return None
+        os.close(self.life)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         return self._process.wait()
@@ -102,15 +109,16 @@ class Forked:
     def __init__(self, pid: int, said: int) -> None:
         self.pid = pid
         self._said = said
-        self._process: int | None = None
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            self._process = os.pidfd_open(pid)
+        try:
+            self.life = os.pidfd_open(pid)
+        except ProcessLookupError:  # it has ended, and been reaped: what is as readable as that
+            self.life, other_end = os.pipe()
+            os.close(other_end)
 
     def ended(self) -> int | None:
-        if self._process is not None:
-            if not select.select([self._process], [], [], 0)[0]:
-                return None
-            os.close(self._process)
+        if not select.select([self.life], [], [], 0)[0]:
+            return None
+        os.close(self.life)
         with os.fdopen(self._said, "rb") as said:
             # Without a word it goes only by the one signal that leaves no time for one.
             return int(said.read() or -signal.SIGKILL)

@@ -87,7 +87,6 @@ class TestCompiling:
         given = {**self.GIVEN, "bits": bits, "lora_dropout": 0.1, "train_size": 0.9}
         job = fine_tune(**given, training_args={"torch_compile_backend": backend})
         compiled = job.run()
-        assert losses(compiled)[-1] < losses(compiled)[0]
         resumed = job.run(resume_from=job.interrupted(interrupt_at(3)))
         assert adapter(resumed) == adapter(compiled)
 

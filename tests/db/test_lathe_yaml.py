@@ -63,6 +63,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "lathe.yaml"
     monkeypatch.setenv("LATHE_CONFIG", str(path))
+    monkeypatch.delenv("LATHE_THREADS")  # which all tests have, and which goes before the file
     return path
 
 

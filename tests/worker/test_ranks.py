@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.worker.test_run_step import Started, start  # noqa: F401 - a fixture
+from tests.worker.test_run_step import JOB, Started, start  # noqa: F401 - a fixture
 from worker.launch import Launch, Spawned
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class TestRanks:
         )
         assert "[rank 0] at work" in one.child.tail
         one.child.close()
-        assert processes("job-1/") == []
+        assert processes(f"{JOB}/") == []
 
     @pytest.mark.slow
     def test_what_the_first_returns_is_the_result(self, begin: Callable[[str], Started]) -> None:
@@ -80,14 +80,14 @@ class TestRanks:
         assert done(one).code == 0
         assert [message["message"] for message in one.of("event")] == ["Working.", "Saved."]
         assert len(one.of("released")) == 1
-        assert processes("job-1/") == []
+        assert processes(f"{JOB}/") == []
 
     @pytest.mark.slow
     def test_none_outlives_the_step(self, begin: Callable[[str], Started], processes: "Processes") -> None:
         one = begin("hang")
         one.listen(lambda: bool(one.of("progress")), seconds=PATIENCE_SECONDS)
-        assert len(processes("job-1/")) == 4  # guard, step, and two ranks
+        assert len(processes(f"{JOB}/")) == 4  # guard, step, and two ranks
         one.child._orders.close()
         assert done(one).signal == signal.SIGKILL
         one.child.close()
-        assert processes("job-1/") == []
+        assert processes(f"{JOB}/") == []

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 TOYS = Path(__file__).parent / "toys"
 TOYS_PATH = f"{TOYS}{os.pathsep}{Path(__file__).parents[2]}"
-MARKER = "job-1/train/1"
+# Of this process alone: what is left of a marked attempt is killed on the whole machine.
+JOB = f"job-{os.getpid()}"
+MARKER = f"{JOB}/train/1"
 
 
 class Started:
@@ -44,7 +46,7 @@ class Started:
         work = folder / "work"
         work.mkdir()
         self.step_input = StepInput(
-            job_id="job-1",
+            job_id=JOB,
             kind="pretrain",
             step="train",
             attempt=1,
@@ -194,7 +196,7 @@ class TestIsEnded:
     def test_when_its_worker_is_gone(self, start: Callable[..., Started], processes: "Processes") -> None:
         one = start("stubborn")
         one.wait_until_working()
-        assert len(processes("job-1/")) == 4  # guard, step, and the two that the step started
+        assert len(processes(f"{JOB}/")) == 4  # guard, step, and the two that the step started
         one.child._orders.close()
         one.wait()
         assert one.child.exit is not None
@@ -221,7 +223,7 @@ class TestIsEnded:
         os.kill(one.child.pid, signal.SIGKILL)
         one.wait()
         one.child.close()
-        assert processes("job-1/") == []
+        assert processes(f"{JOB}/") == []
 
     def test_by_force_when_it_will_not_go(
         self, start: Callable[..., Started], processes: "Processes"
@@ -232,7 +234,7 @@ class TestIsEnded:
         one.child.close()
         assert one.child.exit is not None
         assert one.child.exit.signal == signal.SIGKILL
-        assert processes("job-1/") == []
+        assert processes(f"{JOB}/") == []
 
 
 class TestManifest:

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 from db import settings as settings_module
 from db.errors import InvalidInput
 from db.settings import Settings, load_settings
+from tests.worker.test_run_step import MARKER
 from worker.child import Child
 from worker.clock import host_seconds
 from worker.step import Message, StepInput
@@ -47,7 +48,7 @@ def run_step(folder: Path, *, attempt: int, first: int) -> list[Message]:
         "toy_step",
         step_input,
         deadline=host_seconds() + 60,
-        marker="job-1/train/1",
+        marker=MARKER,
         environment={},
         log_path=log,
     )

@@ -1,6 +1,6 @@
 """How soon a step begins: `python -m bench.warm_steps [--quick] [--seed N] [--json]`.
 
-For each group of `worker.steps.WARM`: a step that has imported all that its group needs and then ends, as a
+For each group of `worker.steps.WARM`: a step that has loaded all that its group needs and then ends, as a
 new interpreter and as a fork of a process that has it, by turns. Wall from the start to the end, and
 CPU-seconds of the process that does the work. What the fork server takes is told beside: it is paid once.
 A missed goal is exit status 1.

@@ -4,8 +4,6 @@ Rows as weights are (normal, rounded to bf16) are encoded by both in turns, in o
 compared. A missed goal is exit status 1.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.goals import show_goals
+from bench.goals import run_bench, show_goals
 from db.settings import load_settings
 from serving.llama_cpp import require_tools
 from worker.encoder.choosing import choose_encoder
@@ -97,16 +95,5 @@ def show(result: JSON) -> None:
     show_goals(result["goals"])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="some seconds, for a look")
-    parser.add_argument("--seed", type=int, default=1, help="of the weights")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args()
-    result = bench(quick=options.quick, seed=options.seed)
-    print(json.dumps(result)) if options.json else show(result)
-    return 0 if all(goal["met"] for goal in result["goals"]) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_bench(__doc__, bench, show, quick="some seconds, for a look", seed="of the weights"))

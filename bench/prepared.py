@@ -5,8 +5,6 @@ them as they were kept, and are given to the trainer with and without their toke
 process; every file that the two jobs leave is compared. A missed goal is exit status 1.
 """
 
-import argparse
-import json
 import random
 import shutil
 import sys
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import bench.random_llama as llama
-from bench.goals import show_goals
+from bench.goals import run_bench, show_goals
 from db.kinds import PARAMS
 from db.settings import load_settings
 from training_data.encoded_rows import tokens_of
@@ -170,16 +168,5 @@ def show(result: JSON) -> None:
     show_goals(result["goals"])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="some seconds, for a look")
-    parser.add_argument("--seed", type=int, default=1, help="of the rows")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args()
-    result = bench(quick=options.quick, seed=options.seed)
-    print(json.dumps(result)) if options.json else show(result)
-    return 0 if all(goal["met"] for goal in result["goals"]) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_bench(__doc__, bench, show, quick="some seconds, for a look", seed="of the rows"))

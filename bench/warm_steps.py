@@ -6,8 +6,6 @@ CPU-seconds of the process that does the work. What the fork server takes is tol
 A missed goal is exit status 1.
 """
 
-import argparse
-import json
 import random
 import statistics
 import sys
@@ -18,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from bench.goals import show_goals
+from bench.goals import run_bench, show_goals
 from bench.spent import cpu_seconds
 from db.settings import load_settings
 from worker.child import Child
@@ -127,16 +125,5 @@ def show(result: JSON) -> None:
     show_goals(result["goals"])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three rounds in place of nine")
-    parser.add_argument("--seed", type=int, default=1, help="of the order")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args()
-    result = bench(quick=options.quick, seed=options.seed)
-    print(json.dumps(result)) if options.json else show(result)
-    return 0 if all(goal["met"] for goal in result["goals"]) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_bench(__doc__, bench, show, quick="three rounds in place of nine", seed="of the order"))

@@ -6,6 +6,7 @@ the weights are Hugging Face's.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+INNER = "intermediate.dense"
+PROJECTIONS = ("attention.self.joined", "attention.output.dense", INNER, "output.dense")
+# For how many tokens at once oneDNN lays weights out.
+USUAL_TOKENS = 2048
 
 
 class Bert:
@@ -39,6 +44,11 @@ class Bert:
         self._layers = [f"encoder.layer.{number}." for number in range(config["num_hidden_layers"])]
         for layer in self._layers:
             self._join_projections(f"{layer}attention.self.")
+        self._linear = {
+            f"{layer}{name}": self._product(f"{layer}{name}", gelu=name == INNER)
+            for layer in self._layers
+            for name in PROJECTIONS
+        }
 
     def encode(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """The last layer's states.
@@ -56,16 +66,16 @@ class Bert:
         states = self._norm("embeddings.LayerNorm", states)
         seen = mask[:, None, None, :] if mask is not None else None  # by each head and query alike
         for layer in self._layers:
-            attended = self._linear(f"{layer}attention.output.dense", self._attend(layer, states, seen))
+            attended = self._linear[f"{layer}attention.output.dense"](self._attend(layer, states, seen))
             states = self._norm(f"{layer}attention.output.LayerNorm", attended + states)
-            inner = functional.gelu(self._linear(f"{layer}intermediate.dense", states))
+            inner = self._linear[f"{layer}{INNER}"](states)
             states = self._norm(
-                f"{layer}output.LayerNorm", self._linear(f"{layer}output.dense", inner) + states
+                f"{layer}output.LayerNorm", self._linear[f"{layer}output.dense"](inner) + states
             )
         return states
 
     def _attend(self, layer: str, states: Tensor, seen: Tensor | None) -> Tensor:
-        joined = self._linear(f"{layer}attention.self.joined", states)
+        joined = self._linear[f"{layer}attention.self.joined"](states)
         # (batch, seq, 3 x hidden) -> 3 of (batch, heads, seq, hidden / heads)
         query, key, value = joined.unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
@@ -77,9 +87,24 @@ class Bert:
             parts = [self._weights.pop(f"{attention}{part}.{kind}") for part in ("query", "key", "value")]
             self._weights[f"{attention}joined.{kind}"] = torch.cat(parts)
 
-    def _linear(self, name: str, states: Tensor) -> Tensor:
-        return functional.linear(states, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+    def _product(self, name: str, *, gelu: bool) -> Callable[[Tensor], Tensor]:
+        """What takes states through a linear layer, and through GELU if that follows."""
+        weight, bias = self._weights.pop(f"{name}.weight"), self._weights.pop(f"{name}.bias")
+        if self.device == "cpu" and self.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+            return _by_onednn(weight, bias, gelu=gelu)
+        if gelu:
+            return lambda states: functional.gelu(functional.linear(states, weight, bias))
+        return lambda states: functional.linear(states, weight, bias)
 
     def _norm(self, name: str, states: Tensor) -> Tensor:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         return functional.layer_norm(states, weight.shape, weight, bias, self._epsilon)
+
+
+def _by_onednn(weight: Tensor, bias: Tensor, *, gelu: bool) -> Callable[[Tensor], Tensor]:
+    """A linear layer as torch's own compiler has it of weights that stay: they are laid out once as oneDNN's
+    kernels read them, and bias and GELU are done in the product's pass over memory."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_TOKENS)
+    multiply = torch.ops.mkldnn._linear_pointwise
+    after, algorithm = ("gelu", "none") if gelu else ("none", "")
+    return lambda states: multiply(states, packed, bias, after, [], algorithm)

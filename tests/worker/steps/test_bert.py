@@ -41,6 +41,19 @@ def test_gives_what_transformers_gives(folder: Path) -> None:
     assert ours.longest == 16
 
 
+def test_in_bfloat16_it_gives_nearly_the_same(folder: Path) -> None:
+    import torch
+
+    from worker.steps.bert import Bert
+
+    ids = torch.randint(0, 60, (3, 11))
+    with torch.inference_mode():
+        exact = Bert(folder, device="cpu", dtype=torch.float32).encode(ids, None)
+        rounded = Bert(folder, device="cpu", dtype=torch.bfloat16).encode(ids, None).float()
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=-1).min() > 0.999
+    assert not torch.equal(exact, rounded)
+
+
 @pytest.mark.parametrize("change", [{"model_type": "roberta"}, {"hidden_act": "relu"}])
 def test_refuses_what_it_would_compute_otherwise(folder: Path, change: dict[str, str]) -> None:
     import torch

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from db.errors import InvalidInput
 
+PDF_MARK, ZIP_MARKS = b"%PDF-", (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 PDF_WITHIN = 1024  # some generators put a line before the header; Acrobat looks as far
+HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
+MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdown"})
 HEAD_BYTES = 4096
 TEXT_SUFFIXES = frozenset(
     {"", ".txt", ".text", ".log", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".xml", ".tex",
@@ -19,7 +22,7 @@ OTHERS = {
     b"GIF8": "a GIF image",
     b"\x1f\x8b": "a gzip archive",
     b"\x7fELF": "a program",
-    b"\xd0\xcf\x11\xe0": "an old Office file",
+    b"\xd0\xcf\x11\xe0": "an old Office file, or one with a password",
     b"{\\rtf": "a Rich Text file",
 }
 
@@ -41,24 +44,27 @@ def kind_of(path: Path, filename: str) -> Kind:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     suffix = Path(filename).suffix.lower()
-    if b"%PDF-" in head[:PDF_WITHIN]:
+    # A text about PDF may hold its mark, too.
+    if head.startswith(PDF_MARK) or (PDF_MARK in head[:PDF_WITHIN] and not _is_named_text(suffix)):
         return Kind.PDF
     for magic, name in OTHERS.items():
         if head.startswith(magic):
             raise _unsupported(f"It is {name}{f', although named {suffix}' if suffix else ''}.")
-    if head.startswith(b"PK"):
+    if head.startswith(ZIP_MARKS):
         return _kind_of_zip(path)
     if suffix == ".pdf":
         raise InvalidInput("It is named .pdf, but does not begin as a PDF does.", code="invalid_file")
-    if suffix in (".html", ".htm", ".xhtml") or head.lstrip()[:14].lower().startswith(
-        (b"<!doctype html", b"<html")
-    ):
+    if suffix in HTML_SUFFIXES or head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         return Kind.HTML
-    if suffix in (".md", ".markdown", ".mdown"):
+    if suffix in MARKDOWN_SUFFIXES:
         return Kind.MARKDOWN
     if suffix in TEXT_SUFFIXES or _looks_like_text(head):
         return Kind.TEXT
     raise _unsupported(f"{suffix or 'This kind of file'} cannot be read.")
+
+
+def _is_named_text(suffix: str) -> bool:
+    return bool(suffix) and suffix in TEXT_SUFFIXES | HTML_SUFFIXES | MARKDOWN_SUFFIXES
 
 
 def _kind_of_zip(path: Path) -> Kind:

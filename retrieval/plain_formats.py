@@ -1,23 +1,15 @@
-"""Documents without pages: plain text, Markdown, HTML, DOCX. Each function gives blocks of text in order."""
+"""Documents without pages: plain text, Markdown, HTML. Each function gives blocks of text in order."""
 
-import io
-import re
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from charset_normalizer import from_bytes
 
 from db.errors import InvalidInput
 from retrieval.clean_text import clean
 from retrieval.content import Content, Section
-
-if TYPE_CHECKING:
-    from docx.document import Document
-    from docx.table import Table, _Cell
 
 # A text larger than that is a table or a log, which deserves a file a part.
 MAX_BYTES = 32 * 1024**2
@@ -29,17 +21,6 @@ BYTE_ORDER_MARKS = {
     b"\xfe\xff": "utf-16",
 }
 BLOCK_SEPARATOR = "\n\n"
-# Of DOCX. A hostile file nests tables by the thousand.
-TABLES_DEEPEST = 8
-WORD_PART = "application/vnd.openxmlformats-officedocument.wordprocessingml."
-BESIDES_BODY = {
-    "header": "headers",
-    "footer": "footers",
-    "footnotes": "footnotes",
-    "endnotes": "endnotes",
-    "comments": "comments",
-}
-WORD_TEXT = re.compile(rb"<w:t[ >][^<]*[^<\s]")
 
 
 @dataclass(frozen=True)
@@ -52,7 +33,7 @@ class Block:
 
 def read_text(path: Path) -> Content:
     text, warnings = _decoded(path)
-    return _content([Block(text)], warnings)
+    return content_of([Block(text)], warnings)
 
 
 def read_markdown(path: Path) -> Content:
@@ -80,7 +61,7 @@ def read_html(path: Path) -> Content:
 
     text, warnings = _decoded(path)
     if not text.strip():
-        return _content([], warnings)
+        return content_of([], warnings)
     # A declared encoding is refused in text that is decoded already.
     parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
     root = html.document_fromstring(text.encode("utf-8", "replace"), parser=parser)
@@ -90,70 +71,7 @@ def read_html(path: Path) -> Content:
             "Its elements are nested too deep: what comes after the first such is missing.",
         ]
     title = " ".join((root.findtext(".//title") or "").split())
-    return _content(_html_blocks(root), warnings, {"title": title} if title else {})
-
-
-def read_docx(path: Path) -> Content:
-    import docx
-    from docx.table import Table
-
-    try:
-        document = docx.Document(io.BytesIO(_docx_of(path)))
-    except (KeyError, ValueError, zipfile.BadZipFile, SyntaxError) as error:
-        raise InvalidInput(f"It is no readable DOCX file: {error}.", code="invalid_file") from error
-    if document.element.getroottree().docinfo.doctype:
-        raise InvalidInput("It declares a document type, which no DOCX file may.", code="invalid_file")
-    blocks = []
-    for item in document.iter_inner_content():
-        if isinstance(item, Table):
-            blocks.append(Block(_table_text(item)))
-        else:
-            style = item.style.name if item.style is not None else None
-            blocks.append(Block(item.text, (style or "").startswith(("Heading", "Title"))))
-    core = document.core_properties
-    details = {name: value for name, value in (("title", core.title), ("author", core.author)) if value}
-    return _content(blocks, _besides_body(document), details)
-
-
-def _table_text(table: "Table", depth: int = 0) -> str:
-    """A line a row. What stands in a table within a cell is part of the cell."""
-    # One that spans several columns is given for each.
-    rows = (dict.fromkeys(row.cells) for row in table.rows)
-    return "\n".join(" | ".join(_cell_text(cell, depth) for cell in row) for row in rows)
-
-
-def _cell_text(cell: "_Cell", depth: int) -> str:
-    from docx.table import Table
-
-    parts = []
-    for item in cell.iter_inner_content():
-        if not isinstance(item, Table):
-            parts.append(item.text)
-        elif depth < TABLES_DEEPEST:
-            parts.append(_table_text(item, depth + 1))
-    return "\n".join(parts).strip()
-
-
-def _besides_body(document: "Document") -> list[str]:
-    """What a DOCX holds besides its body, none of which is read; a part that has no text is not told of."""
-    found = set()
-    for part in document.part.package.iter_parts():
-        kind = part.content_type.removeprefix(WORD_PART).removesuffix("+xml")
-        if kind in BESIDES_BODY and WORD_TEXT.search(part.blob):
-            found.add(kind)
-    return [f"Its {name} are not read." for kind, name in BESIDES_BODY.items() if kind in found]
-
-
-def _docx_of(path: Path) -> bytes:
-    data = _bytes_of(path)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        unpacked = sum(part.file_size for part in archive.infolist() if part.filename.endswith(".xml"))
-    if unpacked > MAX_BYTES:
-        raise InvalidInput(
-            f"It unpacks to more than {MAX_BYTES // 1024**2} MiB of text: cut it into several files.",
-            code="file_too_large",
-        )
-    return data
+    return content_of(_html_blocks(root), warnings, {"title": title} if title else {})
 
 
 SKIPPED = frozenset({"script", "style", "template", "noscript", "head", "svg", "math"})
@@ -163,39 +81,48 @@ INLINE = frozenset(
      "font", "i", "img", "ins", "kbd", "label", "mark", "q", "s", "samp", "small", "span", "strike",
      "strong", "sub", "sup", "time", "tt", "u", "var", "wbr"}
 )  # fmt: skip
+CELLS = frozenset({"td", "th"})
+BETWEEN_CELLS = " | "
 
 
 def _html_blocks(root: object) -> Iterator[Block]:
-    """Walk the tree once; what is not inline begins and ends a block."""
+    """Walk the tree; what is not inline begins and ends a block. A row of a table whose cells hold no blocks
+    of their own is one: of a value that stands alone nobody knows whose it is."""
     from lxml import etree
 
     parts: list[str] = []
     skipping = verbatim = 0
+    inline = INLINE
 
     def block(*, is_heading: bool = False) -> Iterator[Block]:
         text = "".join(parts)
         parts.clear()
-        if text.strip():
+        if text.replace(BETWEEN_CELLS.strip(), "").strip():
             yield Block(text.strip("\n") if verbatim else " ".join(text.split()), is_heading)
 
     for event, element in etree.iterwalk(root, events=("start", "end")):
         name = element.tag if isinstance(element.tag, str) else "script"
         if event == "start":
             skipping += name in SKIPPED
-            if name not in INLINE:
+            if name not in inline:
                 yield from block()
+            elif name in CELLS and element.getprevious() is not None:
+                parts.append(BETWEEN_CELLS)
+            if name == "tr" and all(inner.tag in INLINE | CELLS for inner in element.iterdescendants()):
+                inline = INLINE | CELLS
             verbatim += name == "pre"
             parts.append("" if skipping else element.text or "")
             continue
-        if name not in INLINE:
+        if name not in inline:
             yield from block(is_heading=name in HEADINGS)
+            inline = INLINE
         verbatim -= name == "pre"
         skipping -= name in SKIPPED
         parts.append("" if skipping else element.tail or "")
 
 
-def _content(
-    blocks: list[Block] | Iterator[Block], warnings: list[str], details: dict[str, str] | None = None
+def content_of(
+    blocks: Iterable[Block], warnings: list[str], details: dict[str, str] | None = None
 ) -> Content:
     """Join blocks to one text, cleaned first, so that the sections' places are those of the text."""
     parts, sections, length, nuls = [], [], 0, 0
@@ -218,7 +145,7 @@ def nul_warning(nuls: int) -> str:
 
 
 def _decoded(path: Path) -> tuple[str, list[str]]:
-    data = _bytes_of(path)
+    data = bytes_of(path)
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
             return data.decode(encoding, "replace"), []
@@ -235,7 +162,7 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
     ]
 
 
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
     if path.stat().st_size > MAX_BYTES:
         raise InvalidInput(
             f"It has more than {MAX_BYTES // 1024**2} MiB: cut it into several files.", code="file_too_large"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from db.errors import InvalidInput
-from retrieval import pdf, plain_formats, tesseract
+from retrieval import docx_format, pdf, plain_formats, tesseract
 from retrieval.cutting import cut_content
 from retrieval.kinds import Kind, kind_of
 
@@ -34,7 +34,7 @@ PLAIN = {
     Kind.TEXT: plain_formats.read_text,
     Kind.MARKDOWN: plain_formats.read_markdown,
     Kind.HTML: plain_formats.read_html,
-    Kind.DOCX: plain_formats.read_docx,
+    Kind.DOCX: docx_format.read_docx,
 }
 # What tasks import when they need it, since each new reader would have to wait for all of it.
 IMPORTED_LATE = (

@@ -16,7 +16,7 @@ from docx.document import Document as DocxDocument
 
 from retrieval.readers import Clock, Reader, Readers, TooSlow, Unreadable
 from retrieval.reading import SECONDS
-from tests.documents import docx_of, font_of, pdf_of, scanned_pdf
+from tests.documents import docx_of, docx_with, font_of, pdf_of, scanned_pdf
 from tests.retrieval.conftest import Read
 
 TEXT = "Lathes turn metal. " * 20
@@ -101,6 +101,14 @@ class TestOthers:
         assert content.section_at(content.text.index("three")) == "First part"
         assert content.section_at(content.text.index("tail")) == "Second"
 
+    def test_a_row_of_an_html_table_stays_together(self, read: Read) -> None:
+        page = (
+            "<table><tr><th>City<th>Rent</tr><tr><td>Bern<td><b>900</b> CHF</tr><tr><td><td></tr></table>"
+            "<table><tr><td><p>A layout</p><td><ul><li>of<li>blocks</ul></tr></table><p>End"
+        )
+        content = read(page.encode(), "a.html")
+        assert content.text == "City | Rent\n\nBern | 900 CHF\n\nA layout\n\nof\n\nblocks\n\nEnd"
+
     def test_markdown(self, read: Read) -> None:
         text = "# One\n\nText.\n\n```\n# no heading\n```\n\nTwo\n===\n\nMore."
         content = read(text.encode(), "a.md")
@@ -127,6 +135,32 @@ class TestOthers:
         assert content.text == "left | inner one | inner two\nwide"
         assert content.warnings == []
 
+    def test_what_word_puts_something_around_is_part_of_a_docx(self, read: Read) -> None:
+        run = '<w:r><w:t xml:space="preserve">{}</w:t></w:r>'.format
+        choice, fallback = (f"<w:txbxContent><w:p>{run('Boxed.')}</w:p></w:txbxContent>" for _ in range(2))
+        office = "http://schemas.openxmlformats.org"
+        wrapped = (
+            f"<w:p>{run('We pay ')}<w:ins w:id='1' w:author='A'>{run('forty ')}</w:ins>"
+            f"<w:del w:id='2' w:author='A'><w:r><w:delText>thirty </w:delText></w:r></w:del>"
+            f"<w:moveFrom w:id='3' w:author='A'>{run('moved ')}</w:moveFrom>"
+            f"<w:fldSimple w:instr='DATE'>{run('today')}</w:fldSimple></w:p>"
+            f"<w:sdt><w:sdtPr/><w:sdtContent><w:p>{run('Dear ')}<w:sdt><w:sdtContent>{run('Ann')}"
+            "</w:sdtContent></w:sdt></w:p><w:tbl><w:tblPr/><w:tblGrid><w:gridCol/></w:tblGrid>"
+            "<w:sdt><w:sdtContent>"
+            f"<w:tr><w:tc><w:p>{run('a row')}</w:p></w:tc></w:tr></w:sdtContent></w:sdt></w:tbl>"
+            "</w:sdtContent></w:sdt>"
+            f'<w:p><w:r><mc:AlternateContent xmlns:mc="{office}/markup-compatibility/2006">'
+            f"<mc:Choice>{choice}</mc:Choice><mc:Fallback>{fallback}</mc:Fallback>"
+            "</mc:AlternateContent></w:r></w:p>"
+            f'<w:p><m:oMath xmlns:m="{office}/officeDocument/2006/math"/></w:p>'
+        )
+        changed = docx_with(
+            {"word/document.xml": lambda x: x.replace(b"<w:sectPr", wrapped.encode() + b"<w:sectPr")}
+        )
+        content = read(changed, "a.docx")
+        assert content.text == "Hello docx\n\nWe pay forty today\n\nDear Ann\n\na row\n\nBoxed."
+        assert content.warnings == ["Its formulas are not read."]
+
     def test_what_a_docx_holds_besides_its_body_is_said(self, read: Read) -> None:
         document = docx.Document()
         document.add_paragraph("Body.")
@@ -141,6 +175,13 @@ class TestOthers:
         content = read(text.encode(encoding), "a.txt")
         assert content.text == text.strip()
         assert bool(content.warnings) == (encoding == "cp1252")
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("a.txt", "PKI means trust."), ("a.md", "A file begins with `%PDF-1.7`."), ("a", "PK zone")],
+    )
+    def test_text_that_begins_as_another_kind_does(self, read: Read, name: str, text: str) -> None:
+        assert read(text.encode(), name).text == text
 
     def test_nuls_are_dropped_and_said(self, read: Read) -> None:
         for name in ("a.txt", "a.md"):

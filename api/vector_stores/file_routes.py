@@ -167,11 +167,11 @@ def list_files_in_vector_store_batch(
     window: Annotated[Window, Depends()],
     filter: Status | None = None,
 ) -> Page[DocumentOut]:
-    _batch(unit, vector_store_id, batch_id)
+    batch = _batch(unit, vector_store_id, batch_id)
     rows, more = list_documents(
         unit.session,
         collection_id=vector_store_id,
-        job_id=batch_id,
+        file_ids=batch.params["files"],
         status=filter,
         **window.place(),
     )

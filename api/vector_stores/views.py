@@ -56,7 +56,7 @@ def file_counts(counts: Mapping[str, int]) -> FileCounts:
 
 
 def batch_out(session: Session, job: Job, collection_id: str) -> BatchOut:
-    counts = counts_of_job(session, job.id)
+    counts = counts_of_job(session, job)
     status: Literal["in_progress", "completed", "cancelled", "failed"] = "completed"
     if job.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
         status = "cancelled"

@@ -194,7 +194,7 @@ def list_documents(
     session: Session,
     *,
     collection_id: str,
-    job_id: str | None = None,
+    file_ids: Sequence[str] | None = None,
     status: str | None = None,
     after: str | None = None,
     before: str | None = None,
@@ -204,7 +204,9 @@ def list_documents(
     """One page of documents, each with its status and its error, and whether there are more.
 
     Args:
-        after, before: ids of files.
+        file_ids: of these alone.
+        after, before: ids of files. The document of one may have been taken out since, by who reads the list
+            to empty the collection: then the place is where the file comes among those that were uploaded.
     """
     backwards = before is not None and after is None
     query = (
@@ -212,27 +214,29 @@ def list_documents(
         .outerjoin(Job, Job.id == Document.job_id)
         .where(Document.collection_id == collection_id)
     )
-    if job_id is not None:
-        query = query.where(Document.job_id == job_id)
+    if file_ids is not None:
+        query = query.where(Document.file_id.in_(file_ids))
     if status is not None:
         query = query.where(STATUS.in_([status]))
     for mark, up in ((after, ascending), (before, not ascending)):
         if mark is not None:
-            place = (
-                select(Document.id)
-                .where(Document.collection_id == collection_id, Document.file_id == mark)
-                .scalar_subquery()
+            there = select(Document.id).where(
+                Document.collection_id == collection_id, Document.file_id == mark
             )
-            query = query.where(Document.id > place if up else Document.id < place)
+            place = session.scalars(there).one_or_none()
+            column, beside = (Document.id, place) if place is not None else (Document.file_id, mark)
+            query = query.where(column > beside if up else column < beside)
     order = Document.id if ascending != backwards else Document.id.desc()
     rows = session.execute(query.order_by(order).limit(limit + 1)).all()
     found = [(row[0], row.status, _error(row[0], row.status, row.error)) for row in rows[:limit]]
     return (found[::-1] if backwards else found), len(rows) > limit
 
 
-def counts_of_job(session: Session, job_id: str) -> dict[str, int]:
-    """The documents of a job, by status."""
-    return count_by_status(session, Document.job_id == job_id)
+def counts_of_job(session: Session, job: Job) -> dict[str, int]:
+    """The documents that an ingest was asked for, by status: one that another ingest was asked for since, and
+    is at, is not there yet for either of them."""
+    collection_id, file_ids = job.params["collection"], job.params["files"]
+    return count_by_status(session, Document.collection_id == collection_id, Document.file_id.in_(file_ids))
 
 
 def count_by_status(session: Session, *where: ColumnElement[bool]) -> dict[str, int]:

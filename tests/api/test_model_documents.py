@@ -109,6 +109,18 @@ class TestImport:
         assert (answer.status_code, error_of(answer)["param"]) == expected
         assert api.get("/v1/models/strict").json()["collection_id"] is None
 
+    def test_a_batch_is_not_done_while_another_is_at_its_file(
+        self, api: httpx.Client, publish: Publish
+    ) -> None:
+        publish("twice")
+        file_id = upload(api)
+        first, second = (submit(api, "twice", file_id).json() for _ in range(2))
+        for batch in (first, second):
+            path = f"/v1/vector_stores/{batch['vector_store_id']}/file_batches/{batch['id']}"
+            told = api.get(path).json()
+            assert (told["status"], told["file_counts"]["in_progress"]) == ("in_progress", 1)
+            assert [row["id"] for row in api.get(f"{path}/files").json()["data"]] == [file_id]
+
 
 class TestList:
     def test_comes_in_pages_and_by_status(self, api: httpx.Client, publish: Publish) -> None:
@@ -125,6 +137,22 @@ class TestList:
         assert seen == files
         assert documents(api, "paged", filter="completed")["data"] == []
         assert len(documents(api, "paged", filter="in_progress")["data"]) == 5
+
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    def test_goes_on_behind_one_that_was_taken_out_meanwhile(
+        self, api: httpx.Client, publish: Publish, order: str
+    ) -> None:
+        publish(f"emptied-{order}")
+        files = [upload(api, name=f"{n}.csv") for n in range(5)]
+        submit(api, f"emptied-{order}", *files)
+        gone: list[str] = []
+        further: dict[str, Any] = {}
+        while page := documents(api, f"emptied-{order}", limit=2, order=order, **further)["data"]:
+            for row in page:
+                api.delete(f"/v1/models/emptied-{order}/documents/{row['id']}")
+                gone.append(row["id"])
+            further = {"after": gone[-1]}
+        assert gone == (files if order == "asc" else files[::-1])
 
 
 class TestDelete:

@@ -4,12 +4,13 @@ import json
 import random
 import re
 import statistics
+import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -30,6 +31,10 @@ DIMENSIONS = 384
 # CJK is written without spaces: each of its characters counts as a word.
 CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
 WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
+# Rounds of one file: a run of a long one tells as much as several of a short one do.
+ENOUGH_SECONDS = 20.0
+# What is shown beside the goals, and costs as much as what is judged: done once a file.
+UNJUDGED = "peer_ingest_by_characters"
 # What both cut into: tokens, or about as many characters as those are in English.
 CHUNKING = {
     "tokens": AUTO_TOKENS,
@@ -37,6 +42,8 @@ CHUNKING = {
     "characters": AUTO_TOKENS * 4,
     "overlap": AUTO_OVERLAP_TOKENS * 4,
 }
+
+Measured = TypeVar("Measured")
 
 
 def words(text: str) -> Counter[str]:
@@ -110,20 +117,33 @@ class LatheReading:
 
 def compare(
     manuals: Sequence[Manual], lathe: LatheReading, peer: DocumentPeer, *, rounds: int, dice: random.Random
-) -> list[dict[str, Any]]:
-    """Read and ingest every file by both, in an order of chance; medians of each file."""
+) -> Iterator[dict[str, Any]]:
+    """Read and ingest every file by both; the medians of each, as soon as it is done."""
     lathe.ingest(manuals[0])  # starts the readers, and imports everything
     peer.ask("ingest", path=str(manuals[0].path), collection="warm", embedder=DIMENSIONS,
              chunking=chunking(by_tokens=True))  # fmt: skip
-    found = []
     for manual in manuals:
         file = _Compared(manual, lathe, peer)
-        runs: dict[str, list[Spent]] = {name: [] for name in file.works}
-        for _ in range(rounds):
-            for name in dice.sample(sorted(runs), len(runs)):
-                runs[name].append(file.works[name]())
-        found.append(file.told(runs))
-    return found
+        yield file.told(in_rounds(file.works, rounds, dice))
+
+
+def in_rounds(
+    works: Mapping[str, Callable[[], Measured]], rounds: int, dice: random.Random
+) -> dict[str, list[Measured]]:
+    """What each of a file's works gave, round by round, in an order of chance.
+
+    Args:
+        rounds: at most; none begins once `ENOUGH_SECONDS` have gone by.
+    """
+    runs: dict[str, list[Measured]] = {name: [] for name in works}
+    began = time.perf_counter()
+    for turn in range(rounds):
+        if turn and time.perf_counter() - began > ENOUGH_SECONDS:
+            break
+        names = sorted(name for name in runs if not (turn and name == UNJUDGED))
+        for name in dice.sample(names, len(names)):
+            runs[name].append(works[name]())
+    return runs
 
 
 class _Compared:
@@ -139,7 +159,7 @@ class _Compared:
             "peer_text": self._peer_text,
             "ingest": self._ingest,
             "peer_ingest": lambda: self._peer_ingest(by_tokens=True),
-            "peer_ingest_by_characters": lambda: self._peer_ingest(by_tokens=False),
+            UNJUDGED: lambda: self._peer_ingest(by_tokens=False),
         }
 
     def _text(self) -> Spent:
@@ -173,6 +193,7 @@ class _Compared:
             "file": self._manual.path.name,
             "source": self._manual.source,
             "pages": self._pages,
+            "rounds": len(runs["text"]),
             "words_agree": round(agreement(words(ours), words(theirs)), 4),
             "letters_agree": round(agreement(letters(ours), letters(theirs)), 4),
             "chunks": self._chunks,

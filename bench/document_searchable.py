@@ -43,7 +43,9 @@ START_SECONDS = 60
 BATCHINGS = ((8, 4), (16, 2))
 LOCAL = "in the step"
 # Of a file alone for each round of others: it takes a second, of which a moment's noise is much.
-ROUNDS_ALONE = 3
+ROUNDS_ALONE = 2
+# What is told and not judged, the peer by our server, takes two minutes of a larger job.
+BY_SERVER_MOST_CHUNKS = 1000
 # Of our text, that the peer has to read of a file, too.
 COMPARABLE = 0.9
 # By so many of a job's texts.
@@ -244,13 +246,17 @@ class _Sides:
     def peer_by_our_server(self, job: Job) -> Spent:
         return self._by_peer(job, self._url)
 
-    def bare(self, job: Job) -> dict[str, float]:
-        """Chunks a second of each embedder alone; of the server, by how it is asked."""
+    def bare(self, job: Job, *, others: bool) -> dict[str, float]:
+        """Chunks a second of the embedder of the last job alone, and of the `others`, too; of the server, by
+        how it is asked."""
         texts, tokens = job.texts[:BARE_TEXTS], job.tokens[:BARE_TEXTS]
-        rates = {
-            f"{each} x {at_once}": bare_rate(self._url, texts, each, at_once) for each, at_once in BATCHINGS
-        }
+        rates = {}
+        if others or not self.embeds_itself:
+            for each, at_once in BATCHINGS:
+                rates[f"{each} x {at_once}"] = bare_rate(self._url, texts, each, at_once)
         for name, embedder in (("lathe's batches", self._server), (LOCAL, self._local)):
+            if not others and (name == LOCAL) != self.embeds_itself:
+                continue
             began = time.perf_counter()
             embedder.embed(texts, tokens)
             rates[name] = len(texts) / (time.perf_counter() - began)
@@ -281,7 +287,7 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """Make the files of jobs of several sizes searchable by all, in an order of chance.
 
-    The peer asks our server once a size: that is told, not judged.
+    The peer asks our server once a job, unless that is a large one: that is told, not judged.
 
     Args:
         sizes: in chunks; the last is what is judged.
@@ -301,13 +307,14 @@ def compare(
         runs: dict[str, list[Spent]] = {name: [] for name in works}
         bare: list[dict[str, float]] = []
         sides.steps.clear()
-        for _ in range(rounds * (ROUNDS_ALONE if len(job.manuals) == 1 else 1)):
+        for turn in range(rounds * (ROUNDS_ALONE if len(job.manuals) == 1 else 1)):
             for name in dice.sample([*works, "bare"], len(works) + 1):
                 if name == "bare":
-                    bare.append(sides.bare(job))
+                    bare.append(sides.bare(job, others=turn == 0))
                 else:
                     runs[name].append(works[name](job))
-        runs["peer_by_our_server"] = [sides.peer_by_our_server(job)]
+        if len(job.texts) <= BY_SERVER_MOST_CHUNKS:
+            runs["peer_by_our_server"] = [sides.peer_by_our_server(job)]
         yield _told(job, runs, bare, sides)
 
 
@@ -319,12 +326,12 @@ def _told(
 ) -> dict[str, Any]:
     seconds = {side: statistics.median(run.wall for run in done) for side, done in runs.items()}
     cpu = {side: statistics.median(run.cpu for run in done) for side, done in runs.items()}
-    rates = {name: [round(each[name], 1) for each in bare] for name in bare[0]}
+    rates = {name: [round(each[name], 1) for each in bare if name in each] for name in bare[0]}
     embedder = LOCAL if sides.embeds_itself else "the server"
     best = max(
         statistics.median(told) for name, told in rates.items() if (name == LOCAL) == (embedder == LOCAL)
     )
-    own = len(job.texts) / seconds["lathe"]
+    own, by_server = len(job.texts) / seconds["lathe"], seconds.get("peer_by_our_server")
     return {
         "files": [manual.path.name for manual in job.manuals],
         "chunks": len(job.texts),
@@ -335,6 +342,6 @@ def _told(
         "bare_chunks_per_second": rates,
         "chunks_per_second": round(own, 1),
         "ratio": round(seconds["peer"] / seconds["lathe"], 2),
-        "ratio_with_our_server": round(seconds["peer_by_our_server"] / seconds["lathe"], 2),
+        "ratio_with_our_server": round(by_server / seconds["lathe"], 2) if by_server is not None else None,
         "of_embedder": round(own / best, 3),
     }

@@ -1,4 +1,4 @@
-"""From a PDF to an answer, against LangChain and Chroma: `python -m bench.documents [--quick] [--json]`.
+"""From a PDF to an answer, against LangChain and Chroma: `python -m bench.documents`.
 
 The same files, chunks, vectors and embedding model for both. It starts a durable Postgres and every server
 itself, and LangChain and Chroma in an environment of their own. Runs are interleaved, medians are shown, each
@@ -47,6 +47,7 @@ class Size:
     """How much is done.
 
     Args:
+        rounds: of each file that is read, at most.
         embedded_pages: files of more are left out where chunks are embedded.
         jobs: how many chunks are embedded in one, at least; the last is what is judged.
         single: how many of the smallest files are each a job of their own.
@@ -65,22 +66,46 @@ class Size:
 
 
 QUICK = Size(2, 40, (500,), 2, 1, 3_000, ((4_000, False), (40_000, True)), 100, 2)
-LONG = Size(
-    3, 100, (100, 500, 2_000), 5, 3, 20_000, ((10_000, True), (100_000, True), (1_000_000, False)), 300, 3
-)
+LONG = Size(3, 100, (300, 2_000), 5, 2, 20_000, ((10_000, True), (100_000, True), (1_000_000, False)), 300, 3)
+
+
+class Findings(dict[str, Any]):
+    """What is known already: the long form takes half an hour, and something may end it.
+
+    Each part is told on stderr as soon as it is there, and all of them are kept in a file.
+    """
+
+    def __init__(self, kept: Path | None, known: Mapping[str, Any]) -> None:
+        super().__init__(known)
+        self._kept = kept
+
+    def __setitem__(self, part: str, measured: Any) -> None:
+        super().__setitem__(part, measured)
+        self._tell(part, measured)
+
+    def add(self, part: str, measured: Any) -> None:
+        """Note one of several of a part."""
+        self.setdefault(part, []).append(measured)
+        self._tell(part, measured)
+
+    def _tell(self, part: str, measured: Any) -> None:
+        print(json.dumps({part: measured}), file=sys.stderr, flush=True)
+        if self._kept is not None:
+            unfinished = self._kept.with_name(f"{self._kept.name}.new")
+            unfinished.write_text(json.dumps(self))
+            unfinished.replace(self._kept)
 
 
 class Bench:
-    def __init__(self, stack: Stack, folder: Path, *, quick: bool, seed: int) -> None:
-        self._stack, self._folder = stack, folder
+    def __init__(self, stack: Stack, folder: Path, found: Findings, *, quick: bool, seed: int) -> None:
+        self._stack, self._folder, self._found = stack, folder, found
         self._size = QUICK if quick else LONG
         self._dice = random.Random(seed)  # noqa: S311 - the order of runs
         self._seed = seed
         self._manuals: list[Manual] = manuals(folder, quick=quick)
 
-    def documents(self, parts: Iterable[str]) -> dict[str, Any]:
+    def documents(self, parts: Iterable[str]) -> None:
         """What is measured with PDFs."""
-        found: dict[str, Any] = {}
         with contextlib.ExitStack() as ending:
             url = self._stack.database("documents")
             migrations.upgrade(url)
@@ -95,12 +120,12 @@ class Bench:
             reading = LatheReading(readers, executor, rows, self._folder)
             if "reading" in parts:
                 with MemoryWatch(psutil.Process(os.getpid()), without=peer.process) as memory:
-                    found["reading"] = document_reading.compare(
+                    for row in document_reading.compare(
                         self._manuals, reading, peer, rounds=self._size.rounds, dice=self._dice
-                    )
+                    ):
+                        self._found.add("reading", row)
                 peak = {"lathe": memory.peak_bytes, "peer": peer.ask("memory")["peak_bytes"]}
-                found["reading_peak_bytes"] = peak
-                _note(found["reading"])
+                self._found["reading_peak_bytes"] = peak
             if "searchable" in parts:
                 chosen = [
                     manual for manual in self._manuals if reading.pages(manual) <= self._size.embedded_pages
@@ -109,33 +134,22 @@ class Bench:
                     self._stack, chosen, reading, peer, sizes=self._size.jobs, single=self._size.single,
                     rounds=self._size.embedding_rounds, dice=self._dice,
                 ):  # fmt: skip
-                    found.setdefault("searchable", []).append(told)
-                    _note(told)
-        return found
+                    self._found.add("searchable", told)
 
-    def vectors(self, parts: Iterable[str]) -> dict[str, Any]:
+    def vectors(self, parts: Iterable[str]) -> None:
         """What is measured with vectors that are there already."""
-        found: dict[str, Any] = {}
         size = self._size
         if "loads" in parts:
-            found["loads"] = document_vectors.loads(
+            self._found["loads"] = document_vectors.loads(
                 self._stack, self._folder, number=size.loads, rounds=size.load_rounds, seed=self._seed,
                 dice=self._dice,
             )  # fmt: skip
-            _note(found["loads"])
         for number, with_peer in size.vectors if "growth" in parts else ():
             grown = document_vectors.grow(
                 self._stack, self._folder, number=number, with_peer=with_peer, asked=size.asked,
                 rounds=size.load_rounds, seed=self._seed, dice=self._dice,
             )  # fmt: skip
-            found.setdefault("growth", []).append(grown)
-            _note(grown)
-        return found
-
-
-def _note(part: Any) -> None:
-    """Say what is known already: the long form takes half an hour, and something may end it."""
-    print(json.dumps(part), file=sys.stderr, flush=True)
+            self._found.add("growth", grown)
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], kind: str, ours: str, theirs: str) -> list[float]:
@@ -219,20 +233,22 @@ def _middle(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def bench(*, quick: bool, seed: int, parts: Sequence[str]) -> dict[str, Any]:
+def bench(*, quick: bool, seed: int, parts: Sequence[str], kept: Path | None) -> dict[str, Any]:
+    """Measure these parts, and keep in a file what is known already, and in the end all."""
     ensure_environment()
     folder = Path(tempfile.mkdtemp(prefix="lathe-bench-"))
     try:
         with contextlib.ExitStack() as ending:
-            found: dict[str, Any] = {"seed": seed, "load_average_before": os.getloadavg()[0]}
-            run = Bench(Stack(folder, ending), folder, quick=quick, seed=seed)
+            found = Findings(kept, {"seed": seed, "load_average_before": os.getloadavg()[0]})
+            run = Bench(Stack(folder, ending), folder, found, quick=quick, seed=seed)
             if {"reading", "searchable"} & set(parts):
-                found |= run.documents(parts)
-            found |= run.vectors(parts)
+                run.documents(parts)
+            run.vectors(parts)
             found["load_average_after"] = os.getloadavg()[0]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return found | {"goals": goals_of(found)}
+    found["goals"] = goals_of(found)
+    return found
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -252,12 +268,13 @@ def show(result: Mapping[str, Any]) -> None:
                 print(f"{kind} of {theirs} / {ours}, each file: {told}")
         print("peak MiB", {side: peak // MIB for side, peak in result["reading_peak_bytes"].items()})
     for job in result.get("searchable", []):
+        of_our_server = job["ratio_with_our_server"]
+        besides = f"{of_our_server} as the peer by our llama-server (no goal), " if of_our_server else ""
         print(
             f"{job['chunks']:,} chunks of {len(job['files'])} files, to searchable: {job['ratio']} times as "
-            f"fast as the peer by sentence-transformers, {job['ratio_with_our_server']} as the peer by our "
-            f"llama-server (no goal), {job['of_embedder']} of what its embedder ({job['embedder']}) does "
-            f"alone; seconds {json.dumps(job['seconds'])}, CPU-seconds {json.dumps(job['cpu_seconds'])}, "
-            f"steps {json.dumps(job['steps_seconds'])}"
+            f"fast as the peer by sentence-transformers, {besides}{job['of_embedder']} of what its embedder "
+            f"({job['embedder']}) does alone; seconds {json.dumps(job['seconds'])}, CPU-seconds "
+            f"{json.dumps(job['cpu_seconds'])}, steps {json.dumps(job['steps_seconds'])}"
         )
     if "loads" in result:
         print("loads", json.dumps(result["loads"]))
@@ -274,10 +291,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="five minutes, for a look")
     parser.add_argument("--seed", type=int, default=1, help="of the vectors, and of the order of runs")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--json", nargs="?", const=True, metavar="FILE",
+        help="print the result as JSON; with FILE, keep there what is known already",
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts alone")
     options = parser.parse_args()
-    result = bench(quick=options.quick, seed=options.seed, parts=options.only)
+    kept = Path(options.json) if isinstance(options.json, str) else None
+    result = bench(quick=options.quick, seed=options.seed, parts=options.only, kept=kept)
     if options.json:
         print(json.dumps(result))
     else:

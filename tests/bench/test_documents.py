@@ -1,14 +1,19 @@
 """The benchmark of documents: how texts and neighbours are compared, and which results meet the goals."""
 
+import json
+import random
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from bench import document_reading
 from bench.document_reading import agreement, letters, words
 from bench.document_vectors import DIMENSIONS, DOCUMENTS, NEAREST, Synthetic, nearest, recall
-from bench.documents import goals_of
+from bench.documents import Findings, goals_of
 from bench.spent import Stopwatch
 
 READ = {
@@ -105,3 +110,35 @@ def test_the_stopwatch_counts_this_process_and_others() -> None:
     with Stopwatch(lambda: [psutil.Process()]) as twice:
         sum(number * number for number in range(300_000))
     assert twice.spent.cpu > 0
+
+
+class TestFindings:
+    def test_what_is_known_already_outlives_a_run_that_is_ended(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        kept = tmp_path / "found.json"
+        found = Findings(kept, {"seed": 1})
+        found.add("reading", {"file": "a.pdf"})
+        assert json.loads(kept.read_text()) == {"seed": 1, "reading": [{"file": "a.pdf"}]}
+        found.add("reading", {"file": "b.pdf"})
+        found["loads"] = {"rows": 3}
+        assert json.loads(kept.read_text()) == found
+        told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        assert told == [
+            {"reading": {"file": "a.pdf"}},
+            {"reading": {"file": "b.pdf"}},
+            {"loads": {"rows": 3}},
+        ]
+
+
+class TestRounds:
+    @pytest.mark.parametrize(("enough_seconds", "runs"), [(3600.0, 3), (0.0, 1)])
+    def test_a_file_that_takes_long_is_read_in_fewer(
+        self, monkeypatch: pytest.MonkeyPatch, enough_seconds: float, runs: int
+    ) -> None:
+        monkeypatch.setattr(document_reading, "ENOUGH_SECONDS", enough_seconds)
+        done: Counter[str] = Counter()
+        works = {name: lambda name=name: done.update([name]) for name in ("text", document_reading.UNJUDGED)}
+        times = document_reading.in_rounds(works, 3, random.Random(1))  # noqa: S311 - an order
+        assert done == {"text": runs, document_reading.UNJUDGED: 1}
+        assert {name: len(each) for name, each in times.items()} == done

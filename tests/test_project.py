@@ -40,6 +40,13 @@ def documents() -> list[Path]:
     return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
+def anchors(document: Path) -> set[str]:
+    """The headings of a document as links name them."""
+    prose = re.sub(r"(?ms)^ *```.*?^ *```$", "", document.read_text())
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def python_files() -> list[Path]:
     return [path for folder in (*PACKAGES, "tests", "bench") for path in (ROOT / folder).rglob("*.py")]
 
@@ -201,8 +208,10 @@ class TestSettingsInDocuments:
 class TestDocuments:
     def test_relative_links_lead_somewhere(self) -> None:
         for document in documents():
-            for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
-                assert (document.parent / target).exists(), f"{document}: {target}"
+            for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text()):
+                there = document.parent / target if target else document
+                assert there.exists(), f"{document}: {target}"
+                assert not anchor or anchor in anchors(there), f"{document}: {target}#{anchor}"
 
     def test_decisions_are_numbered_without_gaps(self) -> None:
         numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from cli import collections, keys, models, projects, stack, submit, sweep
+from cli import collections, files, keys, models, projects, stack, submit, sweep, webhooks
 from cli.ask import ask
 from cli.chat import chat
 from cli.data_inspection import app as data
@@ -79,6 +79,8 @@ def _register() -> None:
             app.command(rich_help_panel=panel)(command)
     app.add_typer(collections.app, name="collections", rich_help_panel="Documents")
     app.add_typer(data, name="data", rich_help_panel="Make a model")
+    app.add_typer(files.app, name="files", rich_help_panel="Jobs")
+    app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Jobs")
     app.add_typer(models.app, name="models", rich_help_panel="Use a model")
     stack.register(app)
     app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)
@@ -95,7 +97,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a mark that a terminal cannot show is no reason to fail
     try:
-        app()
+        app(prog_name="lathe")
     except LatheError as error:
         report(error)
         sys.exit(exit_status(error))

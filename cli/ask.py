@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completion
 from cli.answer import Answer, stream_chunks
 from cli.chat import read_stdin
 from cli.client import Client, connect
@@ -27,6 +28,7 @@ def ask(
             "-c",
             help="Its name or id; may be given several times. Without it, the model's own documents.",
             show_default=False,
+            autocompletion=completion.collections,
         ),
     ] = None,
     model: Annotated[
@@ -36,6 +38,7 @@ def ask(
             "-m",
             help="The model's name; without it, the one that was published last.",
             show_default=False,
+            autocompletion=completion.models,
         ),
     ] = None,
     rewrite: Annotated[

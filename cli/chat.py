@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completion
 from cli.answer import Answer, stream_chunks
 from cli.client import PAGE_SIZE, Client, connect
 from cli.conversation import Conversation
@@ -28,7 +29,12 @@ JSON = dict[str, Any]
 def chat(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="The model's name: faq, faq:Q8_0, faq@2.", show_default=False),
+        typer.Argument(
+            metavar="MODEL",
+            help="The model's name: faq, faq:Q8_0, faq@2.",
+            show_default=False,
+            autocompletion=completion.models,
+        ),
     ],
     prompt: Annotated[
         str | None,
@@ -53,7 +59,11 @@ def chat(
     collection: Annotated[
         list[str] | None,
         typer.Option(
-            "--collection", "-c", help="Answer from it; may be given several times.", show_default=False
+            "--collection",
+            "-c",
+            help="Answer from it; may be given several times.",
+            show_default=False,
+            autocompletion=completion.collections,
         ),
     ] = None,
     load: Annotated[

@@ -7,6 +7,7 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
+from cli import completion
 from cli.answer import source
 from cli.client import Client, connect
 from cli.ingest import find_collection
@@ -22,7 +23,12 @@ app = typer.Typer(
     help="List collections; `lathe collections search NAME 'QUESTION'` searches one.",
     invoke_without_command=True,
 )
-Name = Annotated[str, typer.Argument(help="The collection's name or id.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="The collection's name or id.", show_default=False, autocompletion=completion.collections
+    ),
+]
 
 
 @app.callback()

@@ -6,6 +6,8 @@ model the same questions, and stops what it started. Interrupted, it cancels its
 
 import argparse
 import csv
+import os
+import shutil
 import signal
 import sys
 import time
@@ -35,7 +37,6 @@ from deploy.local.parts import ROOT
 JSON = dict[str, Any]
 BASE = "tiny"
 SHOWN_QUESTIONS = 3
-SHOWN_CHARACTERS = 120
 # Of 20, the answers that must be known by heart for the demo to have succeeded.
 LEARNT_SHARE = 0.9
 ANSWER_TOKENS = 120
@@ -165,13 +166,18 @@ class Demo:
         self.console.print(table)
 
     def _print_what_next(self, tuned: str) -> None:
-        up = "" if not self.started_stack else "lathe up               # start the stack again\n  "
         url = self._api_url()
+        lathe = _typed_lathe()
+        up = (
+            f"{lathe} up --detach      # start the stack again; {lathe} down stops it\n  "
+            if self.started_stack
+            else ""
+        )
         self.console.print(
-            f"\nNext:\n  {up}lathe chat {tuned}\n  lathe job {self.job_id}\n  lathe download {self.job_id}\n"
-            f"  lathe fine-tune --help\n"
+            f"\nNext:\n  {up}{lathe} chat {tuned}\n  {lathe} job {self.job_id}\n"
+            f"  {lathe} download {self.job_id}\n  {lathe} fine-tune --help\n"
             f"API      {url}   (its documentation: {url}/docs)\n"
-            f"Flower   http://127.0.0.1:{self.settings.flower_port}   (the password: lathe status)\n"
+            f"Flower   http://127.0.0.1:{self.settings.flower_port}   (the password: {lathe} status)\n"
             f"Data     {self.settings.data_dir}",
             highlight=False,
             markup=False,
@@ -231,6 +237,15 @@ def _took(step: JSON) -> float:
     if not step["started_at"] or not step["finished_at"]:
         return 0.0
     return float(step["finished_at"] - step["started_at"])
+
+
+def _typed_lathe() -> str:
+    """How the command is called from here: it is in .venv/bin, which may not be on the PATH."""
+    beside = Path(sys.executable).with_name("lathe")
+    found = shutil.which("lathe")
+    if found is not None and Path(found).resolve() == beside.resolve():
+        return "lathe"
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from cli import completion
 from cli.panels import PANELS
 from db.params.data import TrainingFile
 from db.params.values import Params
@@ -31,7 +32,24 @@ SHORT_NAMES = {
     "gradient_accumulation_steps": "gradient-accumulation",
 }
 
-SYNONYMS = {"quantization": "quantizations"}
+# Those whose value is a name that the server knows.
+MODEL_PARAMETERS = ("base_model", "merge_base", "start_from", "model")
+
+# What a parameter is called elsewhere: by transformers, peft, LLaMA-Factory and axolotl.
+SYNONYMS = {
+    "quantization": "quantizations",
+    "model_name_or_path": "base_model",
+    "dataset": "training_file",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "micro_batch_size": "batch_size",
+    "lora_r": "lora_rank",
+    "lora_target": "lora_target_modules",
+    "cutoff_len": "max_length",
+    "max_seq_length": "max_length",
+    "sequence_len": "max_length",
+}
 
 NAME_RULE = "a-z, 0-9, '.', '_' and '-', at most 63 of them, the first one a letter or a digit."
 # A bound this high is the database's, and tells nobody anything.
@@ -116,7 +134,8 @@ def with_options(command: Callable[..., None], parameters: list[inspect.Paramete
 
 def understand(option: str) -> str:
     """Let `--base-model` and `--learning_rate` mean the flags `--base` and `--learning-rate`."""
-    return _typed_name(SYNONYMS.get(option, option).replace("-", "_"))
+    name = option.replace("-", "_")
+    return _typed_name(SYNONYMS.get(name, name))
 
 
 def _typed_name(parameter: str) -> str:
@@ -174,7 +193,12 @@ def spelling_of(model: type[Params], param: str | None) -> str | None:
 def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
     annotation: Any = list[str] if flag.many else str
     option = typer.Option(
-        flag.spelling, metavar=flag.metavar, help=flag.help, show_default=False, rich_help_panel=panel
+        flag.spelling,
+        metavar=flag.metavar,
+        help=flag.help,
+        show_default=False,
+        rich_help_panel=panel,
+        autocompletion=_completer(flag),
     )
     return inspect.Parameter(
         flag.name,
@@ -182,6 +206,15 @@ def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
         default=inspect.Parameter.empty if flag.required else None,
         annotation=Annotated[annotation if flag.required else annotation | None, option],
     )
+
+
+def _completer(flag: Flag) -> Callable[..., Any] | None:
+    """What a shell completes as its value; None leaves that to the shell, which knows files."""
+    if flag.name in MODEL_PARAMETERS:
+        return completion.models
+    values = [*map(str, flag.choices), *(("true", "false") if flag.type is bool else ())]
+    values += ["auto"] if flag.auto and values else []
+    return completion.one_of(values, many=flag.many) if values else None
 
 
 def _convert(flag: Flag, value: Any) -> Any:

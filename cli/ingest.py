@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from cli import completion
 from cli.client import Client, connect, model_path
 from cli.output import ExitStatus, print_json, report, stderr, stdout
 from cli.submit import RunJson, WatchFlag, show_submitted, upload
@@ -30,12 +31,22 @@ def ingest(
     collection: Annotated[
         str | None,
         typer.Option(
-            "--collection", "-c", help="Its name or id; a new name makes a new one.", show_default=False
+            "--collection",
+            "-c",
+            help="Its name or id; a new name makes a new one.",
+            show_default=False,
+            autocompletion=completion.collections,
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A model, whose own documents they become.", show_default=False),
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model, whose own documents they become.",
+            show_default=False,
+            autocompletion=completion.models,
+        ),
     ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep older documents of the same file name beside the new ones.")

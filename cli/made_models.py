@@ -6,6 +6,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from cli import completion
 from cli.client import connect, model_path
 from cli.output import JsonFlag, print_json, stderr, stdout
 from cli.submit import WatchFlag, show_submitted, take_back, upload
@@ -28,7 +29,9 @@ def register(app: typer.Typer) -> None:
 def create(
     name: Name,
     *,
-    base: Annotated[str, typer.Option("--from", help="A model that answers.")] = "tiny",
+    base: Annotated[
+        str, typer.Option("--from", help="A model that answers.", autocompletion=completion.models)
+    ] = "tiny",
     system: Annotated[str | None, typer.Option(help="Stands before every conversation.")] = None,
     template: Annotated[Path | None, typer.Option(help="A file with a Go template; on Ollama only.")] = None,
     parameter: Annotated[
@@ -56,7 +59,12 @@ def create(
 
 
 def copy(
-    model: Annotated[str, typer.Argument(help="What is copied: faq, faq@2.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="What is copied: faq, faq@2.", show_default=False, autocompletion=completion.models
+        ),
+    ],
     name: Name,
     json: JsonFlag = False,
 ) -> None:
@@ -142,7 +150,10 @@ def push(
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="faq, faq@2, faq:Q8_0.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(help="faq, faq@2, faq:Q8_0.", show_default=False, autocompletion=completion.models),
+    ],
 ) -> None:
     """Print all that is known of a model, as JSON."""
     with connect() as client:

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from cli import made_models
+from cli import completion, made_models
 from cli.client import connect
 from cli.output import JsonFlag, print_json, stdout
 from cli.tables import table
@@ -44,7 +44,11 @@ def models(
 def delete(
     name: Annotated[
         str | None,
-        typer.Argument(help="faq: the name and all its versions. faq@1: that version.", show_default=False),
+        typer.Argument(
+            help="faq: the name and all its versions. faq@1: that version.",
+            show_default=False,
+            autocompletion=completion.models,
+        ),
     ] = None,
     all_created: Annotated[
         bool, typer.Option("--all-created", help="All that were created or copied, and no others.")

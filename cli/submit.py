@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from cli import completion
 from cli.client import Client, connect
 from cli.estimates import show_estimate
 from cli.flags import (
@@ -129,7 +130,7 @@ def _command(kind: str, model: type[Params]) -> Callable[..., None]:
         json: RunJson = False,
         **params: Any,
     ) -> None:
-        params |= _named_by_argument(kind, params)
+        params |= named_by_argument(kind, params)
         if params.pop("dry_run", False):
             estimate(kind, model, params, json=json)
             return
@@ -171,12 +172,13 @@ def _argument(kind: str) -> list[inspect.Parameter]:
         metavar="|".join(name.upper() for name in names),
         help=f"A {' or a '.join(names)}, in place of its flag.",
         show_default=False,
+        autocompletion=completion.models if names == ("model",) else None,
     )
     keyword = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter("argument", keyword, default=None, annotation=Annotated[str | None, argument])]
 
 
-def _named_by_argument(kind: str, params: dict[str, Any]) -> dict[str, Any]:
+def named_by_argument(kind: str, params: dict[str, Any]) -> dict[str, Any]:
     value = params.pop("argument", None)
     if value is None:
         return {}

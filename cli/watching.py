@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from cli import completion
 from cli.client import Client, connect
 from cli.evaluation import print_evaluation
 from cli.following import JsonLines, follow
@@ -20,7 +21,12 @@ JSON = dict[str, Any]
 LOG_LINES = 15
 LOG_PAGE = 1000
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id: job-…", show_default=False)]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="The job's id: job-…", show_default=False, autocompletion=completion.jobs
+    ),
+]
 
 
 def watch(

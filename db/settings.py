@@ -373,7 +373,7 @@ class Settings(BaseSettings):
             if importlib.util.find_spec(TRACKER_PACKAGES[tracker]) is None:
                 raise InvalidInput(
                     f"LATHE_TRACKERS names {tracker}, whose package is not installed where the worker runs: "
-                    f"pip install 'lathe[{tracker}]', or take it out.",
+                    f".venv/bin/pip install -e '.[{tracker}]', or take it out.",
                     param="LATHE_TRACKERS",
                 )
 

@@ -16,7 +16,7 @@ from db.operator_file import checked, read_toml
 
 SETTING = "LATHE_RAY_CLUSTERS"
 PARAM = "cluster"
-INSTALL = "pip install 'lathe[worker,ray]'"
+INSTALL = ".venv/bin/pip install -e '.[worker,ray]'"
 ADDRESS = re.compile(r"auto|(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 
 

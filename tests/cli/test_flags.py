@@ -116,6 +116,9 @@ class TestSpelling:
             ("validation-file", "validation"),
             ("learning_rate", "learning-rate"),
             ("gradient-accumulation-steps", "gradient-accumulation"),
+            ("num_train_epochs", "epochs"),
+            ("model-name-or-path", "base"),
+            ("lora_r", "lora-rank"),
             ("watch", "watch"),
         ],
     )

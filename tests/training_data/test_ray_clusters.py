@@ -73,7 +73,7 @@ class TestRay:
     ) -> None:
         monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
         require_ray({})
-        with pytest.raises(InvalidInput, match=r"names lab, .* pip install 'lathe\[worker,ray\]'"):
+        with pytest.raises(InvalidInput, match=r"names lab, .*pip install -e '\.\[worker,ray\]'"):
             require_ray(read_clusters(write(LAB)))
 
 

@@ -125,6 +125,6 @@ class TestSettings:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(settings_module.TRACKER_PACKAGES, "wandb", "no_such_package")
-        with pytest.raises(InvalidInput, match=r"pip install 'lathe\[wandb\]'"):
+        with pytest.raises(InvalidInput, match=r"pip install -e '\.\[wandb\]'"):
             Settings(trackers=["tensorboard", "wandb"]).require_trackers()
         Settings(trackers=["tensorboard"]).require_trackers()

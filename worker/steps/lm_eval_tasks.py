@@ -28,7 +28,7 @@ def load_tasks(step: Step) -> dict[str, Any]:
         return {}
     if importlib.util.find_spec("lm_eval") is None:
         raise InvalidInput(
-            "tasks: lm-eval is not installed where the worker runs: pip install 'lathe[lm-eval]'.",
+            "tasks: lm-eval is not installed where the worker runs: .venv/bin/pip install -e '.[lm-eval]'.",
             param="tasks",
         )
     folder = step.input.settings.eval_tasks_dir

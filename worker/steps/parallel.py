@@ -161,8 +161,8 @@ def require_deepspeed(step: Step) -> None:
     """
     if step.input.deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
         raise InvalidInput(
-            "DeepSpeed is not installed where the worker runs: pip install 'lathe[deepspeed]', or leave "
-            "deepspeed out.",
+            "DeepSpeed is not installed where the worker runs: `.venv/bin/pip install -e "
+            "'.[deepspeed]'`, or leave deepspeed out.",
             param="deepspeed",
         )
 

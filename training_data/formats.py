@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
+from db.params.data import DataParams
 from training_data.fields import Fields
 from training_data.rows import Row
-from training_data.shapes import BY_NAME, LEARNS_FROM, SHAPES, WHAT, Shape, find_shape
+from training_data.shapes import BY_NAME, LEARNS_FROM, SHAPES, WHAT, Shape, find_shape, method_for
 from training_data.tables import Record, Table, detect_table, read_table
 
 PARAM = "training_file"
@@ -22,6 +23,7 @@ CHECKED_CHARACTERS = 1024 * 1024
 ACCEPTED = " | ".join(map(str, SHAPES))
 NAMES_SHOWN = 20
 MOST_UNUSED = 100
+NEEDS_MORE = ("grpo",)  # methods that rows alone do not settle: it learns by rewards
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,14 @@ class Reading:
 
     format: str = AUTO
     columns: Mapping[Any, str] = field(default_factory=dict)
+
+
+def validation_reading(params: DataParams) -> Reading:
+    """How a job's validation file is to be read: as its training file, but for what is said of it alone."""
+    return Reading(
+        params.format if params.validation_format is None else params.validation_format,
+        params.columns if params.validation_columns is None else params.validation_columns,
+    )
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,19 @@ def check_file(
         characters += sum(len(message["content"]) for message in row.messages) + len(row.text or "")
         if checked >= CHECKED_ROWS or characters >= CHECKED_CHARACTERS:
             break
+
+
+def find_method(path: Path, filename: str, *, reading: Reading, param: str = PARAM) -> str | None:
+    """The method for rows that only some methods learn from; None where the file tells nothing of that.
+
+    Raises:
+        InvalidInput: as `check_file`.
+    """
+    table = _table(path, filename, param, reading, whole=False)
+    if table.columns is None:
+        return None  # Parquet
+    method = method_for(_detected(table, filename, reading, param).shape)
+    return None if method in NEEDS_MORE else method
 
 
 def check_method(detected: DetectedFormat, method: str, filename: str, *, param: str = PARAM) -> None:

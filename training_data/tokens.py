@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from training_data.chat_templates import WITHOUT_TEMPLATE, Chat, ChatTemplate
+from db.errors import InvalidInput
+from training_data.chat_templates import WITHOUT_TEMPLATE, Chat, ChatTemplate, ChatTemplateError
 from training_data.json_files import read_json
 from training_data.rows import Row, conversations
 
@@ -36,19 +37,25 @@ class ChatTokenizer:
 
     Raises:
         FileNotFoundError: there is no tokenizer.json.
+        InvalidInput: it, or the chat template, cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(folder / "tokenizer.json")
         self.folder = folder
-        self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer = _read_tokenizer(folder / "tokenizer.json")
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.config = read_json(folder / "tokenizer_config.json")
         self.special_tokens = _special_tokens(folder, self.config)
         source, self.template_source = read_template(folder)
-        self.template = ChatTemplate(source, self.special_tokens)
+        try:
+            self.template = ChatTemplate(source, self.special_tokens)
+        except ChatTemplateError as error:
+            raise InvalidInput(
+                f"The base model cannot be trained: {error} ({self.template_source}).", param="base_model"
+            ) from error
 
     def encode_text(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -166,6 +173,15 @@ def read_template(folder: Path) -> tuple[str, str]:
     if isinstance(declared, str) and declared:
         return declared, "tokenizer_config.json"
     return WITHOUT_TEMPLATE.template, f"lathe:{WITHOUT_TEMPLATE.name}"
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - it is all that the library raises
+        raise InvalidInput(
+            f"The base model's {path.name} cannot be read: {error}. Fetch it again.", param="base_model"
+        ) from None
 
 
 def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:

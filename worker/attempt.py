@@ -36,11 +36,13 @@ from worker.clock import host_seconds
 from worker.documents import ROWS_A_SECOND as LOADED_A_SECOND
 from worker.documents import remove_loaded, write_document
 from worker.endings import (
+    CUT_SHORT,
     ArtifactFile,
     Ended,
     Ending,
     end_attempt,
     error_row,
+    fallen,
     max_runtime_exceeded,
     put_off,
 )
@@ -280,12 +282,12 @@ class AttemptRunner:
         word, exited = self._reports.last_word, child.exit
         code, number = (exited.code, exited.signal) if exited is not None else (None, None)
         step = self._claim.step
-        if word is not None and word["type"] in ("refused", "exhausted"):
+        if word is not None and word["type"] in CUT_SHORT:
             error = error_row(word["code"], word["message"], word.get("param"))
             error |= {"problems": word["problems"]} if "problems" in word else {}
             if word["type"] == "exhausted":
                 error = self._exhausted(word["code"], word["message"], unsaid="unsaid" in word)
-            return Ending(Outcome(word["type"]), error=error, exit_code=code, stderr=child.tail)
+            return Ending(CUT_SHORT[word["type"]], error=error, exit_code=code, stderr=child.tail)
         stopped = self._stopped is not None and number in (signal.SIGTERM, signal.SIGKILL)
         if stopped or (word is not None and word["type"] == "released"):
             ending = self._stopped or Ending(Outcome.RELEASED)
@@ -297,10 +299,7 @@ class AttemptRunner:
             return Ending(Outcome.EXHAUSTED, error=error, signal=number, stderr=child.tail)
         if word is not None and code == 0:
             return self._done(child, word["result"])
-        lines = child.tail.strip().splitlines()[-1:] if number is None else []
-        how = f" ended by {exited}" + "".join(f": {line[:500]}" for line in lines)
-        how = f": {word['message']}" if word is not None and word["type"] == "failed" else how
-        error = error_row("step_failed", f"Step {step}{how}")
+        error = fallen(step, word, str(exited), printed=child.tail if number is None else "")
         return Ending(Outcome.LOST, error=error, exit_code=code, signal=number, stderr=child.tail)
 
     def _done(self, child: Child | IndexBuild, result: dict[str, Any]) -> Ending:

@@ -17,9 +17,12 @@ from db.session import note_work
 from db.states import ASKING_KINDS, DEVICE_QUEUES, JobKind, JobStatus, Outcome, StepStatus, steps_of
 from db.storage import file_path
 from worker.claim import Claim
-from worker.publishing import publish_version
+from worker.publishing import compared, publish_version
+from worker.step import Message
 
 BACKOFF_MAX_SECONDS = 300
+# Of a step's last words, those that tell why it could not be done.
+CUT_SHORT = {"refused": Outcome.REFUSED, "unavailable": Outcome.LOST, "exhausted": Outcome.EXHAUSTED}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,18 @@ class Ended:
 
 def error_row(code: str, message: str, param: str | None = None) -> dict[str, Any]:
     return {"code": code, "message": message, "param": param}
+
+
+def fallen(step: str, word: Message | None, exited: str, *, printed: str) -> dict[str, Any]:
+    """The error of a step whose process ended badly: its own word, or how it ended.
+
+    Args:
+        printed: of which the last line is told where it had no word.
+    """
+    if word is not None and word["type"] == "failed":
+        return error_row(word["code"], f"Step {step}: {word['message']}", word["param"])
+    line = "".join(f": {each[:500]}" for each in printed.strip().splitlines()[-1:])
+    return error_row("step_failed", f"Step {step} ended by {exited}{line}")
 
 
 def max_runtime_exceeded(claim: Claim) -> dict[str, Any]:
@@ -183,7 +198,10 @@ def _go_on(session: Session, job: Job, step: Step, ending: Ending) -> None:
         following.queue = step.result.get("next_queue", following.queue)
         move(session, following, StepStatus.QUEUED)
         return
-    result = publish_version(session, job, steps) if step.name == "publish" else step.result
+    if step.name == "publish":
+        result = publish_version(session, job, steps)
+    else:  # of a reward model nothing is published
+        result = step.result | compared(session, job, {row.name: row for row in steps})
     end_job(session, job, JobStatus.SUCCEEDED, result=result)
 
 

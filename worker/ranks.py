@@ -24,6 +24,7 @@ from worker.step import Message, RankFailed, Step
 from worker.step_process import LAST_WORDS, result_of
 
 LISTEN_SECONDS = 0.25
+ALONE = ("refused", "unavailable", "exhausted", "failed")  # words of one that end all
 READ_BYTES = 1 << 16
 LINES_TOLD = 5
 LAST_CHARACTERS = 500
@@ -47,7 +48,7 @@ def run_ranks(
         what the first one returned.
     Raises:
         RankFailed: one fell.
-        Stopped, InvalidInput, Exhausted, MemoryError: one ended so.
+        Stopped, InvalidInput, Unavailable, Exhausted, MemoryError, StepFailed: one ended so.
     """
     # The first rank decides when all stop. Until it heeds the request, that ends it, and all with it.
     step.save_when_stopped()
@@ -149,7 +150,7 @@ class _Ranks:
                         self._read(rank, descriptor)
             # What one cannot go on with ends all. That all stop, or are done, the first one says.
             words = [rank.ending for rank in self._ranks if rank.ending is not None]
-            alone = next((word for word in words if word["type"] in ("refused", "exhausted")), None)
+            alone = next((word for word in words if word["type"] in ALONE), None)
             if alone is not None:
                 return result_of(alone)
             # Those that lose one that was killed fall too, and by themselves.

@@ -10,14 +10,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from db.errors import Exhausted, InvalidInput, InvalidLines
+from db.errors import Exhausted, InvalidInput, InvalidLines, LatheError, StepFailed, Unavailable
 from worker.step import Message, RankFailed, Stopped
 
 PR_SET_PDEATHSIG = 1
 DISK_FULL = "The disk is full: free some space, or let `lathe gc` do so."
 MEMORY_OUT = "The host's memory ran out."
-LAST_WORDS = ("result", "released", "refused", "exhausted", "failed")
-EXIT_CODES = {"failed": 1, "refused": 2, "exhausted": 3}
+LAST_WORDS = ("result", "released", "refused", "unavailable", "exhausted", "failed")
+EXIT_CODES = {"failed": 1, "refused": 2, "exhausted": 3, "unavailable": 4}
 
 
 def die_with(parent: int) -> None:
@@ -63,15 +63,22 @@ def outcome(work: Callable[[], dict[str, Any]]) -> Message:
     except Stopped:
         return {"type": "released"}
     except InvalidInput as error:
-        refused = {"type": "refused", "code": error.code, "message": error.message, "param": error.param}
+        refused = {"type": "refused", **_said(error)}
         return refused | ({"problems": error.problems} if isinstance(error, InvalidLines) else {})
-    except RankFailed as error:
-        return {"type": "failed", "code": error.code, "message": error.message, "signal": error.signal}
     except (Exhausted, MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         traceback.print_exc()
         return {"type": "exhausted", **_exhausted(error)}
+    except LatheError as error:
+        if isinstance(error, RankFailed):  # whose ranks have printed why
+            return {"type": "failed", **_said(error), "signal": error.signal}
+        traceback.print_exc()
+        return {"type": "unavailable" if isinstance(error, Unavailable) else "failed", **_said(error)}
+
+
+def _said(error: LatheError) -> Message:
+    return {"code": error.code, "message": error.message, "param": error.param}
 
 
 def _exhausted(error: Exception) -> Message:
@@ -86,7 +93,7 @@ def result_of(ending: Message) -> dict[str, Any]:
     """The result that a last message brings, or the error that `outcome` made it of.
 
     Raises:
-        Stopped, InvalidInput, Exhausted, MemoryError: as the message says.
+        Stopped, InvalidInput, Unavailable, Exhausted, MemoryError, StepFailed: as the message says.
     """
     if ending["type"] == "result":
         result: dict[str, Any] = ending["result"]
@@ -95,6 +102,10 @@ def result_of(ending: Message) -> dict[str, Any]:
         raise Stopped
     if ending["type"] == "refused":
         raise InvalidInput(ending["message"], param=ending["param"], code=ending["code"])
+    if ending["type"] == "unavailable":
+        raise Unavailable(ending["message"], param=ending["param"], code=ending["code"])
+    if ending["type"] == "failed":
+        raise StepFailed(ending["message"])
     if "unsaid" in ending:
         raise MemoryError(ending["message"])
     raise Exhausted(ending["message"], code=ending["code"])

@@ -11,12 +11,13 @@ from db.params.values import Auto, FileId, Fold, OperatorsName, Params
 # The shapes of rows, and the keys that their columns go by; what they are stands in training_data/shapes.py.
 Format = Literal[
     "messages", "sharegpt", "alpaca", "question_answer", "input_output", "prompt_completion",
-    "preference", "alpaca_preference", "sharegpt_preference", "openai_preference", "kto", "text", "prompt",
+    "preference", "alpaca_preference", "sharegpt_preference", "openai_preference", "kto",
+    "alpaca_kto", "sharegpt_kto", "messages_kto", "text", "prompt",
 ]  # fmt: skip
 ColumnKey = Literal[
     "messages", "conversations", "instruction", "input", "output", "history", "question", "answer", "prompt",
-    "completion", "system", "chosen", "rejected", "preferred_output", "non_preferred_output", "label", "text",
-    "continues",
+    "completion", "system", "chosen", "rejected", "preferred_output", "non_preferred_output", "label",
+    "kto_tag", "text", "continues",
 ]  # fmt: skip
 Columns = dict[ColumnKey, Annotated[str, StringConstraints(min_length=1, max_length=200)]]
 
@@ -73,6 +74,14 @@ class DataParams(Params):
     validation_file: FileId | None = Field(
         default=None, description="A file to evaluate on; without it, train_size splits the training file."
     )
+    validation_format: Format | Auto | None = Field(
+        default=None, description="The shape of the validation file's rows. Default: as of the training file."
+    )
+    validation_columns: Columns | None = Field(
+        default=None,
+        description="What columns are called in the validation file. Default: as in the training file.",
+        examples=[{"question": "Question"}],
+    )
     format: Format | Auto = FORMAT
     columns: Columns = COLUMNS
     train_size: float | None = Field(
@@ -119,6 +128,9 @@ class DataParams(Params):
             )
         if self.training_files and (self.format != "auto" or self.columns):
             raise ValueError("format and columns are of one file: give them with each of training_files")
+        for name in ("validation_format", "validation_columns"):
+            if getattr(self, name) is not None and self.validation_file is None:
+                raise ValueError(f"{name} goes with validation_file: give that, or leave it out")
         names = [each.file for each in self.training_files]
         if len(set(names)) != len(names):
             raise ValueError("training_files names a file twice: give it a weight instead")

@@ -98,6 +98,14 @@ class TestBadEndings:
             "fill_the_disk": ("exhausted", {"code": "disk_full"}),
             "segfault": ("lost", {"code": "step_failed", "signal": 11, "exit_code": None}),
             "crash": ("lost", {"code": "step_failed", "signal": None, "exit_code": 1}),
+            "miss_the_hub": (
+                "lost",
+                {"code": "hub_unavailable", "param": "base_model", "message": "The hub is away."},
+            ),
+            "fail": (
+                "lost",
+                {"code": "step_failed", "message": "Step train: llama-quantize failed: no such type"},
+            ),
         }
         jobs = {
             what: standing.submit(do={"train": what}, max_attempts=1 if ending[0] == "lost" else 3)
@@ -115,6 +123,19 @@ class TestBadEndings:
         crashed = standing.job(jobs["crash"]).error or {}
         assert crashed["message"] == "Step train ended by exit code 1: RuntimeError: boom"
         assert crashed["stderr"].startswith("Traceback")
+
+    def test_a_reward_model_is_told_what_it_took_though_nothing_is_published(self, standing: "Bench") -> None:
+        do = {"prepare": "estimate", "train": "take_memory"}
+        job = standing.ended(
+            standing.submit(JobKind.FINE_TUNE, do=do, params={"method": "reward", "base_model": "org/base"})
+        )
+        assert job.status == "succeeded", job.error
+        assert job.result is not None
+        assert job.result["reward_accuracy"] == 1.0
+        assert job.result["estimate"]["took_peak_memory_bytes"] == 150
+        with standing.factory() as session:
+            said = session.scalars(select(Event.message).where(Event.job_id == job.id)).all()
+        assert [line for line in said if line.startswith("It took") and "1.50 times" in line]
 
     def test_a_lost_step_is_tried_until_max_attempts(self, standing: "Bench") -> None:
         job = standing.ended(standing.submit(do={"train": "crash"}, max_attempts=2))

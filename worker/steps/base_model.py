@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from db.errors import InvalidInput
+from training_data.adapter_configs import CONFIG_FILE as ADAPTER_CONFIG
 from training_data.json_files import read_json
 from training_data.model_shape import ModelShape, read_shape
 from training_data.stored_quantization import stored_quantization
@@ -34,6 +35,11 @@ TOKENIZER_FILES = (
 )
 # What a config calls the length it was trained for, in the order of trust.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+CONFIGURATION = ("config.json", "generation_config.json", "model.safetensors.index.json")
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+OLDER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+# As safetensors calls them.
+TRAINABLE_DTYPES = ("BF16", "F16", "F32", "F64")
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of causal language models are called
 DEFAULT_CONTEXT = 2048
 SAFETENSORS_HEADER_MAX_BYTES = 100 * 1024**2
@@ -104,29 +110,51 @@ def shape_of(folder: Path) -> ModelShape:
 
 def fetch_tokenizer(model: BaseWeights, target: Path, step: Step) -> None:
     """Copy a model's tokenizer with its chat template into `target`, without fetching its weights."""
-    copy_tokenizer(fetch_configuration(model, step, param="tokenizer"), target)
+    copy_tokenizer(fetch_configuration(model, step, param="tokenizer"), target, param="tokenizer")
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path, *, param: str = "base_model") -> None:
     """Copy the tokenizer's files unchanged; make tokenizer.json where a model has only an older form.
 
     The chat template always ends up in chat_template.jinja, whichever file it came from.
+
+    Raises:
+        InvalidInput: there is no tokenizer, or none that can be read.
     """
+    see_json(source, TOKENIZER_SETTINGS, param)
     target.mkdir(parents=True, exist_ok=True)
     if (source / "tokenizer.json").is_file():
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
     else:
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False).save_pretrained(
-            target
-        )
+        _convert_tokenizer(source, target, param)
         if (source / "tokenizer.model").is_file():  # llama.cpp's converter reads this form for some families
             shutil.copyfile(source / "tokenizer.model", target / "tokenizer.model")
     template, _ = read_template(source)
     (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _convert_tokenizer(source: Path, target: Path, param: str) -> None:
+    from transformers import AutoTokenizer
+
+    if not any((source / name).is_file() for name in OLDER_TOKENIZERS):
+        raise InvalidInput(
+            f"The base model has no tokenizer: none of tokenizer.json, {', '.join(OLDER_TOKENIZERS)} is "
+            "there. Put the tokenizer's files into its folder, or fetch it again.",
+            param=param,
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    # As transformers and the libraries under it fail, by the form that it is in.
+    except (OSError, ValueError, TypeError, LookupError, ImportError, AttributeError, RuntimeError) as error:
+        said = str(error).strip().split("\n")[0].replace(f"{source}/", "")[:300]
+        raise InvalidInput(
+            f"The base model's tokenizer cannot be read: {said} "
+            "Save it as tokenizer.json by a current transformers, or fetch it again.",
+            param=param,
+        ) from error
+    tokenizer.save_pretrained(target)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -158,14 +186,34 @@ def context_length(folder: Path) -> int:
     return DEFAULT_CONTEXT
 
 
-def safetensors_header(path: Path) -> dict[str, Any]:
+def safetensors_header(path: Path, *, param: str = "base_model") -> dict[str, Any]:
+    """What a file of weights says of its tensors, by name.
+
+    Raises:
+        InvalidInput: it is no safetensors file, or not whole.
+    """
+    there = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < size <= min(SAFETENSORS_HEADER_MAX_BYTES, path.stat().st_size):
-            raise InvalidInput(f"{path.name} is not a safetensors file.", param="base_model")
-        header: dict[str, Any] = json.loads(file.read(size))
-    return header
+        header: Any = None
+        try:
+            header = (
+                json.loads(file.read(size)) if 0 < size <= min(SAFETENSORS_HEADER_MAX_BYTES, there) else None
+            )
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, AttributeError, LookupError, TypeError):
+            raise InvalidInput(
+                f"{path.name} is not a safetensors file: fetch it again, or save the weights anew.",
+                param=param,
+            ) from None
+    whole = len(prefix) + size + max(ends, default=0)
+    if there != whole:
+        raise InvalidInput(
+            f"{path.name} is damaged: it has {there:,} bytes, and {whole:,} by its header. Fetch it again.",
+            param=param,
+        )
+    return dict(header)
 
 
 def check_weights(folder: Path, name: str, param: str, *, quantized_too: bool = False) -> None:
@@ -185,6 +233,25 @@ def check_weights(folder: Path, name: str, param: str, *, quantized_too: bool = 
     missing = ", ".join(path.name for path in files if not path.is_file())
     if missing:
         raise InvalidInput(f"{name} is incomplete: {missing} is missing. Fetch it again.", param=param)
+    if stored_quantization(read_json(folder / "config.json")) is None:
+        _check_dtypes(files, name, param)
+
+
+def _check_dtypes(files: list[Path], name: str, param: str) -> None:
+    headers = (safetensors_header(path, param=param) for path in files)
+    kinds = {
+        tensor["dtype"]
+        for header in headers
+        for each, tensor in header.items()
+        if each.endswith(".weight") and len(tensor["shape"]) > 1
+    }
+    others = sorted(kinds - set(TRAINABLE_DTYPES))
+    if others:
+        raise InvalidInput(
+            f"{name} is stored in {', '.join(others)}, and only weights in {', '.join(TRAINABLE_DTYPES)} can "
+            "be taken: choose the model in 16 bits that it was made from.",
+            param=param,
+        )
 
 
 def check_config(folder: Path, name: str, param: str, *, quantized_too: bool = False) -> None:
@@ -194,7 +261,13 @@ def check_config(folder: Path, name: str, param: str, *, quantized_too: bool = F
         InvalidInput: it is not.
     """
     if not (folder / "config.json").is_file():
-        raise InvalidInput(f"{name} is no model: it has no config.json.", param=param)
+        adapter = (folder / ADAPTER_CONFIG).is_file()
+        raise InvalidInput(
+            f"{name} is no model: it has no config.json."
+            + f" It is an adapter ({ADAPTER_CONFIG}): give the model that it was trained on." * adapter,
+            param=param,
+        )
+    see_json(folder, CONFIGURATION, param, name=name)
     config = read_json(folder / "config.json")
     if "quantization_config" in config and not (quantized_too and stored_quantization(config)):
         method = (config["quantization_config"] or {}).get("quant_method", "unknown")
@@ -225,8 +298,28 @@ def check_type(folder: Path, name: str, *, param: str = "base_model") -> None:
             "transformers knows.",
             param=param,
         )
+    kind = config.get("model_type")
+    if not kind:
+        raise InvalidInput(f"{name} is no model: its config.json names no model_type.", param=param)
     raise InvalidInput(
-        f"{name} is of the type {config.get('model_type')!r}, of which transformers has no causal language "
-        "model: choose another base.",
+        f"{name} is of the type {kind!r}, of which transformers has no causal language model: choose another "
+        "base.",
         param=param,
     )
+
+
+def see_json(folder: Path, names: tuple[str, ...], param: str, *, name: str = "The base model") -> None:
+    """Raises:
+    InvalidInput: one of these files is there, and is no JSON object.
+    """
+    for each in names:
+        path = folder / each
+        try:
+            whole = not path.is_file() or isinstance(json.loads(path.read_bytes()), dict)
+            why = "it is no object"
+        except ValueError as error:  # no JSON, or no UTF-8
+            whole, why = False, str(error)
+        if not whole:
+            raise InvalidInput(
+                f"{name} cannot be loaded: its {each} is broken ({why}). Fetch it again.", param=param
+            )

@@ -20,7 +20,14 @@ from training_data.census import Census
 from training_data.chat_templates import Chat, ChatTemplateError, merge_system_turn
 from training_data.duplicates import asked, said
 from training_data.encoded_rows import record_of, tokens_of
-from training_data.formats import DetectedFormat, Reading, RowReader, check_method, detect_format
+from training_data.formats import (
+    DetectedFormat,
+    Reading,
+    RowReader,
+    check_method,
+    detect_format,
+    validation_reading,
+)
 from training_data.reward_settings import RESERVED
 from training_data.rows import Row, as_prompt, line_of
 from training_data.shapes import method_for
@@ -199,7 +206,8 @@ def files_of(step: Step, params: DataParams, snapshot: Snapshot | None) -> list[
             for each in params.training_files
         ]
     if params.validation_file is not None:
-        found.append(GivenFile(files[params.validation_file], "validation_file", reading, held_out=True))
+        own = validation_reading(params)
+        found.append(GivenFile(files[params.validation_file], "validation_file", own, held_out=True))
     return found
 
 

@@ -5,6 +5,7 @@ breaks) is `Unavailable` and tried again: the client goes on with a file where i
 pass is refused.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
+OFFLINE = "hub_offline"
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
@@ -39,8 +41,13 @@ class Hub:
 
     cannot = "cannot be had"
     offline = "LATHE_HUB_OFFLINE is set: only uploads are taken now"
+    not_fetched = (
+        "LATHE_HUB_OFFLINE is set, and the local cache has not all of it: fetch it while online, or put its "
+        "folder into LATHE_BASE_MODELS_DIR, and give the folder's name"
+    )
     meanwhile = (
-        "and it is not in the local cache. Check the network, or put its folder into LATHE_BASE_MODELS_DIR."
+        "and the local cache has not all of it. Check the worker's network and LATHE_HUB_URL; without a "
+        "network, put the model's folder into LATHE_BASE_MODELS_DIR, and give the folder's name."
     )
     forbidden = "does LATHE_HUB_TOKEN hold the token of an account that may read it?"
 
@@ -55,7 +62,7 @@ class Hub:
             Unavailable: the hub does not answer.
         """
         if self._settings.hub_offline:
-            raise self._refused(repository, self.offline)
+            raise self._refused(repository, self.offline, code=OFFLINE)
         with self._errors_named(repository, revision):
             info = self._api.model_info(repository, revision=revision, timeout=30)
         names = [file.rfilename for file in info.siblings or []]
@@ -95,15 +102,17 @@ class Hub:
         Raises:
             InvalidInput, Unavailable: as `look_up`; also InvalidInput: it has no safetensors.
         """
-        from huggingface_hub.errors import NotASafetensorsRepoError
+        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
         if self._settings.hub_offline:
-            raise self._refused(repository, self.offline)
+            raise self._refused(repository, self.not_fetched, code=OFFLINE)
         with self._errors_named(repository, revision):
             try:
                 found = self._api.get_safetensors_metadata(repository, revision=revision, timeout=30)
             except NotASafetensorsRepoError:
                 raise self._refused(repository, "it has no safetensors, and nothing else is loaded") from None
+            except SafetensorsParsingError:
+                raise self._refused(repository, "the headers of its safetensors cannot be read") from None
         return {
             name: list(tensor.shape)
             for file in found.files_metadata.values()
@@ -117,7 +126,7 @@ class Hub:
             InvalidInput, Unavailable: as `look_up`.
         """
         if self._settings.hub_offline:
-            raise self._refused(repository, self.offline)
+            raise self._refused(repository, self.offline, code=OFFLINE)
         with self._errors_named(repository, revision):
             card = self._api.model_info(repository, revision=revision, timeout=30).card_data
         told = card.to_dict() if card is not None else {}
@@ -137,11 +146,24 @@ class Hub:
     @contextmanager
     def _errors_named(self, repository: str, revision: str | None) -> Iterator[None]:
         import httpx2
-        from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
 
         try:
             yield
-        except (OSError, EntryNotFoundError, HFValidationError, httpx2.HTTPError) as error:
+        except (
+            OSError,
+            EntryNotFoundError,
+            HFValidationError,
+            json.JSONDecodeError,
+            httpx2.HTTPError,
+        ) as wrong:
+            error: Exception = wrong
+            if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+                error = error.__cause__  # why the hub had to be done without
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
             # Not from it: the addresses in its text may bear signatures that let others read or write.
@@ -162,6 +184,7 @@ class Hub:
                 repository,
                 "the hub lets only accepted accounts read it: accept its terms there, and set "
                 "LATHE_HUB_TOKEN (or HF_TOKEN) for the worker",
+                code="model_gated",
             )
         if isinstance(error, RevisionNotFoundError):
             return self._refused(repository, f"it has no revision {revision!r}")
@@ -170,23 +193,35 @@ class Hub:
                 repository,
                 "the hub knows no such model, or shows it to accepted accounts only: check the spelling, "
                 "'organisation/name', and LATHE_HUB_TOKEN",
+                code="model_not_found",
             )
         status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response else None
         if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
             advice = f": {self.forbidden}" if status in (401, 403) else ""
             return self._refused(repository, f"the hub answers {status}{_said(error)}{advice}")
         if self._settings.hub_offline:
-            return self._refused(
-                repository, "LATHE_HUB_OFFLINE is set, and it was not fetched before: fetch it while online"
-            )
-        said = f"{type(error).__name__}{_said(error)}"
+            return self._refused(repository, self.not_fetched, code=OFFLINE)
         return Unavailable(
-            f"{repository} {self.cannot} now: the hub cannot be reached ({said}) {self.meanwhile}",
+            f"{repository} {self.cannot} now: the hub at {self._settings.hub_url} "
+            f"{_what_befell(error, status)}, {self.meanwhile}",
+            param=self._param,
             code="hub_unavailable",
         )
 
-    def _refused(self, repository: str, why: str) -> InvalidInput:
-        return InvalidInput(f"{repository} {self.cannot}: {why}.", param=self._param)
+    def _refused(self, repository: str, why: str, *, code: str | None = None) -> InvalidInput:
+        return InvalidInput(f"{repository} {self.cannot}: {why}.", param=self._param, code=code)
+
+
+def _what_befell(error: Exception, status: int | None) -> str:
+    import httpx2
+
+    if status is not None:
+        return f"answers {status}{_said(error)}"
+    if isinstance(error, json.JSONDecodeError):
+        return "answers what is no hub's answer"
+    if isinstance(error, httpx2.TimeoutException | TimeoutError):
+        return "does not answer in time"
+    return "cannot be reached, or breaks off"
 
 
 def _said(error: Exception) -> str:

@@ -156,8 +156,8 @@ class Target(Hub):
                 if error.__cause__ is None:
                     raise
                 raise error.__cause__ from None
-            except json.JSONDecodeError as error:
-                raise OSError(f"an answer is no JSON: {error.msg}") from None
+            except json.JSONDecodeError:
+                raise  # it is a ValueError, and no fault of the files
             except ValueError as error:
                 raise self._refused(self._name, str(error)) from None
 

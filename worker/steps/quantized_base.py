@@ -21,6 +21,7 @@ def compute_dtype(wanted: str) -> "torch.dtype":
     return torch.float32 if wanted == "fp32" or not computes_in_bfloat16() else torch.bfloat16
 
 
+NAMES_TOLD = 5
 HEAD = "score"  # as transformers calls the layer that gives a number in place of tokens
 
 
@@ -35,7 +36,7 @@ def load_for_training(
         dtype: of what is not quantised, and of the arithmetic.
         judges: with a new head of one number, in place of the one that gives tokens.
     Raises:
-        InvalidInput: no such head can be put on it.
+        InvalidInput: no such head can be put on it, or its weights are not those that its config tells of.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
@@ -56,7 +57,7 @@ def load_for_training(
     if judges:
         _check_that_it_can_judge(folder)
     kind: Any = AutoModelForSequenceClassification if judges else AutoModelForCausalLM
-    model = kind.from_pretrained(
+    model, loaded = kind.from_pretrained(
         folder,
         **({"num_labels": 1} if judges else {}),
         dtype=dtype,
@@ -65,7 +66,11 @@ def load_for_training(
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        output_loading_info=True,
     )
+    if stored is None:
+        _see_that_all_was_there(loaded)
     model.config.use_cache = False
     if sharded:
         model._tp_size = None  # With that set, peft gathers the whole base to save an adapter.
@@ -75,6 +80,20 @@ def load_for_training(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _see_that_all_was_there(loaded: dict[str, Any]) -> None:
+    """What a file has not, or in another shape, would begin as random numbers."""
+    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith(HEAD))
+    others = sorted(str(each[0]) for each in loaded["mismatched_keys"])
+    for names, how in ((missing, "are not in its files"), (others, "have another shape in its files")):
+        if names:
+            more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
+            raise InvalidInput(
+                f"The base model is not whole: of the weights that its config.json tells of, "
+                f"{', '.join(names[:NAMES_TOLD])}{more} {how}. Fetch it again, or mend its config.json.",
+                param="base_model",
+            )
 
 
 def _check_that_it_can_judge(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Fetching by huggingface_hub's own client, unmodified, from a server that answers as the hub does."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestBase:
-    def fetch(self, root: Path, hub: FakeHub, **settings: Any) -> Path:
+    def fetch(self, root: Path, hub: FakeHub, repository: str = "org/micro", **settings: Any) -> Path:
         step, _ = recording_step(
-            make_input(root / "train", step_settings(root / "served", hub_url=hub.url, **settings))
+            make_input(root / "train", step_settings(root / "served", **{"hub_url": hub.url, **settings}))
         )
-        return fetch_base(BaseWeights("org/micro", "hub", "org/micro"), step)
+        return fetch_base(BaseWeights(repository, "hub", repository), step)
 
     def test_an_outage_in_mid_download_is_worth_another_try(
         self, tmp_path: Path, hub: FakeHub, quick: None
@@ -168,3 +169,28 @@ class TestBase:
         hub.requests.clear()
         assert self.fetch(tmp_path, hub, hub_offline=True) == folder
         assert hub.requests == []
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            ("org/nothing", {}, "model_not_found", "check the spelling"),
+            ("org/gated", {}, "model_gated", "set LATHE_HUB_TOKEN"),
+            ("org/micro", {"hub_offline": True}, "hub_offline", "LATHE_BASE_MODELS_DIR"),
+            ("org/micro", {"hub_url": "http://127.0.0.1:1"}, "hub_unavailable", "1:1 cannot be reached"),
+        ],
+    )
+    def test_that_cannot_be_had_says_what_to_do(
+        self, tmp_path: Path, hub: FakeHub, quick: None, case: tuple[str, dict[str, Any], str, str]
+    ) -> None:
+        repository, settings, code, says = case
+        with pytest.raises((InvalidInput, Unavailable), match=says) as caught:
+            self.fetch(tmp_path, hub, repository, **settings)
+        assert (caught.value.code, caught.value.param) == (code, "base_model")
+        assert repository in caught.value.message
+        assert not re.search(r"\w+(Error|Exception)\b", caught.value.message)
+
+    def test_of_a_hub_that_is_down_tells_its_answer(self, tmp_path: Path, hub: FakeHub, quick: None) -> None:
+        hub.down = True
+        with pytest.raises(Unavailable, match=r"answers 503.*LATHE_HUB_URL") as caught:
+            self.fetch(tmp_path, hub)
+        assert caught.value.param == "base_model"

@@ -77,6 +77,23 @@ class TestRows:
         ran = prepared(validation_file="file-2", files={"file-2": path})
         assert ran.result["rows"] == {"train": 10, "validation": 1, "test": 0}
 
+    def test_reads_a_validation_file_by_names_of_its_own(self, prepared, tmp_path):
+        mapped, own = tmp_path / "mapped.csv", tmp_path / "own.jsonl"
+        mapped.write_text("Frage,Antwort\nWo?,Hier.\n")
+        own.write_text('{"instruction": "a", "input": "b", "output": "c"}\n')
+        files = {"file-1": mapped, "file-2": own}
+        columns = {"question": "Frage", "answer": "Antwort"}
+        with pytest.raises(InvalidInput, match=r"own\.jsonl has no column 'Frage'") as caught:
+            prepared(validation_file="file-2", files=files, columns=columns)
+        assert caught.value.param == "validation_file"
+        ran = prepared(
+            validation_file="file-2", files=files, columns=columns,
+            validation_format="input_output", validation_columns={"input": "instruction"},
+        )  # fmt: skip
+        assert read(ran.folder / "validation.jsonl") == [
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]
+        ]
+
     def test_names_the_line_and_file_that_are_wrong(self, prepared, tmp_path):
         path = tmp_path / "held-out.jsonl"
         path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 1}\n')
@@ -232,5 +249,6 @@ class TestBase:
 
     def test_a_hub_that_is_away_is_worth_another_try(self, prepared):
         weights = BaseWeights(name="nobody/nothing", source="hub", location="nobody/nothing-like-this")
-        with pytest.raises(Unavailable, match="the hub cannot be reached"):
+        with pytest.raises(Unavailable, match=r"cannot be reached.*LATHE_BASE_MODELS_DIR") as caught:
             prepared(model=weights)
+        assert (caught.value.param, caught.value.code) == ("base_model", "hub_unavailable")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from db.errors import Exhausted, InvalidInput
+from db.errors import Exhausted, InvalidInput, StepFailed, Unavailable
 from worker.checkpoints import write_checkpoint
 from worker.step import Step, Stopped
 
@@ -229,6 +229,22 @@ def crash(step: Step) -> dict[str, Any]:
     raise RuntimeError("boom")
 
 
+def miss_the_hub(step: Step) -> dict[str, Any]:
+    raise Unavailable("The hub is away.", param="base_model", code="hub_unavailable")
+
+
+def fail(step: Step) -> dict[str, Any]:
+    raise StepFailed("llama-quantize failed: no such type")
+
+
+def estimate(step: Step) -> dict[str, Any]:
+    return {"estimate": {"foretold": {"seconds": 10.0, "peak_bytes": 100}}}
+
+
+def take_memory(step: Step) -> dict[str, Any]:
+    return {"peak_memory_bytes": 150, "reward_accuracy": 1.0}
+
+
 def segfault(step: Step) -> dict[str, Any]:
     os.write(2, b"about to fall\n")
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -240,6 +256,6 @@ BEHAVIOURS = {
     for function in (
         quick, measures, slow, once, stubborn, hang, hang_once, gated, refuse, exhaust, fill_the_disk,
         fill_the_memory, counts, lingers, needs_memory, crash, segfault, falls_over_its_newest, takes_memory,
-        fills_its_disk, draws,
+        fills_its_disk, draws, miss_the_hub, fail, estimate, take_memory,
     )
 }  # fmt: skip

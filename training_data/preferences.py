@@ -41,10 +41,33 @@ def read_judged(fields: Fields) -> Row:
     answer = _unweighted(fields, "completion", "assistant")
     if len(answer) != 1 or answer[0]["role"] != "assistant":
         raise fields.refuse("completion must be one message, the assistant's.")
-    said = str(fields.value("label")).strip().lower()
+    return fields.row([*before, *answer], label=_is_good(fields, "label"))
+
+
+def read_alpaca_judged(fields: Fields) -> Row:
+    """LLaMA-Factory's form for KTO: an answer to an instruction, and a tag that says whether it is good."""
+    before = fields.prompt([*fields.system(), *fields.instruction()])
+    answer = {"role": "assistant", "content": fields.text("output")}
+    return fields.row([*before, answer], label=_is_good(fields, "kto_tag"))
+
+
+def read_judged_conversation(fields: Fields, key: str) -> Row:
+    """LLaMA-Factory's other form: the tag is of the conversation's last answer."""
+    *before, answer = _unweighted(fields, key, "assistant")
+    if answer["role"] != "assistant":
+        raise fields.refuse("the last message must be the assistant's.")
+    before = fields.prompt([*fields.system(), *before])
+    return fields.row([*before, answer], label=_is_good(fields, "kto_tag"))
+
+
+def _is_good(fields: Fields, key: str) -> bool:
+    said = str(fields.value(key)).strip().lower()
     if said not in (*TRUE, *FALSE):
-        raise fields.refuse(f"label is {said[:40]!r}: give true for a good answer, false for a bad one.")
-    return fields.row([*before, *answer], label=said in TRUE)
+        raise fields.refuse(
+            f"{fields.name(key)} is {said[:40]!r}: give true for a good answer, false for a bad one; or name "
+            "the format of rows that are not judged, such as prompt_completion."
+        )
+    return said in TRUE
 
 
 def _pair(fields: Fields, prompt: Chat | None, chosen: str, rejected: str) -> Row:

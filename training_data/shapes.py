@@ -5,12 +5,15 @@ A shape is the keys that a row has, and what a method learns from it. A new one 
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from training_data.fields import Fields
 from training_data.preferences import (
+    read_alpaca_judged,
     read_alpaca_pair,
     read_judged,
+    read_judged_conversation,
     read_openai_pair,
     read_pair,
     read_sharegpt_pair,
@@ -120,6 +123,24 @@ SHAPES = (
     ),
     Shape("preference", ("prompt?", "chosen", "rejected", "system?"), "pairs", read_pair),
     Shape("kto", ("prompt", "completion", "label", "system?"), "judgements", read_judged),
+    Shape(
+        "alpaca_kto",
+        ("instruction", "input?", "output", "kto_tag", "system?", "history?"),
+        "judgements",
+        read_alpaca_judged,
+    ),
+    Shape(
+        "sharegpt_kto",
+        ("conversations", "kto_tag", "system?"),
+        "judgements",
+        partial(read_judged_conversation, key="conversations"),
+    ),
+    Shape(
+        "messages_kto",
+        ("messages", "kto_tag", "system?"),
+        "judgements",
+        partial(read_judged_conversation, key="messages"),
+    ),
     Shape("messages", ("messages", "system?"), "answers", _conversation("messages")),
     Shape("sharegpt", ("conversations", "system?"), "answers", _conversation("conversations")),
     Shape("alpaca", ("instruction", "input?", "output", "system?", "history?"), "answers", _alpaca),

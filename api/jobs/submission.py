@@ -29,15 +29,16 @@ from db.params.quantize import QuantizeParams
 from db.params.values import CHECKPOINT_ID, Params
 from db.queries.base_models import BaseModel, resolve_base_model
 from db.queries.ingests import assign
-from db.queries.jobs import get_job, insert_job
+from db.queries.jobs import add_event, get_job, insert_job
 from db.queries.models import find_model
 from db.states import JobKind
 from db.storable import refuse_deep
 from serving.model_formats import HEAD_BYTES, kind_of
 from training_data.deepspeed_settings import find_configuration
-from training_data.formats import Reading, check_file
+from training_data.formats import Reading, check_file, find_method, validation_reading
 from training_data.ray_clusters import find_cluster
 from training_data.reward_settings import find_rewards
+from training_data.shapes import LEARNS_FROM, WHAT
 
 # It names the embedding model on every surface.
 RESERVED_NAMES = frozenset({"default"})
@@ -72,6 +73,7 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         unit.takes_long()
         check_receiver(unit.settings, request.webhook_url, param="webhook_url")
         own_secret(unit)
+    params, told = _with_method(unit, request)
     params, hold = _made_from(unit, params)
     documents: list[Document] = []
     if isinstance(params, PredictParams):
@@ -112,11 +114,47 @@ def submit(unit: Unit, request: JobRequestBase, *, cloned_from: str | None = Non
         notes=request.metadata,
         cloned_from=cloned_from,
     )
+    if told is not None:
+        add_event(unit.session, job.id, told, data={"method": stored["method"]})
     if hold is not None:
         job = get_job(unit.session, job.id, project_id=unit.project_id)
         hold(job)
     assign(unit.session, documents, job)
     return job
+
+
+def _with_method(unit: Unit, request: JobRequestBase) -> tuple[Params, str | None]:
+    """Take the first method that learns from the rows, where none is named; gives also what to tell."""
+    params = request.params
+    if not isinstance(params, FineTuneParams) or "method" in params.model_fields_set:
+        return params, None
+    field, file_id, reading = _files_of(params)[0]
+    if file_id is None:
+        return params, None  # a database's rows, which only the worker sees
+    file = find_file(unit, file_id, field)
+    path = unit.settings.storage_root / file.path
+    method = find_method(path, file.filename, reading=reading, param=field)
+    if method in (None, params.method):
+        return params, None
+    given = params.model_dump(mode="json", exclude_unset=True)
+    settled = read_request({"kind": request.kind, "params": {**given, "method": method}})
+    others = [name for name, taught in LEARNS_FROM.items() if taught == LEARNS_FROM[str(method)]]
+    besides = f" {' and '.join(others[1:])} would too." if len(others) > 1 else ""
+    return settled.params, (
+        f"No method was named: {file.filename} has {WHAT[LEARNS_FROM[str(method)][0]]}, which {method} "
+        f"learns from.{besides}"
+    )
+
+
+def _files_of(params: FineTuneParams | InspectParams) -> list[tuple[str, str | None, Reading]]:
+    """Of each file of rows its field, its id, and how it is to be read; training files first."""
+    several: list[tuple[str, str | None, Reading]] = [
+        (f"training_files[{i}].file", each.file, Reading(each.format, each.columns))
+        for i, each in enumerate(params.training_files)
+    ]
+    whole = ("training_file", params.training_file, Reading(params.format, params.columns))
+    held_out = ("validation_file", params.validation_file, validation_reading(params))
+    return [*(several or [whole]), held_out]
 
 
 def _made_from(unit: Unit, params: Params) -> tuple[Params, Callable[[Job], None] | None]:
@@ -172,16 +210,7 @@ def _check_data(unit: Unit, params: FineTuneParams | InspectParams) -> BaseModel
         if params.deepspeed is not None:
             find_configuration(unit.settings.deepspeed, params.deepspeed)
     asking.check_databases(unit, params)
-    whole = Reading(params.format, params.columns)
-    given = [
-        ("training_file", params.training_file, whole),
-        *(
-            (f"training_files[{i}].file", each.file, Reading(each.format, each.columns))
-            for i, each in enumerate(params.training_files)
-        ),
-        ("validation_file", params.validation_file, whole),
-    ]
-    for field, file_id, reading in given:
+    for field, file_id, reading in _files_of(params):
         if file_id is not None:
             file = find_file(unit, file_id, field)
             path = unit.settings.storage_root / file.path

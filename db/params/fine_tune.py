@@ -53,10 +53,11 @@ class FineTuneParams(DataParams):
 
     method: Literal["supervised", "dpo", "orpo", "kto", "reward", "grpo", "pretraining"] = Field(
         default="supervised",
-        description="supervised: learns answers. dpo and orpo: learn which of two answers is preferred. "
-        "kto: learns from answers that are labelled good or bad. reward: a model with a "
-        "head of one number that judges answers. grpo: answers prompts by itself, and learns of the answers "
-        "that its rewards prefer. pretraining: learns plain text, each token of it.",
+        description="Where it is not named: supervised, or dpo, kto or pretraining where the first file's "
+        "rows are of their kind alone, which is told. supervised: learns answers. dpo and orpo: learn which "
+        "of two answers is preferred. kto: learns from answers that are labelled good or bad. reward: a "
+        "model with a head of one number that judges answers. grpo: answers prompts by itself, and learns of "
+        "the answers that its rewards prefer. pretraining: learns plain text, each token of it.",
     )
     rewards: list[RewardName] = Field(
         default=[],

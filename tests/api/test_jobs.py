@@ -12,7 +12,9 @@ from db.queries.states import move
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobStatus, StepStatus
-from tests.api.conftest import Publish, error_of, upload
+from tests.api.conftest import FAQ, Publish, error_of, upload
+
+PAIRS = b"prompt,chosen,rejected\na,b,c\n"
 
 
 def submit(api: httpx.Client, **params: Any) -> dict[str, Any]:
@@ -75,6 +77,44 @@ class TestSubmit:
         made = api.get(f"/v1/jobs/{first['waits_for']}").json()
         assert made["kind"] == "pretrain"
         assert first["steps"][0]["status"] == "pending"
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            (PAIRS, "p.csv", {}, "dpo", "pairs of answers, which dpo learns from"),
+            (b'{"instruction": "a", "output": "b", "kto_tag": true}\n', "k.jsonl", {}, "kto", "good or bad"),
+            (b"A text.\n", "t.txt", {}, "pretraining", "plain text"),
+            (PAIRS, "p.csv", {"method": "orpo"}, "orpo", None),
+            (FAQ, "faq.csv", {}, "supervised", None),
+        ],
+    )
+    def test_without_a_method_takes_the_one_that_learns_from_the_rows(
+        self, api: httpx.Client, case: tuple[bytes, str, dict[str, str], str, str | None]
+    ) -> None:
+        rows, name, given, method, told = case
+        job = submit(api, training_file=upload(api, rows, name), **given)
+        assert job["params"]["method"] == method
+        events = api.get(f"/v1/jobs/{job['id']}/events").json()["data"]
+        said = [event["message"] for event in events if event["message"].startswith("No method was named")]
+        assert len(said) == (told is not None)
+        assert all(told in message for message in said if told)
+
+    @pytest.mark.parametrize(
+        ("given", "param", "says"),
+        [
+            ({"max_length": 8, "packing": True}, "packing", "dpo tells answers apart"),
+            ({"validation_columns": {"prompt": "Q"}}, "validation_columns", "goes with validation_file"),
+        ],
+    )
+    def test_what_does_not_go_with_the_rows_is_refused(
+        self, api: httpx.Client, given: dict[str, Any], param: str, says: str
+    ) -> None:
+        pairs = upload(api, PAIRS, "pairs.csv")
+        params = {"base_model": "org/base", "training_file": pairs, "name": "faq", **given}
+        answer = api.post("/v1/jobs", json={"kind": "fine_tune", "params": params})
+        assert answer.status_code == 400
+        assert error_of(answer)["param"] == param
+        assert says in error_of(answer)["message"]
 
     def test_pretrain_needs_only_a_name(self, api: httpx.Client) -> None:
         answer = api.post("/v1/jobs", json={"kind": "pretrain", "params": {"name": "small"}, "priority": 5})

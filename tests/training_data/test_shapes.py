@@ -49,6 +49,18 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Row]] = {
         Row(1, [USER, SHE], "He."),
     ),
     "kto": ({"prompt": "Who?", "completion": "He.", "label": False}, Row(1, [USER, HE], label=False)),
+    "alpaca_kto": (
+        {"instruction": "Who?", "input": "Of the two.", "output": "She.", "kto_tag": True},
+        Row(1, [{"role": "user", "content": "Who?\n\nOf the two."}, SHE], label=True),
+    ),
+    "sharegpt_kto": (
+        {"conversations": SHAREGPT, "kto_tag": False, "system": "Be brief."},
+        Row(1, [BRIEF, USER, SHE], label=False),
+    ),
+    "messages_kto": (
+        {"messages": [BRIEF, USER, SHE], "kto_tag": True},
+        Row(1, [BRIEF, USER, SHE], label=True),
+    ),
     "text": (
         {"text": " It was she.\n", "continues": True},
         Row(1, [], text=" It was she.\n", continues=True),

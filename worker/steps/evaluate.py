@@ -28,6 +28,7 @@ from worker.steps.lm_eval_tasks import ask_tasks, load_tasks
 from worker.steps.merging import Weights, gguf_dtype, write_merged
 from worker.steps.programs import ServedFile, model_server
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
+from worker.steps.stages import Stages
 from worker.steps.teacher_forcing import SLOTS
 
 TASK_CONTEXT = 4096  # tokens of a task's prompt and answer, where the model takes so many
@@ -53,7 +54,16 @@ class Measures:
 
     @property
     def scores_answers(self) -> bool:
-        return self.rows is not None and not {"exact_match", "rouge", ANSWERS}.isdisjoint(self.metrics)
+        return not {"exact_match", "rouge", ANSWERS}.isdisjoint(self.metrics)
+
+    @property
+    def stages_of_a_file(self) -> int:
+        return ("loss" in self.metrics) + self.scores_answers + bool(self.tasks)
+
+    @property
+    def stages_of_weights(self) -> int:
+        """They are written first, and converted where they are asked for answers."""
+        return 1 + (self.scores_answers or bool(self.tasks)) + self.stages_of_a_file
 
 
 def run(step: Step) -> JSON:
@@ -72,9 +82,13 @@ def run(step: Step) -> JSON:
         )
     evaluation: Evaluation | None = None
     with memory_errors_explained(MEMORY_ADVICE):
-        for name, folder in _weights(step, trained_source(source)):
+        wanted = Measures(step.input.params["metrics"], None, tasks, 0, 0)
+        of_weights = (1 + _is_base_asked(step)) * wanted.stages_of_weights
+        stages = Stages(step, of_weights + len(about["quantized"]) * wanted.stages_of_a_file)
+        for name, folder in _weights(step, trained_source(source), stages):
             if evaluation is None:
-                evaluation = Evaluation(step, tools, _prepare(step, about, tasks, context_length(folder)))
+                measures = _prepare(step, about, tasks, context_length(folder))
+                evaluation = Evaluation(step, tools, measures, stages)
             evaluation.measure_weights(name, folder)
         assert evaluation is not None  # noqa: S101 - what was trained is always measured
         for quantization, file in about["quantized"].items():
@@ -104,10 +118,14 @@ def _prepare(step: Step, about: JSON, tasks: JSON, longest: int) -> Measures:
     return Measures(params["metrics"], rows, tasks, min(context, longest), params["max_tokens"])
 
 
-def _weights(step: Step, trained: Path) -> Iterator[tuple[str, Path]]:
+def _is_base_asked(step: Step) -> bool:
+    return step.input.sixteen_bit_base is not None and bool(step.input.params["base"])
+
+
+def _weights(step: Step, trained: Path, stages: Stages) -> Iterator[tuple[str, Path]]:
     """The base, where it is asked for and there is one, then what was trained; one at a time on the disk."""
-    if step.input.sixteen_bit_base is not None and step.input.params["base"]:
-        base = fetch_base(step.input.sixteen_bit_base, step)
+    if step.input.sixteen_bit_base is not None and _is_base_asked(step):
+        base = fetch_base(step.input.sixteen_bit_base, stages.next())
         require_disk(step.input.folder, 4 * count_parameters(base), "This evaluation")  # twice in 16 bits
         folder = step.input.folder / BASE
         write_merged(Weights(base), folder)
@@ -115,6 +133,7 @@ def _weights(step: Step, trained: Path) -> Iterator[tuple[str, Path]]:
         yield BASE, folder
         shutil.rmtree(folder)
     folder = step.input.folder / "merged"
+    stages.next()
     write_merged(weights_of(step), folder)
     write_tokenizer(trained, folder)
     require_disk(step.input.folder, 2 * count_parameters(folder), "This evaluation")
@@ -125,19 +144,19 @@ def _weights(step: Step, trained: Path) -> Iterator[tuple[str, Path]]:
 class Evaluation:
     """The table as it grows, and the answers by the name of the row that gave them."""
 
-    def __init__(self, step: Step, tools: Tools, bench: Measures) -> None:
-        self._step, self._tools, self.bench = step, tools, bench
+    def __init__(self, step: Step, tools: Tools, bench: Measures, stages: Stages) -> None:
+        self._step, self._tools, self.bench, self._stages = step, tools, bench, stages
         self.table: list[JSON] = []
         self.answers: dict[str, list[str]] = {}
 
     def measure_weights(self, name: str, folder: Path) -> None:
         figures: JSON = {"name": name}
         if self.bench.rows is not None and "loss" in self.bench.metrics:
-            figures |= loss_of_weights(self._step, folder, self.bench.rows)
+            figures |= loss_of_weights(self._stages.next(), folder, self.bench.rows)
         if self.bench.tasks or self.bench.scores_answers:
             dtype = gguf_dtype(folder)
             path = self._step.input.folder / f"{name}-{dtype}.gguf"
-            convert(self._step, self._tools, folder, path, dtype)
+            convert(self._stages.next(), self._tools, folder, path, dtype)
             with self._server(name, ServedFile(path)) as server:
                 figures |= self._ask(name, server)
             path.unlink()
@@ -147,7 +166,7 @@ class Evaluation:
         figures: JSON = {"name": name, "bytes": file.bytes}
         with self._server(name, file) as server:
             if self.bench.rows is not None and "loss" in self.bench.metrics:
-                figures |= loss_served(self._step, server, self.bench.rows)
+                figures |= loss_served(self._stages.next(), server, self.bench.rows)
             figures |= self._ask(name, server)
         self._keep(figures)
 
@@ -160,7 +179,7 @@ class Evaluation:
         figures: JSON = {}
         if self.bench.rows is not None and self.bench.scores_answers:
             figures, self.answers[name] = score_answers(
-                self._step,
+                self._stages.next(),
                 server,
                 self.bench.rows,
                 max_tokens=self.bench.max_tokens,
@@ -168,7 +187,7 @@ class Evaluation:
                 metrics=self.bench.metrics,
             )
         if self.bench.tasks:
-            figures["tasks"] = ask_tasks(self._step, self.bench.tasks, server.url)
+            figures["tasks"] = ask_tasks(self._stages.next(), self.bench.tasks, server.url)
         return figures
 
     def _keep(self, figures: JSON) -> None:

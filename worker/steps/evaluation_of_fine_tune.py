@@ -17,6 +17,7 @@ from worker.steps.judged_answers import judge_answers, rows_of
 from worker.steps.programs import ServedFile
 from worker.steps.recipe_cache import file_sha256
 from worker.steps.served_files import served_file
+from worker.steps.stages import Stages
 
 JSON = dict[str, Any]
 MOST_ROWS = 16
@@ -51,13 +52,17 @@ def evaluation_of(step: Step, tools: Tools, published: list[str]) -> JSON:
     room = LONGEST_ANSWER if metrics == [ANSWERS] else min(LONGEST_ANSWER, 2 * longest + 16)
     needed = max(held_out.longest, held_out.longest_prompt + room)
     measures = Measures(metrics, held_out, {}, min(context, needed), room)
-    evaluation = Evaluation(step, tools, measures)
     made_of_base = cache_folder(step, fetch_base(base, step))
     made_by_type = {file["quantization"]: file for file in exported["files"]}
+    files: dict[str, ServedFile] = {}
     for name in published:
         if (made_of_base / f"{name}.gguf").is_file():
-            evaluation.measure_file(f"base-{name}", ServedFile(made_of_base / f"{name}.gguf"))
-        evaluation.measure_file(name, served_file(step, tools, made_by_type[name], made))
+            files[f"base-{name}"] = ServedFile(made_of_base / f"{name}.gguf")
+        files[name] = served_file(step, tools, made_by_type[name], made)
+    stages = Stages(step, len(files) * measures.stages_of_a_file)
+    evaluation = Evaluation(step, tools, measures, stages)
+    for name, file in files.items():
+        evaluation.measure_file(name, file)
     samples = [
         {
             "asked": row.forced.messages[-1]["content"],

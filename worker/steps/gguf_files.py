@@ -64,7 +64,7 @@ def convert(
         name: what the file says it is called; None: as the folder is.
     """
     argv = convert_argv(tools, model, target, dtype, name)
-    run_program(argv, "llama.cpp's converter", _counting(step, "lines"))
+    run_program(argv, "llama.cpp's converter", _counting(step))
 
 
 def quantize(
@@ -116,13 +116,16 @@ def _copy(source: Path, target: Path) -> None:
         os.fsync(writing.fileno())
 
 
-def _counting(step: Step, unit: str) -> Callable[[str], None]:
+def _counting(step: Step) -> Callable[[str], None]:
     """Report a sign of life for each line, with the bytes written where the line tells them."""
     share = re.compile(r"Writing:\s+(\d+)%")
+    so_far = 0
 
     def on_line(line: str) -> None:
+        nonlocal so_far
         written = share.search(line)
-        step.progress(int(written[1]) if written else 0, 100, unit="percent")
+        so_far = int(written[1]) if written else so_far
+        step.progress(so_far, 100, unit="percent")
 
     return on_line
 

@@ -131,6 +131,12 @@ class TestEvaluate:
         assert result["data"]["trained_on"] == 2
         assert "2 of these rows are among those that the model has learnt from" in evaluated.told("warn")
         self._has_left_a_report(evaluated.folder / "evaluate", result)
+        told = [row for row in evaluated.said if row["type"] == "progress"]
+        shares = [row["done"] for row in told]
+        assert {(row["total"], row["unit"]) for row in told} == {(100, "percent")}
+        assert shares == sorted(shares)
+        # Ten stages: of two weights to write, measure, convert and ask, of the file to measure and ask.
+        assert {0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100} <= set(shares)
 
     def _has_left_a_report(self, folder: Path, result: dict[str, Any]) -> None:
         assert json.loads((folder / "evaluation.json").read_text())["table"] == result["table"]

@@ -9,7 +9,7 @@ from typing import Any
 from training_data.footprint import Memory, device_memory, host_memory
 from training_data.hyperparameters import LEAST_BATCHES
 from training_data.machines import Machine
-from training_data.model_shape import ModelShape
+from training_data.model_shape import ALL_LINEAR, ModelShape
 from training_data.placement import ALONE, Placement, Placing
 
 # An estimate this far above a limit may still turn out to fit: it is told, and tried.
@@ -17,6 +17,8 @@ UNSURE = 1.2
 LEAST_LENGTH = 64
 # In the order in which they cost least: nothing but time, then bits, then what is learnt from.
 LADDER = ("batch_size", "gradient_checkpointing", "bits", "tuning", "max_length")
+# Of an adapter in place of all weights, whose hyperparameters tell none.
+USUAL_ADAPTER = {"lora_rank": 16, "lora_target_modules": ALL_LINEAR}
 # Those that `auto` may settle on by itself.
 HARMLESS = ("batch_size", "gradient_checkpointing", "bits")
 
@@ -80,7 +82,7 @@ class Fitting:
     def on(self, machine: Machine, chosen: Mapping[str, Any]) -> Need:
         gpu = machine.device is not None
         placement, settled = self.placing.on(machine, chosen, self.shape.parameters)
-        of_each = {**chosen, **settled}
+        of_each = {**USUAL_ADAPTER, **chosen, **settled}
         of_each["batch_size"] = min(int(of_each["batch_size"]), self.rows)
         return Need(
             machine=machine,

@@ -23,6 +23,7 @@ from training_data.model_shape import ModelShape
 from training_data.placement import BASE_SHARE, WHOLE_BYTES, WHOLE_SHARE, Placing, gain
 from training_data.presets import AUTO
 from worker.step import Step
+from worker.steps.stacking import started_adapter
 
 DOES_NOT_FIT = "does_not_fit"
 SAMPLED_BYTES = 128 * 1024**2  # of a file of more than twice that, an estimate looks at so much
@@ -364,11 +365,12 @@ def _trained_tokens(chosen: Mapping[str, Any], counted: Counted) -> float:
 
 def _placing(step: Step, params: FineTuneParams) -> Placing:
     """What decides how it is spread over several GPUs; a cluster's workers are reckoned as one."""
+    merges_first = params.tuning == "full" and started_adapter(step) is not None
     return Placing(
         params.model_dump(mode="json"),
         processes=step.input.settings.train_processes if params.cluster is None else 1,
         deepspeed=params.deepspeed is not None,
-        divisible=params.merge_base is None and params.start_from is None,
+        divisible=params.merge_base is None and not merges_first,
     )
 
 

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from db.errors import InvalidInput
+from db.sources import Held, Source, hold
 from tests.worker.steps.conftest import Ran, StepRunner
 from tests.worker.steps.fake_hub import FakeHub
 from worker.step import BaseWeights
 from worker.steps import estimate, prepare, reckoning, train
 from worker.steps.base_model import describe_base, shape_of
+from worker.steps.recipe_cache import file_sha256
 
 ROWS = 12
 PARAMS: dict[str, Any] = {
@@ -60,6 +62,16 @@ def written(rows: int) -> str:
     )
 
 
+def held_adapter(folder: Path) -> Path:
+    """What a job holds that goes on from an earlier one's adapter, as far as an estimate looks at it."""
+    folder.mkdir()
+    path = folder / "adapter_config.json"
+    path.write_text('{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}')
+    held = Held(path, f"trained/{path.name}", path.stat().st_size, file_sha256(path))
+    hold(Source({"step_number": None}, [held]), folder / "start")
+    return folder / "start"
+
+
 @pytest.fixture
 def micro(steps: StepRunner, micro_model: Path, data: Path) -> Estimating:
     return Estimating(steps, micro_model, data)
@@ -106,6 +118,24 @@ class TestFigures:
         assert any("of each of 2 GPU-X" in said for said in ran.events())
         for name in ("batch_size", "gradient_accumulation_steps", "bits"):
             assert told["hyperparameters"][name] == one["hyperparameters"][name]
+
+    @pytest.mark.parametrize("case", [("lora", 3, "fsdp"), ("full", 10, None)])
+    def test_divide_weights_beside_an_earlier_adapter_as_the_training_does(
+        self, micro: Estimating, micro_model: Path, tmp_path: Path, case: tuple[str, int, str | None]
+    ) -> None:
+        """An adapter that is trained further is no part of the weights; one that is merged is."""
+        tuning, room, parallel = case
+        there = room * shape_of(micro_model).parameters  # for a share of one of two GPUs, and no copy
+        gpus = {"host": "h", "ram_bytes": 64 * GB, "device": "X", "device_bytes": there, "devices": 2}
+        params = {"tuning": tuning, "lora_rank": "auto", "bits": 16 if tuning == "lora" else "auto"}
+        plain = micro.estimate(gpus, **params).result
+        assert plain["placement"]["parallel"] == "fsdp"
+        start = held_adapter(tmp_path / "earlier")
+        ran = micro.run(
+            estimate, "estimate", "estimate",
+            params={**params, "start_from": "faq"}, machines=[gpus], start=start,
+        )  # fmt: skip
+        assert ran.result["placement"]["parallel"] == parallel
 
     def test_of_plain_text_are_of_full_sequences(self, micro: Estimating, data: Path) -> None:
         data.write_text("text\n" + "The kiln is hot and the clay is dry.\n" * 40)

@@ -36,7 +36,7 @@ JSON = dict[str, Any]
 
 def measure(warm: Warm, rounds: int, dice: random.Random, folder: Path) -> JSON:
     """Medians of a group's steps, spawned and forked."""
-    modules = [*warm.libraries, *warm.steps]
+    modules = [*warm.modules(embedded_by_server=False)]
     server = ForkServer([*modules, STEP], threads=load_settings().threads, idle_seconds=600)
     launcher = Launcher({STEP: server})
     try:

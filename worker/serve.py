@@ -28,6 +28,7 @@ from worker.clearing import serves_from
 from worker.launch import ForkServer, Launcher
 from worker.monitor import listen_for_revokes
 from worker.runner import Runner
+from worker.step_input import embedder_of
 from worker.steps import Warm
 from worker.sweep import Sweeper, end_lost_attempts
 
@@ -104,9 +105,8 @@ def _fork_servers(settings: Settings, warm: Sequence[Warm], devices: list[Device
         return {}
     servers: dict[str, ForkServer] = {}
     for each in warm:
-        server = ForkServer(
-            (*each.libraries, *each.steps), threads=settings.threads, idle_seconds=settings.warm_seconds
-        )
+        modules = each.modules(embedded_by_server=embedder_of(settings) == "server")
+        server = ForkServer(modules, threads=settings.threads, idle_seconds=settings.warm_seconds)
         servers |= dict.fromkeys(each.steps, server)
     return servers
 

@@ -232,7 +232,7 @@ def step_settings(settings: Settings) -> StepSettings:
         train_processes=settings.train_processes,
         embedding_server_url=settings.embedding_url,
         embedding_server_key=settings.embedding_server_key.get_secret_value(),
-        embedder=_embedder(settings),
+        embedder=embedder_of(settings),
         embed_on_gpu=settings.embed_on_gpu,
         embedding_tokenizer=settings.embedding_tokenizer,
         embedding_max_tokens=settings.embedding_max_tokens,
@@ -250,7 +250,7 @@ def step_settings(settings: Settings) -> StepSettings:
     )
 
 
-def _embedder(settings: Settings) -> Literal["auto", "server", "local"]:
+def embedder_of(settings: Settings) -> Literal["auto", "server", "local"]:
     """Whose server it is, is for the user to know: another model's is not worth the trial."""
     others = settings.embedding_server_url is not None
     return "server" if settings.embedder == "auto" and others else settings.embedder

@@ -93,10 +93,16 @@ def test_what_has_threads_is_not_forked(server_of: Callable[..., ForkServer], tm
 def test_what_an_ingest_needs_is_loaded_without_threads(
     server_of: Callable[..., ForkServer], tmp_path: Path
 ) -> None:
-    warm = [module for group in (READING, EMBEDDING) for module in (*group.libraries, *group.steps)]
+    warm = [name for group in (READING, EMBEDDING) for name in group.modules(embedded_by_server=False)]
     server = server_of(*warm, "toy_step")
     until_ready(server, seconds=300)
     assert run(tmp_path / "1", server)
+
+
+def test_no_weights_are_loaded_where_the_server_embeds(server_of: Callable[..., ForkServer]) -> None:
+    until_ready(server_of(*EMBEDDING.modules(embedded_by_server=True), "toy_step"), seconds=300)
+    [process] = [each for each in psutil.Process().children() if "worker.fork_server" in each.cmdline()]
+    assert not [each.path for each in process.memory_maps() if "libtorch" in each.path]
 
 
 def test_each_has_a_chance_of_its_own(server_of: Callable[..., ForkServer], tmp_path: Path) -> None:

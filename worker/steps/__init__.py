@@ -44,16 +44,23 @@ class Warm:
 
     Args:
         steps: their modules. One that has a function `warm_up` has that called there, once.
-        libraries: what these import only as they run, which a fork would else do again.
+        libraries: what these import only as they run, which a fork would else do again. They may have such a
+            function, too.
+        to_embed: those of them that nothing uses where LATHE_EMBEDDER leaves all to the embedding server.
     """
 
     steps: tuple[str, ...]
-    libraries: tuple[str, ...]
+    libraries: tuple[str, ...] = ()
+    to_embed: tuple[str, ...] = ()
+
+    def modules(self, *, embedded_by_server: bool) -> tuple[str, ...]:
+        """All that such a process imports, in this order."""
+        return (*self.libraries, *(() if embedded_by_server else self.to_embed), *self.steps)
 
 
 # Without torch: a reader's address space is limited, and it is forked from the step that reads.
 READING = Warm(steps=("worker.steps.extract",), libraries=("retrieval.reader",))
-EMBEDDING = Warm(steps=("worker.steps.embed",), libraries=("worker.steps.bert",))
+EMBEDDING = Warm(steps=("worker.steps.embed",), to_embed=("worker.steps.bert", "worker.steps.local_embedder"))
 TRAINING = Warm(
     steps=(
         "worker.steps.prepare",

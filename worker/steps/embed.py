@@ -4,7 +4,6 @@ Documents go in windows, and the next window's requests wait in line behind thos
 two windows the server is never idle.
 """
 
-import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from retrieval.tokens import shared_tokenizer, warm_default_tokenizer
 from serving.embeddings import EmbeddingModel, EmbeddingServer, Vectors
 from worker.step import DocumentInput, Step
 from worker.steps.embedding_choice import EmbeddingChoice
-from worker.steps.local_embedder import LocalEmbedder
 
 WINDOW_CHUNKS = 64
 WINDOWS_AT_ONCE = 2
@@ -31,8 +29,6 @@ def warm_up() -> None:
     warm_default_tokenizer()
     with EmbeddingServer("http://127.0.0.1"):
         pass  # httpx imports what it sends by when the first client is made
-    with contextlib.suppress(Unavailable):
-        LocalEmbedder.preload()
 
 
 def run(step: Step) -> dict[str, Any]:

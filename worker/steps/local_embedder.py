@@ -102,6 +102,12 @@ class LocalEmbedder:
         return [vector.tobytes() for vector in vectors]
 
 
+def warm_up() -> None:
+    """Load the model; what is in the way of that, the step will tell."""
+    with contextlib.suppress(Unavailable):
+        LocalEmbedder.preload()
+
+
 @contextlib.contextmanager
 def _loading(threads: int) -> Iterator[None]:
     """Torch with so many threads from now on, and what can be wrong with it or the model said in words."""

@@ -105,6 +105,8 @@ def field_of(place: tuple[int | str, ...]) -> str:
         parts.pop(0)  # the kind of job, by which the body's model was chosen
     if len(parts) > 1 and parts[0] == "params":
         parts.pop(0)
+    if parts[-1:] == ["[key]"]:
+        del parts[-2:]  # of an object that may have names of any kind, one of them
     name = ""
     for part in parts:
         if isinstance(part, int):
@@ -141,7 +143,8 @@ def _in_words(row: ErrorDetails, field: str, annotation: Any) -> tuple[str, str 
     if kind.startswith("union_tag"):
         tag = str(context["discriminator"]).strip("'")
         field = f"{field}.{tag}" if field else tag
-    return _sentence(row, field or "the body"), field, "invalid_input"
+    subject = f"each name in {field}" if row["loc"][-1] == "[key]" else field or "the body"
+    return _sentence(row, subject), field, "invalid_input"
 
 
 def _sentence(row: ErrorDetails, field: str) -> str:

@@ -1,5 +1,7 @@
 """Documents without pages: plain text, Markdown, HTML. Each function gives blocks of text in order."""
 
+import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +22,10 @@ BYTE_ORDER_MARKS = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
+# ISO 2022 switches between its alphabets by these; else it is ASCII, and would pass for that.
+JAPANESE_ESCAPES = (b"\x1b$B", b"\x1b$@")
+# What tools put before a Markdown text: its last line would be read as underlining a heading.
+FRONT_MATTER = re.compile(r"""\A---[ \t]*\n(?=[\w"'-]+[ \t]*:)(?:.*\n)*?---[ \t]*(?:\n|\Z)""")
 BLOCK_SEPARATOR = "\n\n"
 
 
@@ -48,10 +54,13 @@ def read_markdown(path: Path) -> Content:
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line) + 1)
     sections = []
-    tokens = MarkdownIt().parse(text)
+    tokens = MarkdownIt().parse(FRONT_MATTER.sub(lambda matter: "\n" * matter[0].count("\n"), text))
     for opening, inline in pairwise(tokens):
         if opening.type == "heading_open" and opening.map is not None and inline.content:
-            sections.append(Section(starts[opening.map[0]], inline.content))
+            title = "".join(
+                " " if child.type.endswith("break") else child.content for child in inline.children or []
+            )
+            sections.append(Section(starts[opening.map[0]], " ".join(title.split())))
     return Content(text, sections=sections, warnings=warnings)
 
 
@@ -144,11 +153,17 @@ def nul_warning(nuls: int) -> str:
     return f"{nuls} NUL character{'s were' if nuls > 1 else ' was'} dropped."
 
 
+NOT_UTF_8 = "It is not UTF-8 and was read as {}: save it as UTF-8 if letters look wrong."
+
+
 def _decoded(path: Path) -> tuple[str, list[str]]:
     data = bytes_of(path)
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
             return data.decode(encoding, "replace"), []
+    if any(escape in data for escape in JAPANESE_ESCAPES):
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode("iso2022_jp"), [NOT_UTF_8.format("iso2022_jp")]
     try:
         return data.decode("utf-8"), []
     except UnicodeDecodeError:
@@ -157,9 +172,7 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
         raise InvalidInput(
             "It is no text in an encoding that is known: save it as UTF-8.", code="unsupported_file"
         )
-    return data.decode(best.encoding, "replace"), [
-        f"It is not UTF-8 and was read as {best.encoding}: save it as UTF-8 if letters look wrong."
-    ]
+    return data.decode(best.encoding, "replace"), [NOT_UTF_8.format(best.encoding)]
 
 
 def bytes_of(path: Path) -> bytes:

@@ -45,7 +45,7 @@ DOCUMENTS = "/v1/models/{model:path}/documents"
 def import_model_documents(unit: Unit, model: str, body: BatchRequest) -> BatchOut:
     """One job reads them all; one that cannot be read stops no other. The answer's id is the job's."""
     collection = _collection_to_fill(unit, _named(unit, model))
-    job, _ = ingest(unit, collection, all_wanted(body), replace=body.replace)
+    job, _ = ingest(unit, collection, all_wanted(body), param=body.named_by, replace=body.replace)
     return batch_out(unit.session, job, collection.id)
 
 

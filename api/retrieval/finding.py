@@ -207,7 +207,9 @@ async def _embedded(services: Services, texts: Sequence[str], model: EmbeddingMo
             api_key=settings.embedding_server_key.get_secret_value(),
         )
     except InvalidInput as error:
-        raise InvalidInput(f"The query cannot be embedded. {error.message}", param="query") from error
+        raise InvalidInput(
+            f"The query cannot be embedded; a shorter one may be. {error.message}", param="query"
+        ) from error
     if now != model:
         raise Conflict(
             f"The collection's vectors come from {_named(model)}, and the embedding server now has "

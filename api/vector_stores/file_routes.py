@@ -43,7 +43,7 @@ STORE = "/v1/vector_stores/{vector_store_id}"
 def create_vector_store_file(unit: Unit, vector_store_id: str, body: FileRequest) -> DocumentOut:
     """A job reads it. A file that is there already, and cut the same way, costs nothing."""
     collection = get_collection(unit.session, vector_store_id, project_id=unit.project_id, lock=True)
-    _, [document] = ingest(unit, collection, [wanted(body)])
+    _, [document] = ingest(unit, collection, [wanted(body)], param="file_id")
     return _document_out(unit, document)
 
 
@@ -127,7 +127,7 @@ def get_vector_store_file_content(unit: Unit, vector_store_id: str, file_id: str
 def create_vector_store_file_batch(unit: Unit, vector_store_id: str, body: BatchRequest) -> BatchOut:
     """One job reads them all; one that cannot be read stops no other. The batch's id is the job's."""
     collection = get_collection(unit.session, vector_store_id, project_id=unit.project_id, lock=True)
-    job, _ = ingest(unit, collection, all_wanted(body), replace=body.replace)
+    job, _ = ingest(unit, collection, all_wanted(body), param=body.named_by, replace=body.replace)
     return batch_out(unit.session, job, vector_store_id)
 
 

@@ -86,18 +86,19 @@ def take_in(unit: Unit, params: IngestParams) -> list[Document]:
 
 
 def ingest(
-    unit: Unit, collection: Collection, files: Sequence[Wanted], *, replace: bool = False
+    unit: Unit, collection: Collection, files: Sequence[Wanted], *, param: str, replace: bool = False
 ) -> tuple[Job, list[Document]]:
     """Put files into a collection, and queue the job that reads them.
 
     Args:
         collection: locked by the caller.
+        param: the field that names the files.
         replace: whether they take the place of documents of the same file names.
     Raises:
         InvalidInput: a file does not exist, a language is not known, or two files that are to replace others
             have one name.
     """
-    documents = _put_in(unit, collection, files, param="file_id", replace=replace)
+    documents = _put_in(unit, collection, files, param=param, replace=replace)
     ids = list(dict.fromkeys(file.file_id for file in files))
     params = IngestParams(collection=collection.id, files=ids, replace=replace)
     admit_job(unit)

@@ -62,7 +62,12 @@ def create_vector_store(unit: Unit, body: CollectionRequest) -> CollectionOut:
     )
     if body.file_ids:
         chunking = chunking_of(body.chunking_strategy)
-        ingest(unit, collection, [Wanted(file_id, {}, chunking) for file_id in body.file_ids])
+        ingest(
+            unit,
+            collection,
+            [Wanted(file_id, {}, chunking) for file_id in body.file_ids],
+            param="file_ids",
+        )
     return collections_out(unit.session, [collection])[0]
 
 

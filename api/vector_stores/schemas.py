@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from api.pages import Identified
 from api.retrieval.rankers import RANKERS, Ranker
@@ -133,6 +133,11 @@ class BatchRequest(Body):
             raise ValueError("file_ids or files: give exactly one of the two")
         return self
 
+    @property
+    def named_by(self) -> str:
+        """The field that names the files."""
+        return "file_ids" if self.files is None else "files"
+
 
 class AttributesChange(Body):
     model_config = _example(attributes={"year": 2026})
@@ -213,7 +218,7 @@ class ContentPage(BaseModel):
     next_page: None = None
 
 
-Scalar = bool | int | float | str
+Scalar = bool | int | FiniteFloat | str
 
 
 class ComparisonFilter(Body):
@@ -259,7 +264,13 @@ class RankingOptions(Body):
     )
 
 
-Query = Annotated[str, Field(min_length=1, max_length=8000)]
+def _not_blank(query: str) -> str:
+    if not query.strip():
+        raise ValueError("query must hold more than white space")
+    return query
+
+
+Query = Annotated[str, Field(min_length=1, max_length=8000), AfterValidator(_not_blank)]
 
 
 class SearchRequest(Body):

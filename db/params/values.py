@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
 Auto = Literal["auto"]
 QUANTIZATIONS = (
@@ -54,7 +54,7 @@ FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-z]{1,64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^job-[0-9a-z]{1,64}$")]
 CollectionId = Annotated[str, StringConstraints(pattern=r"^vs-[0-9a-z]{1,64}$")]
 AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-AttributeValue = Annotated[str, StringConstraints(max_length=512)] | bool | int | float
+AttributeValue = Annotated[str, StringConstraints(max_length=512)] | bool | int | FiniteFloat
 # Whatever a user wants to keep with a row and find it by.
 Metadata = Annotated[
     dict[AttributeName, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)

@@ -31,3 +31,36 @@ def test_bad_filters_name_the_field(api: httpx.Client, filters: object, param: s
     assert (answer.status_code, error["param"]) == (400, param)
     assert message in error["message"]
     assert "Filter" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        (
+            "/v1/vector_stores/vs-1/search",
+            '{"query": "x", "filters": {"type": "eq", "key": "a", "value": 1e999}}',
+            "filters.value",
+            "a finite number",
+        ),
+        ("/v1/vector_stores/vs-1/search", '{"query": " \\n"}', "query", "more than white space"),
+        (
+            "/v1/vector_stores",
+            f'{{"metadata": {{"{"k" * 65}": "v"}}}}',
+            "metadata",
+            "each name in metadata must have at most 64 characters.",
+        ),
+        (
+            "/v1/vector_stores/vs-1/files/file-1",
+            '{"attributes": {"": 1}}',
+            "attributes",
+            "each name in attributes must have at least 1 character.",
+        ),
+        ("/v1/vector_stores/vs-1/files/file-1", '{"attributes": {"x": 1e999}}', "attributes.x", "finite"),
+    ],
+)
+def test_what_no_database_takes_is_named(
+    api: httpx.Client, path: str, body: str, param: str, message: str
+) -> None:
+    error = api.post(path, content=body, headers={"content-type": "application/json"}).json()["error"]
+    assert error["param"] == param
+    assert message in error["message"]

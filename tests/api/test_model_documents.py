@@ -95,10 +95,11 @@ class TestImport:
         [
             ("nobody", {"file_ids": ["file-0"]}, (404, "model")),
             ("default", {"file_ids": ["file-0"]}, (400, "model")),
-            ("strict", {"file_ids": ["file-0"]}, (400, "file_id")),
+            ("strict", {"file_ids": ["file-0"]}, (400, "file_ids")),
             ("strict", {"file_ids": []}, (400, "file_ids")),
             ("strict", {}, (400, "file_ids")),
             ("strict", {"file_ids": ["../etc"]}, (400, "file_ids[0]")),
+            ("strict", {"files": [{"file_id": "file-0000"}]}, (400, "files")),
         ],
     )
     def test_bad_ones_name_the_field_and_make_nothing(

@@ -115,6 +115,12 @@ class TestOthers:
         assert [section.title for section in content.sections] == ["One", "Two"]
         assert content.section_at(content.text.index("More")) == "Two"
 
+    def test_front_matter_is_no_heading(self, read: Read) -> None:
+        text = "---\ntitle: A note\ntags: [a]\n---\n# The *fir*st `part`\n\nText.\n\n---\n\nMore."
+        content = read(text.encode(), "a.md")
+        assert content.text == text
+        assert [(row.title, row.start) for row in content.sections] == [("The first part", text.index("#"))]
+
     def test_docx(self, read: Read) -> None:
         content = read(
             docx_of([("Title", "Report"), ("Heading 1", "Costs"), ("Normal", "Dear.")], table=[["a", "b"]]),
@@ -182,6 +188,11 @@ class TestOthers:
     )
     def test_text_that_begins_as_another_kind_does(self, read: Read, name: str, text: str) -> None:
         assert read(text.encode(), name).text == text
+
+    def test_japanese_that_passes_for_ascii(self, read: Read) -> None:
+        content = read("契約の内容".encode("iso2022_jp"), "a.txt")
+        assert content.text == "契約の内容"
+        assert "iso2022_jp" in content.warnings[0]
 
     def test_nuls_are_dropped_and_said(self, read: Read) -> None:
         for name in ("a.txt", "a.md"):

@@ -73,6 +73,8 @@ def host_memory(
     if gpu:
         # A tensor at a time goes through, and its file is mapped.
         loading = min(2 * shape.parameters, 4 * GIB)
+        if placement.division.sharded and chosen["bits"] == 4:  # packed as a whole, and then divided
+            loading += weight_bytes(shape, chosen)
         return Memory({"process": ranks * PROCESS_BYTES["cuda"], "loading": ranks * loading})
     parts = _placed(_training(shape, chosen, longest, "cpu"), shape, chosen, placement)
     held = _tokens(chosen, longest) * shape.layers * _bytes_of_layer(shape, chosen, longest)
@@ -99,7 +101,8 @@ def _placed(
     parts = {name: bytes_ // (division.ranks if name in shared else 1) for name, bytes_ in parts.items()}
     # Whole at a time: the layer that is computed, the next one, and what belongs to no layer.
     layers = 2 * shape.linear_parameters // max(1, shape.layers)
-    whole = compute_bytes(chosen) * (layers + shape.parameters - shape.linear_parameters)
+    each = NF4_BYTES if chosen["bits"] == 4 else compute_bytes(chosen)
+    whole = int(each * layers) + compute_bytes(chosen) * (shape.parameters - shape.linear_parameters)
     return {**parts, "gathered": whole, "averaging": 0 if full else parts["gradients"]}
 
 

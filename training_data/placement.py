@@ -31,10 +31,25 @@ def bytes_of_a_copy(parameters: int, chosen: Mapping[str, Any]) -> float:
     return parameters * (WHOLE_BYTES / WHOLE_SHARE if full else BASE_BYTES[bits] / BASE_SHARE)
 
 
-def bytes_of_a_share(parameters: int, chosen: Mapping[str, Any], ranks: int) -> float:
-    """What each device must have for its share: of the rest of the weights, one layer at a time is whole."""
+def bytes_of_a_share(parameters: int, chosen: Mapping[str, Any], ranks: int, bits: int) -> float:
+    """What each device must have for its share: of the rest of the weights, one layer at a time is whole.
+
+    Args:
+        bits: of the weights that an adapter is trained on.
+    """
     full = chosen.get("tuning", "lora") == "full"
-    return parameters * (LEAST_WHOLE_BYTES if full else BASE_BYTES[16]) / WHOLE_SHARE / ranks
+    return parameters * (LEAST_WHOLE_BYTES if full else BASE_BYTES[bits]) / WHOLE_SHARE / ranks
+
+
+def bits_of_shares(parameters: int, chosen: Mapping[str, Any], ranks: int, there: float) -> int:
+    """In what the weights are divided: of `auto`, in 16 bits where a share of these has room, else in 4.
+
+    Args:
+        there: bytes of the smallest device.
+    """
+    if chosen["bits"] != AUTO:
+        return int(chosen["bits"])
+    return 16 if bytes_of_a_share(parameters, chosen, ranks, 16) <= there else 4
 
 
 @dataclass(frozen=True)
@@ -102,15 +117,16 @@ class Placing:
         return placement, self._settled(placement, chosen, parameters, there)
 
     def _parallel(self, ranks: int, chosen: Mapping[str, Any], parameters: int, there: float) -> str | None:
-        asked = {**chosen, "bits": AUTO if _is_auto(chosen) else chosen["bits"]}
+        asked = _asked(chosen)
         sharding = self.params.get("sharding", AUTO)
         if sharding == "full":
             return "fsdp"
         if bytes_of_a_copy(parameters, asked) <= there:
             return "deepspeed" if self.deepspeed else "ddp"
+        bits = bits_of_shares(parameters, asked, ranks, there)
         may_share = sharding == AUTO and self.divisible and not self.deepspeed
-        if may_share and why_not_sharded({**self.params, **asked}) is None:
-            return "fsdp" if bytes_of_a_share(parameters, chosen, ranks) <= there else None
+        if may_share and why_not_sharded({**self.params, **asked, "bits": bits}) is None:
+            return "fsdp" if bytes_of_a_share(parameters, asked, ranks, bits) <= there else None
         return None
 
     def _settled(
@@ -120,14 +136,20 @@ class Placing:
         shares = division.ranks if division.sharded else 1
         room = there * placement.spread
         if _is_auto(chosen) and placement.devices > 1:
-            fits = division.sharded or 2 * parameters <= BASE_SHARE * room
-            found["bits"] = 16 if fits else 4
+            copied = 16 if 2 * parameters <= BASE_SHARE * room else 4
+            found["bits"] = (
+                bits_of_shares(parameters, _asked(chosen), shares, there) if division.sharded else copied
+            )
         if placement.devices > 1 and chosen.get("learnt_in_bytes"):
             whole = WHOLE_BYTES * parameters / shares <= WHOLE_SHARE * room
             float32 = chosen["compute_dtype"] in ("fp32", "float32")
             found["learnt_in_bytes"] = 4 if whole or float32 else 2
         rows = {"batch_size": division.batch_size, "gradient_accumulation_steps": division.accumulation}
         return {**found, **rows}
+
+
+def _asked(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    return {**chosen, "bits": AUTO if _is_auto(chosen) else chosen["bits"]}
 
 
 def _is_auto(chosen: Mapping[str, Any]) -> bool:

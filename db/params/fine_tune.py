@@ -293,11 +293,6 @@ class FineTuneParams(DataParams):
             raise ValueError(f"beta must be greater than 0 with {self.method}: nothing would be preferred")
 
     def _check_grpo(self) -> None:
-        if self.cluster is not None:
-            raise ValueError(
-                "cluster does not go with grpo, whose answers are judged by functions of this server: leave "
-                "it out"
-            )
         if not self.rewards:
             raise ValueError(
                 "rewards is missing: grpo learns of the answers that they prefer. Name one: exact_match, "
@@ -345,8 +340,6 @@ class FineTuneParams(DataParams):
                     f"{name} means nothing to a reward model, which judges answers and writes none: nothing "
                     "is exported or served of it. Leave it out"
                 )
-        if self.tuning == "full":
-            raise ValueError('tuning must be "lora" with reward: an adapter and the head of one number learn')
         if self.start_from is not None:
             raise ValueError("start_from does not go with reward: its head begins anew. Leave it out")
 

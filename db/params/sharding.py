@@ -3,12 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-# grpo writes answers with whole weights, and a reward model's head begins as a whole. Where all weights are
-# trained, dpo and kto take a fingerprint of the whole of them.
-METHODS = {
-    "lora": ("supervised", "pretraining", "dpo", "orpo", "kto"),
-    "full": ("supervised", "pretraining", "orpo"),
-}
+# Where all weights are trained, dpo and kto take a fingerprint of the whole of them, and the head of a reward
+# model begins as a whole.
+NOT_WITH_ALL_WEIGHTS = ("dpo", "kto", "reward")
 # Whose state is divided as the weights are.
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
@@ -21,13 +18,12 @@ def why_not_sharded(chosen: Mapping[str, Any]) -> tuple[str, str] | None:
     """
     method, tuning = chosen["method"], chosen["tuning"]
     optimizer = chosen["training_args"].get("optim", OPTIMIZERS[0])
-    if method not in METHODS[tuning]:
-        with_all = ' with the tuning "full"' if method in METHODS["lora"] else ""
-        return "method", f"{method}{with_all} needs whole weights in each process"
-    if chosen["bits"] in (4, 8):
-        return "bits", f"weights of {chosen['bits']} bits are not divided, only those of 16"
-    if chosen["use_dora"]:
-        return "use_dora", "DoRA needs the whole matrix that it adapts"
+    if tuning == "full" and method in NOT_WITH_ALL_WEIGHTS:
+        return "method", f'{method} with the tuning "full" needs whole weights in each process'
+    if chosen["bits"] == 8:
+        return "bits", "weights of 8 bits (LLM.int8) are not divided, only those of 4 and 16"
+    if chosen["use_dora"] and chosen["bits"] == 4:
+        return "use_dora", "DoRA needs its matrices in 16 bits there"
     if chosen["lora_bias"] != "none":
         return "lora_bias", "bias terms are the base's own, which is divided, and no adapter's"
     if tuning == "full" and optimizer not in OPTIMIZERS:

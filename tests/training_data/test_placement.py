@@ -60,6 +60,10 @@ def test_each_has_a_share_where_a_copy_has_no_room(llama: ModelShape) -> None:
     assert eight.device is not None
     assert eight.device.parts["weights"] == pytest.approx(2 * llama.parameters / 8, rel=0.01)  # in 16 bits
     assert eight.device.parts["gathered"] > 2 * 2 * llama.linear_parameters / 32
+    two = need(llama, gpus(2, 10), AUTO_4)  # 16 bits have no room even so: 2 / 0.7 × 8 GB of each
+    assert two.placement.division.sharded
+    assert two.device is not None
+    assert two.device.parts["weights"] < 0.8 * llama.parameters / 2
     full = {**CHOSEN, "tuning": "full", "bits": 16, "learnt_in_bytes": 2}
     shared = need(llama, gpus(8, 80), full)
     assert shared.placement.division.sharded

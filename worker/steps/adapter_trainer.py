@@ -15,7 +15,15 @@ from training_data.json_files import write_json
 from worker.checkpoints import STAGING, STATE_FILE, outdated, write_checkpoint
 from worker.steps import together
 from worker.steps.compiled_layers import as_written
-from worker.steps.sharding import divided_state, gathered_state, is_sharded, load_weights, put_away
+from worker.steps.sharding import (
+    beside_shares,
+    divided_state,
+    gather_magnitudes,
+    gathered_state,
+    is_sharded,
+    load_weights,
+    put_away,
+)
 
 REFERENCE = "ref"  # as trl calls its copy of the adapter that a training began with
 # As transformers calls them, in a checkpoint of one process.
@@ -68,8 +76,10 @@ class AdapterTrainer(Trainer):
         put_away(kwargs["model"])  # else what is whole just now would be frozen in place of the shares
         # transformers refuses to checkpoint the training of what it has divided: here that is gathered.
         kwargs["args"].save_only_model = is_sharded(kwargs["model"])
-        super().__init__(*args, **kwargs)
+        with beside_shares(kwargs["model"]):
+            super().__init__(*args, **kwargs)
         self.args.save_only_model = False
+        gather_magnitudes(self.model)
         self._keep = keep
         self._on_checkpoint, self._on_removed = on_checkpoint, on_removed
         self._best_step, self._own_state = best_step, own_state

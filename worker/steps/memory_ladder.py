@@ -27,11 +27,12 @@ def announce(step: Step, chosen: Mapping[str, Any], division: Division) -> str:
         the advice for whom nothing is left; empty: something is.
     """
     prepared = step.input.results["prepare"]["hyperparameters"]
+    must_be_shares = step.input.params.get("sharding") == "full"  # which DoRA has in 16 bits alone
     free = {
         name
         for name, given in (
             ("gradient_checkpointing", step.input.params.get("gradient_checkpointing", AUTO)),
-            ("bits", prepared.get("bits") if step.input.params.get("sharding") != "full" else 16),
+            ("bits", prepared.get("bits") if not must_be_shares or not chosen.get("use_dora") else 16),
         )
         if given == AUTO
     }

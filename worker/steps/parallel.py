@@ -13,7 +13,7 @@ from typing import Any
 from db.errors import InvalidInput
 from db.params.sharding import why_not_sharded
 from training_data.division import Division
-from training_data.placement import bytes_of_a_copy, bytes_of_a_share
+from training_data.placement import bits_of_shares, bytes_of_a_copy, bytes_of_a_share
 from worker.step import Step
 from worker.steps.compiled_extensions import compiled_extensions, has_compiled
 from worker.steps.gptq import stored_config
@@ -43,7 +43,7 @@ def settle_parallel(step: Step, folder: Path, chosen: dict[str, Any], division: 
         settle_bits(step, folder, chosen)
         return alone
     if parallel == "fsdp":
-        _tell_shares(step, chosen, division.ranks)
+        _tell_shares(step, folder, chosen, division.ranks)
     else:
         settle_bits(step, folder, chosen, copies=division.ranks)
         by = "DDP" if parallel == "ddp" else f"DeepSpeed, {step.input.params['deepspeed']}"
@@ -67,7 +67,9 @@ def _parallel(step: Step, folder: Path, chosen: dict[str, Any], ranks: int) -> s
         f"A copy of the weights for each GPU needs {copy / 1e9:.1f} GB, and the smallest has "
         f"{there / 1e9:.1f} GB"
     )
-    reason, share = _why_not_shares(step, folder, chosen), bytes_of_a_share(parameters, chosen, ranks)
+    bits = bits_of_shares(parameters, chosen, ranks, there)
+    reason = _why_not_shares(step, folder, {**chosen, "bits": bits})
+    share = bytes_of_a_share(parameters, chosen, ranks, bits)
     if wanted == "none":
         reason = 'sharding is "none"'
     elif step.input.deepspeed is not None:
@@ -103,16 +105,19 @@ def _why_not_shares(step: Step, folder: Path, chosen: dict[str, Any]) -> str | N
         return asked[1]
     if stored_config(folder) is not None:
         return "the base is stored quantised"
-    if chosen["tuning"] == "full" and started_adapter(step) is not None:
+    if started_adapter(step) is not None and chosen["tuning"] == "full":
         return "an adapter is merged into them first"
+    if started_adapter(step) is not None and chosen["use_dora"]:
+        return "an adapter of DoRA that is there already is put beside whole matrices"
     return None
 
 
-def _tell_shares(step: Step, chosen: dict[str, Any], ranks: int) -> None:
-    if chosen["bits"] == "auto":
-        chosen["bits"] = 16
+def _tell_shares(step: Step, folder: Path, chosen: dict[str, Any], ranks: int) -> None:
+    from worker.steps.base_model import count_parameters
+
+    chosen["bits"] = bits_of_shares(count_parameters(folder), chosen, ranks, _room(ranks))
     step.event(
-        f"Each of them has a share of every layer's weights, 1 of {ranks}, in 16 bits (FSDP)."
+        f"Each of them has a share of every layer's weights, 1 of {ranks}, in {chosen['bits']} bits (FSDP)."
         if chosen["tuning"] == "lora"
         else f"Each of them has a share of all weights, and of what trains them, 1 of {ranks} (FSDP).",
         parallel="fsdp",

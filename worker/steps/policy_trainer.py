@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from training_data.tokens import ChatTokenizer
 from worker.step import Step
 from worker.steps.adapter_trainer import AdapterTrainer
 from worker.steps.compiled_layers import as_written
+from worker.steps.quantized_base import load_for_training
+from worker.steps.sharding import is_sharded
 
 EVENTS_A_RUN = 10
 
@@ -43,14 +46,16 @@ class PolicyTrainer(AdapterTrainer, GRPOTrainer):
         beta, reference = arguments.beta, None
         if beta and not has_adapter:
             # trl would load it from the base's folder, which is not always what the training begins with.
-            reference = copy.deepcopy(model).requires_grad_(requires_grad=False).eval()
+            reference = _copy(model).requires_grad_(requires_grad=False).eval()
             arguments.beta = 0.0
         with _also_ending_at(model, tokenizer.end_of_answers()):
             super().__init__(*args, **kwargs)
         if reference is not None:
             self.beta = arguments.beta = beta
             add_fused_lm_head(reference, temperature=self.temperature)
-            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            self.ref_model = self.accelerator.prepare_model(
+                reference, device_placement=not is_sharded(reference), evaluation_mode=True
+            )
         self.add_callback(RewardReporter(step))
         self._tell_repeated(step)
 
@@ -173,6 +178,13 @@ class RewardReporter(TrainerCallback):
                 level="warn",
             )
         self._differed = False
+
+
+def _copy(model: Any) -> Any:
+    """The model once more; shares of it are read again from where they came."""
+    if not is_sharded(model):
+        return copy.deepcopy(model)
+    return load_for_training(Path(model.config.name_or_path), 16, model.dtype, sharded=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from worker.step import Step
 from worker.steps import together
 from worker.steps.gptq import stored_config
 from worker.steps.runtime import computes_in_bfloat16
-from worker.steps.sharding import shares
+from worker.steps.sharding import divide_packed, draw_whole, shares
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,8 @@ def load_for_training(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            # What is shared out has to be numbers that could learn, of the dtype that peft gives adapters.
+            bnb_4bit_quant_storage=torch.float32 if sharded else torch.uint8,
             llm_int8_skip_modules=skipped,
         ),
         8: lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
@@ -57,12 +59,19 @@ def load_for_training(
     if judges:
         _check_that_it_can_judge(folder)
     kind: Any = AutoModelForSequenceClassification if judges else AutoModelForCausalLM
+    packed, drawn_from = sharded and bits == 4, torch.get_rng_state()
+    if packed:
+        placed = {"device_map": {"": "cpu"}}
+    elif sharded:
+        placed = {"distributed_config": shares()}
+    else:
+        placed = {"device_map": _device_map(torch)}
     model, loaded = kind.from_pretrained(
         folder,
         **({"num_labels": 1} if judges else {}),
         dtype=dtype,
         quantization_config=quantization if stored is None else stored,
-        **({"distributed_config": shares()} if sharded else {"device_map": _device_map(torch)}),
+        **placed,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
@@ -72,6 +81,11 @@ def load_for_training(
     if stored is None:
         _see_that_all_was_there(loaded)
     model.config.use_cache = False
+    if packed:
+        divide_packed(model)
+    if sharded and judges:
+        torch.set_rng_state(drawn_from)  # for all to begin with the head that one process begins with
+        draw_whole(model, HEAD)
     if sharded:
         model._tp_size = None  # With that set, peft gathers the whole base to save an adapter.
     for module in model.modules():

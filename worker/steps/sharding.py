@@ -7,6 +7,7 @@ that a checkpoint is that of one process. What follows is called by all processe
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,68 @@ def shares() -> Any:
 
 def is_sharded(model: Any) -> bool:
     return bool(getattr(model, "is_distributed_loading_by_transformers", False))
+
+
+def divide_packed(model: Any) -> None:
+    """Leave each process its share of a model whose matrices are NF4 (bitsandbytes), and which it has whole.
+
+    transformers cannot pack a share as it loads. The scales, an eighth of a bit a weight, stay whole in each.
+    """
+    import torch
+    from accelerate.hooks import remove_hook_from_submodules
+    from bitsandbytes.nn import Linear4bit
+
+    config, device, mesh = model.prepare_distribute_model(shares())
+    packed = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    remove_hook_from_submodules(model)  # which keep it where it was loaded
+    model.hf_device_map = {"": device}
+    for module in packed:
+        module.quant_state.to(device)
+        # The numbers that it is packed in, which are sent as they are: the module has what they mean.
+        numbers = module.weight.data.as_subclass(torch.Tensor)
+        module.weight = torch.nn.Parameter(numbers, requires_grad=False)
+    model.maybe_distribute_model(model, config, mesh)
+    for module in packed:  # what peft asks of the weight for an adapter beside it
+        module.weight.compress_statistics = module.quant_state.nested
+        module.weight.quant_type = module.quant_state.quant_type
+
+
+def draw_whole(model: Any, name: str) -> None:
+    """Put a new layer, whole in each process, where the base has none to divide."""
+    import torch
+
+    share = getattr(model, name)
+    with torch.device("meta"):
+        layer = torch.nn.Linear(share.in_features, share.out_features, bias=share.bias is not None)
+    layer = layer.to(share.weight.dtype).to_empty(device=share.weight.device)
+    model._init_weights(layer)  # as transformers draws what a file has not
+    setattr(model, name, layer)
+
+
+@contextmanager
+def beside_shares(model: Any) -> Iterator[None]:
+    """Have an adapter be made beside a sharded model's weights: DoRA asks for the lengths of their rows."""
+    if not is_sharded(model):
+        yield
+        return
+    from torch.distributed.tensor.experimental import implicit_replication
+
+    with implicit_replication():  # the adapter is the same everywhere
+        yield
+
+
+def gather_magnitudes(model: Any) -> None:
+    """Give each process the whole of DoRA's vectors, of which it has reckoned those of its rows."""
+    if not is_sharded(model):
+        return
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    for name, share in list(model.named_parameters()):
+        module, _, own = name.rpartition(".")
+        if "lora_magnitude_vector" in name and isinstance(share, DTensor):
+            whole = torch.nn.Parameter(share.full_tensor(), requires_grad=share.requires_grad)
+            setattr(model.get_submodule(module), own, whole)
 
 
 def put_away(model: Any) -> None:

@@ -98,7 +98,8 @@ def _load_whole(step: Step, folder: Path, chosen: dict[str, Any], sharded: bool)
             "that are small beside a weight are lost in its rounding.",
             level="warn",
         )
-    model = load_for_training(started_model(step) or folder, 16, dtype, sharded=sharded)
+    judges = chosen["method"] == "reward"
+    model = load_for_training(started_model(step) or folder, 16, dtype, judges=judges, sharded=sharded)
     adapter = started_adapter(step)
     # peft freezes what it puts an adapter beside.
     return model if adapter is None else merged_into(model, adapter, dtype).requires_grad_(True)

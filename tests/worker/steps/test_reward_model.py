@@ -85,6 +85,22 @@ class TestTraining:
         for told in ("| seed | 42 |", "curves.png", "| seconds | ", recipe["template"]["sha256"]):
             assert told in text
 
+    def test_all_weights_learn_with_the_head(self, reward):
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        ran = reward(tuning="full", bits="auto", lora_rank="auto", train_size=0.8, epochs=4.0).run()
+        assert ran.result["eval_loss"] < 0.69
+        folder = ran.folder / "model"
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        assert model.config.num_labels == 1
+        won = [
+            number(model, ChatTokenizer(folder), question, better)
+            > number(model, ChatTokenizer(folder), question, worse)
+            for question, better, worse in PAIRS
+        ]
+        assert sum(won) >= 0.9 * len(won)
+
     @pytest.mark.parametrize("bits", [16, pytest.param(4, marks=pytest.mark.slow)])
     def test_a_killed_one_ends_bit_identical(self, reward, monkeypatch, bits):
         """The head of one number is among what goes on."""
@@ -115,7 +131,6 @@ class TestJob:
             ({"quantizations": ["Q8_0"]}, "quantizations means nothing to a reward model"),
             ({"imatrix": True}, "imatrix means nothing to a reward model"),
             ({"alias": "ft:gpt-4o:acme::x1"}, "alias means nothing to a reward model"),
-            ({"tuning": "full"}, 'tuning must be "lora" with reward'),
             ({"start_from": "faq"}, "start_from does not go with reward"),
             ({"beta": 0.1}, "beta is of the methods"),
             ({"lora_dropout": 0.1}, "lora_dropout must be 0 with reward"),

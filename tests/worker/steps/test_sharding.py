@@ -9,6 +9,9 @@ import pytest
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
+from tests.worker.steps.test_grpo import PARAMS as BY_REWARDS
+from tests.worker.steps.test_grpo import QUESTIONS, Grpo, measured
+from tests.worker.steps.test_preferences import PAIRS, Dpo, openais
 from tests.worker.steps.test_resume import PARAMS, FineTune, adapter
 from tests.worker.steps.test_training_together import (
     ALONE,
@@ -20,7 +23,7 @@ from tests.worker.steps.test_training_together import (
     run,
     stop_soon,
 )
-from tests.worker.steps.test_tunings import ALL_WEIGHTS, proven
+from tests.worker.steps.test_tunings import ALL_WEIGHTS, proven, weights_of
 from training_data.division import Division
 from training_data.json_files import read_json, write_json
 from worker.checkpoints import list_checkpoints, verify
@@ -113,6 +116,95 @@ class TestShares:
         assert figures["top1_agreement"] >= 0.98
 
 
+def assert_learns_what_one_does(job: Any) -> Any:
+    """Two processes with shares against one that has all, which goes on with their checkpoint; gives what the
+    two ran.
+    """
+    alone, together = run(job, ALONE), run(job, TOGETHER)
+    assert (alone.result["parallel"], together.result["parallel"]) == (None, "fsdp")
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    assert_same_weights(alone, together)
+    [*_, first] = list_checkpoints(together.folder)
+    verify(first)
+    assert_same_weights(alone, run(job, ALONE, resume_from=[first]))
+    return together
+
+
+class TestWhatIsMadeBesideThem:
+    """An adapter's own beginnings ask for whole weights: a head that no file has, the lengths of rows."""
+
+    @pytest.fixture
+    def preferences(self, steps, micro_model, tmp_path):
+        rows = [openais(*pair) for pair in PAIRS]
+        given = {**BY_GRADIENTS, **DIVIDED}
+        return lambda **params: Dpo(
+            steps, micro_model, tmp_path / "rows.jsonl", rows, **{**given, "epochs": 1.0, **params}
+        )
+
+    def test_a_reward_model_by_dora_learns_what_one_process_learns(self, preferences):
+        together = assert_learns_what_one_does(preferences(method="reward", use_dora=True))
+        names = weights_of(together.folder / "adapter", "adapter_model.safetensors")
+        assert any("score" in name for name in names)
+        assert any("lora_magnitude_vector" in name for name in names)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("bits", [4, 16])
+    @pytest.mark.parametrize("method", ["reward", "dpo", "orpo", "kto"])
+    def test_preferences_learn_it_too(self, preferences, method, bits):
+        assert_learns_what_one_does(preferences(method=method, bits=bits))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("given", [{"use_dora": True}, {"bits": 4}])
+    def test_an_adapter_is_served_as_it_was_trained(self, fine_tune, tmp_path, given):
+        job = fine_tune(**{**BY_ADAM, "max_steps": 8, **given}, quantizations=["Q8_0"])
+        together = assert_learns_what_one_does(job)
+        [figures] = proven(tmp_path, job.prepared, together, job.given["base"])
+        assert figures["top1_agreement"] >= 0.98
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("given", [{"use_dora": True}, {"bits": 4}])
+    def test_one_that_was_killed_goes_on(self, fine_tune, given):
+        job = fine_tune(**{**BY_ADAM, **given})
+        job.steps.settings = TOGETHER
+        checkpoints = job.interrupted(kill_when_saved, RankFailed)
+        assert_same_weights(run(job, ALONE), run(job, TOGETHER, resume_from=checkpoints))
+
+
+@pytest.mark.slow
+class TestAnswers:
+    """Processes draw answers of their own, so that two with shares are held against two with copies."""
+
+    @pytest.mark.parametrize(
+        ("tuning", "given"),
+        [("lora", {}), ("lora", {"bits": 4}), ("full", {"tuning": "full", "lora_rank": "auto"})],
+    )
+    def test_are_written_and_learnt_of_as_with_copies(self, steps, micro_model, tmp_path, tuning, given):
+        params = {
+            **BY_REWARDS, "rewards": ["brevity"], "max_steps": 3, "beta": 0.1, "train_size": 0.7,
+            "save_steps": 2, "learning_rate": 1e-3, **given,
+        }  # fmt: skip
+        ran = {}
+        for sharding in ("none", "full"):
+            job = Grpo(
+                steps,
+                micro_model,
+                tmp_path / "rows.jsonl",
+                QUESTIONS,
+                rewards=[{"name": "brevity"}],
+                params={**params, "sharding": sharding},
+            )
+            ran[sharding] = run(job, TOGETHER)
+        copies, shares = ran["none"], ran["full"]
+        assert (copies.result["parallel"], shares.result["parallel"]) == ("ddp", "fsdp")
+        assert measured(shares, "reward") == measured(copies, "reward")
+        assert measured(shares, "kl") == pytest.approx(measured(copies, "kl"), rel=1e-3, abs=1e-6)
+        assert shares.result["eval_reward"] == pytest.approx(copies.result["eval_reward"])
+        assert_same_weights(copies, shares, tuning)
+        [*_, first] = list_checkpoints(shares.folder)
+        verify(first)
+        assert_same_weights(shares, run(job, TOGETHER, resume_from=[first]), tuning)
+
+
 class TestChoice:
     """On GPUs that are not there: what they could hold is reckoned from the memory that they tell of."""
 
@@ -158,9 +250,15 @@ class TestChoice:
         assert "and the smallest has 0.0 GB: the weights are divided among them." in said
         assert settle(2, 2.0, bits=16)[:2] == ("fsdp", 2)
         assert settle(2, 12.0, tuning="full")[:2] == ("fsdp", 2)
+        assert "in 16 bits" in settle(4, 1.0)[2]
+
+    def test_is_a_share_in_4_bits_where_16_have_no_room(self, settle):
+        parallel, ranks, said = settle(2, 1.0)
+        assert (parallel, ranks) == ("fsdp", 2)
+        assert "1 of 2, in 4 bits (FSDP)." in said
 
     def test_is_one_process_where_neither_has_room(self, settle):
-        parallel, ranks, said = settle(2, 1.0)
+        parallel, ranks, said = settle(2, 0.3)
         assert (parallel, ranks) == (None, 1)
         assert (
             "for a share takes 0.0 GB: one process trains, with the layers spread over all of them." in said
@@ -170,9 +268,8 @@ class TestChoice:
         ("given", "why"),
         [
             ({"sharding": "none"}, 'sharding is "none"'),
-            ({"bits": 4}, "weights of 4 bits are not divided"),
-            ({"use_dora": True}, "DoRA needs the whole matrix"),
-            ({"method": "grpo", "rewards": ["exact_match"]}, "grpo needs whole weights in each process"),
+            ({"bits": 8}, "weights of 8 bits (LLM.int8) are not divided"),
+            ({"use_dora": True}, "DoRA needs its matrices in 16 bits there"),
         ],
     )
     def test_is_one_process_where_weights_cannot_be_divided(self, settle, given, why):
@@ -198,8 +295,8 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("given", "said"),
         [
-            ({"bits": 4}, 'bits does not go with sharding "full": weights of 4 bits are not divided'),
-            ({"use_dora": True}, "use_dora does not go"),
+            ({"bits": 8}, 'bits does not go with sharding "full": weights of 8 bits'),
+            ({"use_dora": True, "bits": 4}, "use_dora does not go"),
             ({"lora_bias": "all"}, "lora_bias does not go"),
             ({"tuning": "full", "method": "dpo"}, 'dpo with the tuning "full" needs whole weights'),
             ({"tuning": "full", "training_args": {"optim": "paged_adamw_8bit"}}, "training_args does not go"),

@@ -273,7 +273,7 @@ class TestChoice:
         ],
     )
     def test_is_one_process_where_weights_cannot_be_divided(self, settle, given, why):
-        parallel, ranks, said = settle(4, 1.0, **given)
+        parallel, ranks, said = settle(4, 0.4, **given)
         assert (parallel, ranks) == (None, 1)
         assert f"they are not divided, for {why}" in said
 

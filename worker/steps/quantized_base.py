@@ -60,18 +60,12 @@ def load_for_training(
         _check_that_it_can_judge(folder)
     kind: Any = AutoModelForSequenceClassification if judges else AutoModelForCausalLM
     packed, drawn_from = sharded and bits == 4, torch.get_rng_state()
-    if packed:
-        placed = {"device_map": {"": "cpu"}}
-    elif sharded:
-        placed = {"distributed_config": shares()}
-    else:
-        placed = {"device_map": _device_map(torch)}
     model, loaded = kind.from_pretrained(
         folder,
         **({"num_labels": 1} if judges else {}),
         dtype=dtype,
         quantization_config=quantization if stored is None else stored,
-        **placed,
+        **_placed(sharded=sharded, packed=packed),
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
@@ -166,6 +160,15 @@ def device_name(step: Step) -> str:
         name = ", ".join(f"cuda:{i} {text}" for i, text in enumerate(names))
     step.event(f"Training on {name}.", device=name)
     return name
+
+
+def _placed(*, sharded: bool, packed: bool) -> dict[str, Any]:
+    """Where weights go as they are loaded: as a whole to a device, or a share of them to each process's."""
+    import torch
+
+    if packed:  # as a whole, and divided after
+        return {"device_map": {"": "cpu"}}
+    return {"distributed_config": shares()} if sharded else {"device_map": _device_map(torch)}
 
 
 def _device_map(torch: Any) -> Any:

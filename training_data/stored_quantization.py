@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # whose library takes longer to import than all else here
 AUTO = "auto"
 METHODS = ("gptq", "awq")
 BITS = (4, 8)
+OF_16_BITS = ("reward", "grpo")
 # What a quantised model and the one that it was made from have in common.
 SAME_IN_BOTH = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
 
@@ -75,11 +76,11 @@ def _refused(params: "FineTuneParams", stored: StoredQuantization) -> list[tuple
         found.append(("base_model", "Those of 4 and of 8 bits can be trained on: choose one of them."))
     if params.tuning == "full":
         found.append(("tuning", 'Rounded weights cannot be trained: take "lora", or its 16-bit model.'))
-    if params.method == "reward":
+    if params.method in OF_16_BITS:
         found.append(
             (
                 "method",
-                "A reward model is trained on a base of 16 bits, which bits 4 packs as it is loaded: name "
+                f"{params.method} is trained on a base of 16 bits, which bits 4 packs as it is loaded: name "
                 "the model that this one was made from.",
             )
         )

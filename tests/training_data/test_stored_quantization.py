@@ -69,7 +69,6 @@ class TestFineTune:
     def test_an_adapter_can_be_trained_with_its_own_bits(self) -> None:
         check_fine_tune(params(), "org/x-GPTQ", GPTQ)
         check_fine_tune(params(bits=4, use_rslora=True, method="dpo"), "org/x-GPTQ", GPTQ)
-        check_fine_tune(params(method="grpo", rewards=["brevity"]), "org/x-GPTQ", GPTQ)
 
     @pytest.mark.parametrize(
         ("given", "field", "advice"),

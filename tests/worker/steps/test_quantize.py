@@ -91,15 +91,15 @@ def fine_tuned(quantized, runner, models, tmp_path_factory) -> dict[str, Ran]:
     return fine_tuned_on(base, runner, tmp_path_factory.mktemp("rows"))
 
 
-def fine_tuned_on(base: BaseWeights, runner: StepRunner, folder: Path, **given: Any) -> dict[str, Ran]:
+def fine_tuned_on(base: BaseWeights, runner: StepRunner, folder: Path) -> dict[str, Ran]:
     """prepare, train and export on a quantised base."""
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(FACTS)))
     ran: dict[str, Ran] = {}
-    own: dict[str, Any] = {"params": {**FINE_TUNE, **given}, "files": {"file-1": path}, "base": base}
-    own |= {"rewards": [{"name": name} for name in given.get("rewards", [])]}
     for name, run in (("prepare", prepare.run), ("train", train.run), ("export", export.run)):
-        ran[name] = runner.run(run, "fine_tune", name, earlier=dict(ran), **own)
+        ran[name] = runner.run(
+            run, "fine_tune", name, params=FINE_TUNE, files={"file-1": path}, base=base, earlier=dict(ran)
+        )
     return ran
 
 
@@ -133,17 +133,6 @@ class TestFineTune:
     def test_its_files_are_proven_through_the_16_bit_base(self, fine_tuned, quantized, runner, models):
         base = quantised_base(quantized[0].folder / "model", models.base)
         proven(runner, base, fine_tuned)
-
-    def test_one_learns_of_its_own_answers(self, quantized, runner, models, tmp_path):
-        base = quantised_base(quantized[0].folder / "model", models.base)
-        given = {"method": "grpo", "rewards": ["brevity"], "max_completion_length": 8, "beta": 0.01}
-        ran = fine_tuned_on(base, runner, tmp_path, **given, num_generations=6, max_steps=16)
-        result = ran["train"].result
-        assert result["final_reward"] > result["first_reward"]
-        verified = runner.run(
-            verify.run, "fine_tune", "verify", params={**FINE_TUNE, **given}, base=base, earlier=ran
-        )
-        assert all(figures["top1_agreement"] >= 0.98 for figures in verified.result["files"])
 
     def test_another_16_bit_base_of_the_same_shape_is_found_out(
         self, fine_tuned, quantized, runner, models, tmp_path

@@ -97,8 +97,10 @@ ROUTERS = (
     chat, embeddings, responses, jobs, files, uploads, datasets, fine_tuning, batches, model_documents,
     models, vector_stores, vector_store_files, devices, webhooks, keys, projects, audit, health,
 )  # fmt: skip
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": description} for status, description in DESCRIPTIONS.items()
+ERROR_CONTENT = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
+ERRORS = {
+    str(status): {"description": description, "content": ERROR_CONTENT}
+    for status, description in DESCRIPTIONS.items()
 }
 
 
@@ -157,15 +159,13 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=lifespan,
-        responses=ERRORS,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,
     )
-    for router in ROUTERS:
-        app.include_router(router)
     app.state.operations = [route for router in ROUTERS for route in router.routes]
+    # As they are: `include_router` would have each made once more at the first request that passes it.
+    app.router.routes += app.state.operations
     add_documentation(app)
     add_chat_page(app)
     app.add_exception_handler(HTTPException, _answer_error)
@@ -185,7 +185,7 @@ def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's own description, less the answers that a route never gives: 422, and 413 without a body."""
+    """FastAPI's own description, and what all routes may answer, less 422, and 413 and 415 without a body."""
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -200,6 +200,8 @@ def _openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 for method, operation in operations.items():
                     scopes = sorted(scopes_for(method.upper(), path))
                     operation["security"] = [{}] if path in OPEN_PATHS else [{"key": scopes}, {}]
+                    for status, answer in ERRORS.items():
+                        operation["responses"].setdefault(status, answer)
                     operation["responses"].pop("422", None)
                     if "requestBody" not in operation:
                         operation["responses"].pop("413", None)

@@ -2,17 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from api.audit.schemas import AuditEntryOut
 from api.keys.service import administered
 from api.pages import After, Limit, Page, page, unix_seconds
+from api.routing import make_router
 from api.unit_of_work import Unit, transactional
 from db.errors import InvalidInput
 from db.models import AuditEntry
 from db.queries.audit import list_entries
 
-router = APIRouter(tags=["audit"])
+router = make_router("audit")
 
 Word = Annotated[str | None, Query(max_length=200)]
 

@@ -1,18 +1,17 @@
 """HTTP of batches, in OpenAI's shape: `client.batches`."""
 
-from fastapi import APIRouter
-
 from api.batches import service
 from api.batches.schemas import BatchOut, BatchRequest
 from api.batches.views import batch_out
 from api.errors import CONFLICT
 from api.idempotency import REUSED_KEY, repeatable
 from api.pages import After, Limit, Page, page
+from api.routing import make_router
 from api.unit_of_work import Unit, transactional
 from db.queries.jobs import cancel_job, list_jobs
 from db.states import JobKind
 
-router = APIRouter(tags=["batches"])
+router = make_router("batches")
 
 
 @router.post(

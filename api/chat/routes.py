@@ -1,6 +1,6 @@
 """HTTP of chat, completions and generation."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from api.answers.asking import complete, generate_from, stream_from
@@ -21,13 +21,14 @@ from api.chat.schemas import (
 )
 from api.chat.text_stream import stream_text
 from api.errors import BACKENDS_ERROR
+from api.routing import make_router
 from api.unit_of_work import services_of
 from db.errors import InvalidInput
 from serving.backends.guarding import Route
 from serving.backends.interface import Request as Asked
 from serving.backends.target import Target
 
-router = APIRouter(tags=["chat"])
+router = make_router("chat")
 
 
 @router.post(

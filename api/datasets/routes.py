@@ -2,18 +2,19 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import Body
 
 from api.idempotency import REUSED_KEY, repeatable
 from api.jobs.awaiting import awaitable
 from api.jobs.schemas import EXAMPLES, REQUESTS, JobOut
 from api.jobs.submission import submit
 from api.jobs.views import job_out
+from api.routing import make_router
 from api.unit_of_work import Unit
 from db.params.inspect import InspectParams
 from db.states import JobKind
 
-router = APIRouter(tags=["datasets"])
+router = make_router("datasets")
 InspectBody = Annotated[
     InspectParams, Body(openapi_examples={"faq": {"value": EXAMPLES[JobKind.INSPECT]["params"]}})
 ]

@@ -1,13 +1,12 @@
 """HTTP of devices."""
 
-from fastapi import APIRouter
-
 from api.devices.schemas import DeviceOut, HeldByServing, HeldByStep
 from api.pages import Page, page, unix_seconds
+from api.routing import make_router
 from api.unit_of_work import Unit, transactional
 from db.queries.devices import Holding, list_holdings
 
-router = APIRouter(tags=["devices"])
+router = make_router("devices")
 
 
 @router.get("/v1/devices", response_model=Page[DeviceOut], summary="List devices")

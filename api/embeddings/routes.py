@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -12,6 +12,7 @@ from api.chat.body import read_body
 from api.chat.passing import pass_on
 from api.embeddings.checking import check_dimensions, check_request
 from api.errors import BACKENDS_ERROR
+from api.routing import make_router
 from api.unit_of_work import Services, Unit, services_of
 from db.errors import Unavailable
 from serving.backends.interface import Request as Asked
@@ -19,7 +20,7 @@ from serving.backends.interface import request_of
 from serving.backends.routing import EMBEDDING_MODEL, find_embedding_destination
 from serving.backends.target import Target
 
-router = APIRouter(tags=["embeddings"])
+router = make_router("embeddings")
 
 BODY: dict[str, Any] = {
     "requestBody": {

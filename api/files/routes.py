@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -14,11 +14,12 @@ from api.files.service import add_file, delete_file, file_out, wanted
 from api.files.upload import new_target, receive_upload
 from api.pages import After, Page, page
 from api.quotas import admit_bytes
+from api.routing import make_router
 from api.security import MULTIPART_OVERHEAD_BYTES
 from api.unit_of_work import Unit, services_of, transactional
 from db.queries.files import get_file, list_files
 
-router = APIRouter(tags=["files"])
+router = make_router("files")
 
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from api.errors import CONFLICT
 from api.fine_tuning import service
@@ -18,6 +18,7 @@ from api.idempotency import REUSED_KEY, repeatable
 from api.jobs.service import resume
 from api.jobs.views import event_number
 from api.pages import After, Limit, Page, page
+from api.routing import make_router
 from api.unit_of_work import Unit, transactional
 from db.errors import InvalidInput
 from db.models import Job
@@ -26,7 +27,7 @@ from db.queries.jobs import cancel_job, list_events, list_jobs, pause_job
 from db.queries.outlook import outlook
 from db.states import JobKind
 
-router = APIRouter(tags=["fine-tuning"])
+router = make_router("fine-tuning")
 
 METADATA_FIELD = re.compile(r"metadata\[(.+)\]", re.DOTALL)
 METADATA_QUERY: dict[str, Any] = {

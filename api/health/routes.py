@@ -1,12 +1,13 @@
 """HTTP of health. Both answer without a key, for whoever watches."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from api.health.schemas import Alive, Readiness
 from api.health.service import readiness
+from api.routing import make_router
 from api.unit_of_work import services_of
 
-router = APIRouter(tags=["health"])
+router = make_router("health")
 
 
 @router.get("/healthz", response_model=Alive, summary="Whether the API lives")

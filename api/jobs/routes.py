@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import Header, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
@@ -43,6 +43,7 @@ from api.jobs.views import (
     series_out,
 )
 from api.pages import After, Limit, Page, page
+from api.routing import make_router
 from api.unit_of_work import Unit, services_of, transactional
 from db.queries.checkpoints import exported_names, list_checkpoints
 from db.queries.jobs import (
@@ -59,7 +60,7 @@ from db.queries.runtime import runtime_seconds
 from db.queries.series import metric_series
 from db.states import JobKind, JobStatus
 
-router = APIRouter(tags=["jobs"])
+router = make_router("jobs")
 
 EVENT_STREAM = "text/event-stream"
 EventType = Literal["message", "metrics"]

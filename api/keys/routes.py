@@ -2,16 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 
 from api.errors import CONFLICT
 from api.keys.schemas import KeyOut, KeyRequest, KeyWithSecret
 from api.keys.service import administered, key_out, make_key
 from api.pages import After, Limit, Page, page
+from api.routing import make_router
 from api.unit_of_work import Unit, services_of, transactional
 from db.queries.keys import get_key, list_keys, revoke_key
 
-router = APIRouter(tags=["keys"])
+router = make_router("keys")
 
 OfProject = Annotated[str | None, Query(max_length=63, description="Only keys of this project.")]
 

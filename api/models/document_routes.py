@@ -6,10 +6,11 @@ searched as they are, and can serve other models. It goes with the model's name.
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 
 from api.idempotency import REUSED_KEY, repeatable
 from api.pages import Page, page
+from api.routing import make_router
 from api.unit_of_work import Unit, transactional
 from api.vector_stores.file_routes import Status
 from api.vector_stores.ingesting import all_wanted, ingest
@@ -29,7 +30,7 @@ from db.queries.documents import document_as_told, get_document, list_documents
 from db.queries.models import get_model, named_model
 from serving.backends.routing import EMBEDDING_MODEL
 
-router = APIRouter(tags=["models"])
+router = make_router("models")
 
 DOCUMENTS = "/v1/models/{model:path}/documents"
 

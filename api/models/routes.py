@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 
 from api.chat.service import target_of
 from api.errors import CONFLICT
@@ -19,10 +19,11 @@ from api.models.schemas import (
     ModelsDeleted,
     ModelUnloaded,
 )
+from api.routing import make_router
 from api.unit_of_work import Unit, services_of, transactional
 from serving.backends.routing import named
 
-router = APIRouter(tags=["models"])
+router = make_router("models")
 
 
 @router.get("/v1/models", response_model=ModelList, summary="List models")

@@ -1,12 +1,13 @@
 """HTTP of projects. Who administers the server sees and changes all, others see their own."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from api.caller import Caller
 from api.errors import CONFLICT, Forbidden
 from api.idempotency import REUSED_KEY, repeatable
 from api.pages import After, Limit, Page, page, unix_seconds, unix_seconds_or_none
 from api.projects.schemas import ProjectChange, ProjectOut, ProjectRequest, ProjectWithUsage, UsageOut
+from api.routing import make_router
 from api.unit_of_work import Unit, services_of, transactional
 from db.errors import NotFound
 from db.models import DEFAULT_PROJECT, Project
@@ -20,7 +21,7 @@ from db.queries.projects import (
 )
 from db.queries.usage import usage_of
 
-router = APIRouter(tags=["projects"])
+router = make_router("projects")
 
 
 @router.post("/v1/projects", response_model=ProjectOut, summary="Make a project", responses=REUSED_KEY)

@@ -2,16 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from api.pages import After, Limit
 from api.responses import service, storing
 from api.responses.schemas import ItemPage, ResponseDeleted, ResponseOut, ResponseRequest
+from api.routing import make_router
 from api.unit_of_work import Unit, transactional
 from serving.responses.request import Include
 
-router = APIRouter(tags=["responses"])
+router = make_router("responses")
 
 Included = Annotated[list[Include] | None, Query(alias="include[]", description="What to show besides.")]
 ANSWER: dict[int | str, dict[str, Any]] = {

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from api.auditing import tell_change
 from api.errors import CONFLICT
 from api.files.upload import Target, new_target, receive_upload
 from api.idempotency import REUSED_KEY, repeatable
+from api.routing import make_router
 from api.unit_of_work import Unit, services_of, transactional
 from api.uploads import service
 from api.uploads.schemas import CompleteRequest, PartOut, UploadOut, UploadRequest
@@ -16,7 +17,7 @@ from db.errors import InvalidInput
 from db.ids import new_id
 from db.storage import file_path, upload_folder
 
-router = APIRouter(tags=["files"])
+router = make_router("files")
 
 PART = "data"
 PART_BODY: dict[str, Any] = {

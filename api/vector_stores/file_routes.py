@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends, Response
 
 from api.errors import CONFLICT
 from api.idempotency import REUSED_KEY, repeatable
 from api.pages import Page, page
+from api.routing import make_router
 from api.unit_of_work import Unit, transactional
 from api.vector_stores.ingesting import all_wanted, ingest, wanted
 from api.vector_stores.routes import Window
@@ -29,7 +30,7 @@ from db.queries.jobs import cancel_job, get_job
 from db.states import JobKind
 from retrieval.content import PAGE_SEPARATOR
 
-router = APIRouter(tags=["collections"])
+router = make_router("collections")
 
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 POLL_AFTER = {"openai-poll-after-ms": "500"}

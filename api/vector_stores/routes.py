@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 from sqlalchemy import func
 
 from api.chat.passing import unless_left
 from api.errors import CONFLICT
 from api.idempotency import REUSED_KEY, repeatable
 from api.pages import After, Limit, Page, page
+from api.routing import make_router
 from api.unit_of_work import Unit, services_of, transactional
 from api.vector_stores.ingesting import Wanted, chunking_of, ingest
 from api.vector_stores.schemas import (
@@ -23,7 +24,7 @@ from api.vector_stores.searching import search
 from api.vector_stores.views import collections_out
 from db.queries.collections import create_collection, get_collection, list_collections
 
-router = APIRouter(tags=["collections"])
+router = make_router("collections")
 
 Before = Annotated[str | None, Query(max_length=200, description="The `first_id` of the page after.")]
 

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request
+from fastapi import Body, Request
 
 from api.errors import CONFLICT
 from api.idempotency import REUSED_KEY, repeatable
 from api.pages import After, Limit, Page, page
+from api.routing import make_router
 from api.unit_of_work import Unit, services_of, transactional
 from api.webhooks import service
 from api.webhooks.schemas import (
@@ -35,7 +36,7 @@ from db.queries.jobs import get_job
 from db.queries.webhooks import get_endpoint, list_endpoints
 from db.webhook_events import DeliveryStatus, EventType
 
-router = APIRouter(tags=["webhooks"])
+router = make_router("webhooks")
 
 RotationBody = Annotated[
     Rotation | None,

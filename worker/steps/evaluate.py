@@ -22,10 +22,11 @@ from worker.steps.base_model import context_length, count_parameters, fetch_base
 from worker.steps.evaluation_report import write_report
 from worker.steps.evaluation_rows import EvaluationRows, read_evaluation_rows
 from worker.steps.export import MEMORY_ADVICE, weights_of
-from worker.steps.gguf_files import convert, write_tokenizer
+from worker.steps.gguf_export import Wanted, make_files
+from worker.steps.gguf_files import write_tokenizer
 from worker.steps.held_out import loss_of_weights, loss_served, score_answers
 from worker.steps.lm_eval_tasks import ask_tasks, load_tasks
-from worker.steps.merging import Weights, gguf_dtype, write_merged
+from worker.steps.merging import Weights, write_merged
 from worker.steps.programs import ServedFile, model_server
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
 from worker.steps.stages import Stages
@@ -154,9 +155,10 @@ class Evaluation:
         if self.bench.rows is not None and "loss" in self.bench.metrics:
             figures |= loss_of_weights(self._stages.next(), folder, self.bench.rows)
         if self.bench.tasks or self.bench.scores_answers:
-            dtype = gguf_dtype(folder)
-            path = self._step.input.folder / f"{name}-{dtype}.gguf"
-            convert(self._stages.next(), self._tools, folder, path, dtype)
+            weights = Weights(folder)
+            path = self._step.input.folder / f"{name}-{weights.gguf_type}.gguf"
+            wanted = Wanted(weights, folder, {weights.gguf_type: path}, name)
+            make_files(self._stages.next(), self._tools, wanted)
             with self._server(name, ServedFile(path)) as server:
                 figures |= self._ask(name, server)
             path.unlink()

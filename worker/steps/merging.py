@@ -96,11 +96,6 @@ def _round_weights(weights: Weights, target: Path) -> None:
     model.save_pretrained(target)
 
 
-def gguf_dtype(folder: Path) -> str:
-    """The converter's name of that dtype: f16 or bf16."""
-    return "f16" if str(sixteen_bit_dtype(folder)) == "torch.float16" else "bf16"
-
-
 def sixteen_bit_dtype(folder: Path) -> Any:
     """The dtype of the model's weights; bfloat16 where they are stored in 32 bits."""
     import torch

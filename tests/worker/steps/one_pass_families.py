@@ -40,7 +40,7 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from serving.llama_cpp import Tools  # noqa: E402
 from worker.encoder.choosing import choose_encoder  # noqa: E402
 from worker.steps.gguf_files import describe  # noqa: E402
-from worker.steps.merging import Weights, gguf_dtype, write_merged  # noqa: E402
+from worker.steps.merging import Weights, write_merged  # noqa: E402
 from worker.steps.one_pass import streaming  # noqa: E402
 from worker.steps.one_pass.adapter_file import write_adapter  # noqa: E402
 from worker.steps.one_pass.program import Wanted, export, say  # noqa: E402
@@ -244,7 +244,7 @@ def three_steps(
     merged = folder / "merged"
     write_merged(Weights(base, adapter), merged)
     describe(merged, tokenizer, merged)
-    own = gguf_dtype(merged)
+    own = Weights(merged).gguf_type.lower()
     full = folder / "full.gguf"
     kind = gguf.LlamaFileType.MOSTLY_F16 if own == "f16" else gguf.LlamaFileType.MOSTLY_BF16
     with torch.inference_mode():

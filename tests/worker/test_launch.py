@@ -11,7 +11,7 @@ import pytest
 
 from tests.worker.test_run_step import TOYS_PATH, Started, until_ready
 from worker.launch import ForkServer, Launcher
-from worker.steps import EMBEDDING, READING
+from worker.steps import ASKING, EMBEDDING, READING
 
 
 @pytest.fixture
@@ -90,10 +90,11 @@ def test_what_has_threads_is_not_forked(server_of: Callable[..., ForkServer], tm
     assert not run(tmp_path / "1", server)
 
 
-def test_what_an_ingest_needs_is_loaded_without_threads(
+def test_what_documents_and_prompts_need_is_loaded_without_threads(
     server_of: Callable[..., ForkServer], tmp_path: Path
 ) -> None:
-    warm = [name for group in (READING, EMBEDDING) for name in group.modules(embedded_by_server=False)]
+    groups = (READING, EMBEDDING, ASKING)
+    warm = [name for group in groups for name in group.modules(embedded_by_server=False)]
     server = server_of(*warm, "toy_step")
     until_ready(server, seconds=300)
     assert run(tmp_path / "1", server)

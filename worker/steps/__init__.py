@@ -61,6 +61,15 @@ class Warm:
 # Without torch: a reader's address space is limited, and it is forked from the step that reads.
 READING = Warm(steps=("worker.steps.extract",), libraries=("retrieval.reader",))
 EMBEDDING = Warm(steps=("worker.steps.embed",), to_embed=("worker.steps.bert", "worker.steps.local_embedder"))
+ASKING = Warm(
+    steps=(
+        "worker.steps.read_requests",
+        "worker.steps.read_rows",
+        "worker.steps.ask",
+        "worker.steps.write_answers",
+    ),
+    libraries=(),
+)
 TRAINING = Warm(
     steps=(
         "worker.steps.prepare",
@@ -80,4 +89,4 @@ TRAINING = Warm(
         "trl.trainer.sft_trainer",
     ),
 )
-WARM = (READING, EMBEDDING, TRAINING)
+WARM = (READING, EMBEDDING, ASKING, TRAINING)

@@ -4,11 +4,11 @@ import asyncio
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +23,7 @@ from db.session import SessionFactory, transaction
 from db.settings import Settings
 from tests.api.conftest import error_of, serving, upload
 from tests.conftest import free_port
+from tests.nursery import APIS, Child
 
 # POSTs that create no row, or not from JSON. Every other one is to be repeatable.
 CREATE_NOTHING = {
@@ -267,7 +268,7 @@ class TestManyAtOnce:
 
 
 @contextmanager
-def api_process(settings: Settings) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def api_process(settings: Settings) -> Iterator[tuple[str, Child]]:
     port = free_port()
     environment = os.environ | {
         "DATABASE_URL": settings.require_database_url(),
@@ -275,7 +276,8 @@ def api_process(settings: Settings) -> Iterator[tuple[str, "subprocess.Popen[byt
         "LATHE_DATA_DIR": str(settings.data_dir),
         "LATHE_API_PORT": str(port),
     }
-    process = subprocess.Popen([sys.executable, "-m", "api"], env=environment, stdout=subprocess.DEVNULL)
+    with Path(os.devnull).open("wb") as log:
+        process = APIS.start(["-m", "api"], env=environment, log=log)
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 30
     try:
         while True:
@@ -306,7 +308,7 @@ class TestKilledAPI:
     ) -> None:
         body, headers = body_of(), {"Idempotency-Key": secrets.token_hex(8)}
 
-        async def killed_before_commit(url: str, process: "subprocess.Popen[bytes]") -> None:
+        async def killed_before_commit(url: str, process: Child) -> None:
             async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
                 sent = asyncio.create_task(client.post(f"{url}/v1/jobs", json=body, headers=headers))
                 deadline = time.monotonic() + 20

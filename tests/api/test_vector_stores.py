@@ -2,8 +2,6 @@
 
 import functools
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from tests.api.handing_in import HANDBOOK, named, run_lathe
 from tests.conftest import PostgresServer
 from tests.documents import docx_of, pdf_of
 from tests.embedding_server import EmbeddingStandIn
-from tests.worker.conftest import REPOSITORY, environment
+from tests.nursery import WORKERS
+from tests.worker.conftest import environment
 
 MANY_FILTERS = {"type": "or", "filters": [{"type": "eq", "key": "a", "value": 1}] * 64}
 
@@ -54,9 +53,7 @@ def stack(
     )
     own = environment(settings) | {"LATHE_EMBEDDING_SERVER_URL": embeddings.url}
     with (folder / "worker.log").open("wb") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "worker"], env=own, cwd=REPOSITORY, stdout=log, stderr=log
-        )
+        worker = WORKERS.start(["-m", "worker"], env=own, log=log)
     try:
         with serving(create_app(settings)) as url:
             yield url

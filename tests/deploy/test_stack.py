@@ -124,15 +124,15 @@ class TestRunning:
 
 
 class TestEnd:
-    def test_kill_of_the_supervisor_leaves_nothing(self, installation: "Installation") -> None:
-        assert installation.lathe("up", "--detach").returncode == 0
-        supervisor = installation.status()["pid"]
-        assert len(installation.processes()) >= len(PARTS)
+    def test_kill_of_the_supervisor_leaves_nothing(self, running: "Installation") -> None:
+        """The last that looks at the running stack: it ends it."""
+        supervisor = running.status()["pid"]
+        assert len(running.processes()) >= len(PARTS)
         os.kill(supervisor, signal.SIGKILL)
         # At once: some of the old parts are still ending.
-        interrupt_at("Stop", installation, exit_code=0)
-        assert installation.lathe("status").returncode == 3
-        assert "nothing runs" in installation.lathe("down").stdout
+        interrupt_at("Stop", running, exit_code=0)
+        assert running.lathe("status").returncode == 3
+        assert "nothing runs" in running.lathe("down").stdout
 
     @pytest.mark.parametrize("stage", ["Postgres", "migrations"])
     def test_interrupt_leaves_nothing(self, installation: "Installation", stage: str) -> None:
@@ -180,8 +180,9 @@ class TestRefusals:
         assert "LATHE_API_KEY" in refused.stdout
 
     def test_part_that_keeps_dying_is_reported_with_the_end_of_its_log(
-        self, installation: "Installation"
+        self, installation: "Installation", database_url: str, redis_url: str
     ) -> None:
+        installation.environment |= {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
         # Where the worker expects the file that ties the folder to its database.
         (installation.data_dir / "storage" / "storage-id").mkdir(parents=True)
         refused = installation.lathe("up", "--detach")

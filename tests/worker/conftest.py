@@ -5,9 +5,8 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from db.session import SessionFactory, make_engine, make_session_factory, transa
 from db.settings import STEP_MARKER, Settings
 from db.states import ENDED_JOB, JobKind
 from deploy.local import valkey
+from tests.nursery import WORKERS, Child
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
@@ -68,7 +68,7 @@ class Bench:
         self.factory = factory
         self.folder = folder
         self.ledger = folder / "ledger"
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[Child] = []
         self.doorbell = Doorbell(settings.require_redis_url())
         self.doorbell.listen(factory)
 
@@ -76,17 +76,14 @@ class Bench:
         """Let workers that start from now on use another broker. Our own rings stay unheard."""
         self.settings = self.settings.model_copy(update={"redis_url": SecretStr(redis_url)})
 
-    def start_worker(self, script: str = "serve_toys.py", **changes: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, script: str = "serve_toys.py", **changes: str) -> Child:
         """Start a worker of these toys; `changes` are made to its environment."""
-        log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
-        worker = subprocess.Popen(
-            [sys.executable, str(TOYS / script)],
-            env=environment(self.settings) | changes,
-            cwd=REPOSITORY,
-            stdout=log,
-            stderr=log,
-        )
-        log.close()
+        return self.start([str(TOYS / script)], environment(self.settings) | changes)
+
+    def start(self, argv: Sequence[str], own: dict[str, str]) -> Child:
+        """Start a worker by its program, in an environment of its own."""
+        with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
+            worker = WORKERS.start(argv, env=own, log=log)
         self.workers.append(worker)
         return worker
 
@@ -237,6 +234,7 @@ def idle_bench(
 @pytest.fixture(scope="module")
 def standing(idle_bench: Bench) -> Bench:
     """One with a worker, for tests that leave it as it was."""
+    idle_bench.settings = idle_bench.settings.model_copy(update={"warm_seconds": 60.0})
     idle_bench.start_worker()
     return idle_bench
 

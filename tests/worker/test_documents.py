@@ -1,8 +1,6 @@
 """Documents on their way into the database, by real workers that are killed on the way."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from db.states import JobKind, JobStatus
 from db.storage import job_folder
 from retrieval.vector_index import BUILD_LOCK
 from tests.embedding_server import UNEMBEDDABLE, EmbeddingStandIn
-from tests.worker.conftest import REPOSITORY, Bench, environment
+from tests.nursery import Child
+from tests.worker.conftest import Bench, environment
 
 CHUNKING = {"max_tokens": 64, "overlap_tokens": 8}
 SMALLEST_INDEXED = 10  # chunks: an index of so few is built in a moment
@@ -70,17 +69,12 @@ class Ingests:
         self.settings: Settings = bench.settings
         self.embeddings = embeddings
 
-    def start_worker(self) -> "subprocess.Popen[bytes]":
+    def start_worker(self) -> Child:
         own = environment(self.settings) | {
             "LATHE_EMBEDDING_SERVER_URL": self.embeddings.url,
             "LATHE_VECTOR_INDEX_MIN_CHUNKS": str(SMALLEST_INDEXED),
         }
-        with (self.bench.folder / f"worker-{len(self.bench.workers)}.log").open("wb") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "worker"], env=own, cwd=REPOSITORY, stdout=log, stderr=log
-            )
-        self.bench.workers.append(worker)
-        return worker
+        return self.bench.start(["-m", "worker"], own)
 
     def submit(
         self, contents: list[str], *, password: str | None = None, lost: int | None = None

@@ -4,8 +4,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from db.settings import Settings
 from tests.api.asking.oracle import Oracle
 from tests.api.serving import serving
 from tests.conftest import PostgresServer
+from tests.nursery import WORKERS, Child
 from tests.worker.conftest import TOYS, environment
 
 CONCURRENCY = 8
@@ -106,14 +105,13 @@ class Installation:
     api: httpx.Client
     client: openai.OpenAI
     shop: Engine
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    workers: list[Child] = field(default_factory=list)
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self) -> Child:
         own = environment(self.settings)
         own |= {f"LATHE_{queue.upper()}_CONCURRENCY": str(number) for queue, number in QUEUES.items()}
         with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
-            argv = [sys.executable, str(TOYS / "serve_asking.py")]
-            worker = subprocess.Popen(argv, env=own, stdout=log, stderr=log)
+            worker = WORKERS.start([str(TOYS / "serve_asking.py")], env=own, log=log)
         self.workers.append(worker)
         return worker
 
@@ -230,6 +228,6 @@ def request_line(custom_id: str, question: str, **changes: Any) -> str:
     return json.dumps({**line, **changes}) + "\n"
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Child) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)

@@ -67,8 +67,7 @@ ASKING = Warm(
         "worker.steps.read_rows",
         "worker.steps.ask",
         "worker.steps.write_answers",
-    ),
-    libraries=(),
+    )
 )
 TRAINING = Warm(
     steps=(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, and_, exists, select
 
 from api.answers.schemas import Sources
 from api.unit_of_work import Unit
@@ -23,6 +23,7 @@ class Scope:
     where: on `Document`, of the collections' documents that are searched.
     documents: how many there are, whatever their state; `indexing` of them are still being read, and
         `failed` of them could not be.
+    fits: whether there is one that the filters leave.
     """
 
     collection_ids: list[str]
@@ -30,6 +31,7 @@ class Scope:
     documents: int
     indexing: int
     failed: int
+    fits: bool = True
 
     def notices(self) -> list[str]:
         said = [] if self.documents else ["There are no documents to search."]
@@ -39,6 +41,8 @@ class Scope:
             said.append(f"{self.indexing} of {total} {verb} still being read.")
         if self.failed:
             said.append(f"{self.failed} of {total} could not be read.")
+        if self.documents and not self.fits:
+            said.append(f"None of {total} fits the filters.")
         return said
 
 
@@ -59,14 +63,17 @@ def scope_of(unit: Unit, sources: Sources, model: str) -> Scope:
     own = (Document.project_id == unit.project_id, Document.collection_id.in_(ids))
     counts = count_by_status(unit.session, *own, *conditions)
     filters = sources.retrieval.filters if sources.retrieval is not None else None
+    fits = True
     if filters is not None:
         conditions.append(condition(filters.model_dump()))
+        fits = bool(unit.session.scalar(select(exists().where(*own, *conditions))))
     return Scope(
         collection_ids=list(dict.fromkeys(ids)),
         where=and_(*conditions) if conditions else None,
         documents=sum(counts.values()),
         indexing=counts[DocumentStatus.IN_PROGRESS],
         failed=counts[DocumentStatus.FAILED],
+        fits=fits,
     )
 
 

@@ -99,6 +99,8 @@ class TestAnswer:
             answer = desk.ask("picks", **given).json()
             expected = [] if "retrieval" in given else ["2021.txt"]
             assert [row["filename"] for row in answer["citations"]] == expected
+            left_none = "None of 3 documents fits the filters."
+            assert (left_none in answer["retrieval"]["notices"]) == ("retrieval" in given)
 
     def test_a_models_own_documents(self, desk: Desk, session_factory: SessionFactory) -> None:
         desk.ready("owner")

@@ -1,12 +1,12 @@
-"""What the output layer of a large vocabulary takes in training, in tiles and as a whole, on a CPU:
+"""What the output layer of a large vocabulary takes in training, in tiles and held as a whole, on a CPU:
 
     python -m bench.output_layer [--quick] [--seed N] [--json FILE] [--vocabulary N] [--tokens N]
 
 A Llama of one layer, hidden 1024, with the vocabulary of Qwen3 (151,936), bf16 weights at random. Loss and
-gradients of a micro-batch, by transformers' own forward, which holds all logits, and by trl's fused output
-layer, by which every method of Lathe's trains. Each in a process of its own: peak memory above what it had
-before, CPU-seconds, the loss, and how far the gradients that reach the layers are apart. A missed goal is
-exit status 1; CPU-seconds have none.
+gradients of a micro-batch: by transformers' own forward; by trl's fused output layer, in tiles; and as Lathe
+trains on a CPU, whose logits become their own gradient (`worker/steps/whole_logits.py`). Each in a process of
+its own: peak memory above what it had before, CPU-seconds, the loss, and how far the gradients that reach the
+layers are apart. A missed goal is exit status 1.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from bench.goals import show_goals
 
 VOCABULARY, HIDDEN = 151_936, 1024
 TOKENS, QUICK_TOKENS = 2048, 512
-WAYS = ("whole", "tiles")
-MEMORY_GOAL = 0.6
+WAYS = ("transformers", "tiles", "lathe")
+MEMORY_GOAL = 1.0  # of the tiles'
+TIME_GOAL = 0.5
 LOSS_GOAL = 1e-3  # of the whole one's: rounded to 16 bits in other places
 GRADIENT_GOAL = 0.02
 
@@ -49,10 +50,14 @@ def measure(way: str, vocabulary: int, tokens: int, seed: int, threads: int) -> 
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
     learning = model.model.norm.weight.requires_grad_(True)  # what the head's gradient reaches first
-    if way != "whole":
+    if way != "transformers":
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # as trl's SFTTrainer has it
+    if way == "lathe":
+        from worker.steps.whole_logits import hold_whole_logits
+
+        assert hold_whole_logits(model)
     ids = torch.randint(vocabulary, (1, tokens))
-    more = {"fused_lm_head": True} if way != "whole" else {}
+    more = {"fused_lm_head": True} if way != "transformers" else {}
     model(input_ids=ids[:, :16], labels=ids[:, :16], **more).loss.backward()
     learning.grad = None
     before, began = _peak_from_now(), time.process_time()
@@ -80,27 +85,26 @@ def _kilobytes(name: str) -> int:
 
 
 def goals(found: JSON) -> list[JSON]:
-    whole, tiles = (found[way] for way in WAYS)
-    memory = tiles["peak_bytes"] / whole["peak_bytes"]
-    loss = abs(tiles["loss"] / whole["loss"] - 1)
-    pairs = list(zip(tiles["gradient"], whole["gradient"], strict=True))
-    apart = (sum((a - b) ** 2 for a, b in pairs) / sum(b**2 for _, b in pairs)) ** 0.5
+    whole, tiles, lathe = (found[way] for way in WAYS)
+    memory = lathe["peak_bytes"] / tiles["peak_bytes"]
+    time_taken = lathe["cpu_seconds"] / tiles["cpu_seconds"]
+    loss = max(abs(each["loss"] / whole["loss"] - 1) for each in (tiles, lathe))
+    apart = max(_apart(each["gradient"], whole["gradient"]) for each in (tiles, lathe))
+    rows = [
+        ("peak memory of the output layer, Lathe's / in tiles", f"{memory:.2f}", MEMORY_GOAL, memory),
+        ("its CPU-seconds, Lathe's / in tiles", f"{time_taken:.2f}", TIME_GOAL, time_taken),
+        ("the loss, apart by a share of", f"{loss:.2g}", LOSS_GOAL, loss),
+        ("the gradient, apart by a share of its length", f"{apart:.2g}", GRADIENT_GOAL, apart),
+    ]
     return [
-        {
-            "what": "peak memory of the output layer, in tiles / as a whole",
-            "result": f"{memory:.2f} ({tiles['peak_bytes'] / 2**20:.0f} and "
-            f"{whole['peak_bytes'] / 2**20:.0f} MiB)",
-            "goal": f"<= {MEMORY_GOAL}", "met": memory <= MEMORY_GOAL,
-        },
-        {
-            "what": "the loss, apart by a share of", "result": f"{loss:.2g}",
-            "goal": f"<= {LOSS_GOAL}", "met": loss <= LOSS_GOAL,
-        },
-        {
-            "what": "the gradient, apart by a share of its length", "result": f"{apart:.2g}",
-            "goal": f"<= {GRADIENT_GOAL}", "met": apart <= GRADIENT_GOAL,
-        },
-    ]  # fmt: skip
+        {"what": what, "result": result, "goal": f"<= {goal}", "met": found <= goal}
+        for what, result, goal, found in rows
+    ]
+
+
+def _apart(one: list[float], other: list[float]) -> float:
+    pairs = list(zip(one, other, strict=True))
+    return float((sum((a - b) ** 2 for a, b in pairs) / sum(b**2 for _, b in pairs)) ** 0.5)
 
 
 def main() -> int:

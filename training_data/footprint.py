@@ -2,7 +2,7 @@
 
 Sources: NF4 with double quantisation, Dettmers et al. 2023 (arXiv:2305.14314, section 3); the tensors that
 autograd keeps of a layer, counted through its own hooks on Llama with LoRA (docs/experiments.md, "What a
-fine-tune takes"); Adam's two moments, Kingma and Ba 2015; the output layer in tiles, trl's fused head.
+fine-tune takes"); Adam's two moments, Kingma and Ba 2015; the output layer, in trl's tiles or as a whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,10 @@ HEAD_TOKENS = 4096  # that trl's fused head projects at once
 HEAD_WIDTH = 32_768  # and the part of the vocabulary
 # What the head's arithmetic holds of a tile besides, in float32: without Triton, torch does it in steps.
 HEAD_COPIES = {"cpu": 6, "cuda": 0}
+# Methods whose logits may be held as a whole on a CPU (`worker/steps/whole_logits.py`), but for a weighting
+# that needs more of them; some rows at a time go through float32, with so many copies.
+WHOLE_LOGITS = ("supervised", "pretraining", "dpo", "kto")
+BLOCK_BYTES, BLOCK_COPIES = 16 * MIB, 4
 # Python with torch, transformers, peft, trl and bitsandbytes imported; on a GPU, CUDA's libraries as well.
 PROCESS_BYTES = {"cpu": 500 * MIB, "cuda": 3 * GIB}
 # Methods that put two answers of a row through the model; of kto, one is another row's.
@@ -206,13 +210,39 @@ def _bytes_of_layer(shape: ModelShape, chosen: Mapping[str, Any], longest: int) 
     return float(kept)
 
 
+def holds_whole_logits(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> bool:
+    """Whether a training on a CPU holds the logits of all tokens: where that takes no more than tiles do."""
+    able = chosen.get("method") in WHOLE_LOGITS and not chosen.get("training_args", {}).get("use_weighting")
+    return able and whole_logits_bytes(shape, chosen, longest) <= tiles_bytes(shape, chosen, longest, "cpu")
+
+
+def whole_logits_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int) -> int:
+    """The logits, which become their own gradient, and what some rows of them take in float32 meanwhile."""
+    tokens = _tokens(chosen, longest)
+    rows = min(tokens, whole_logits_rows(shape.vocabulary))
+    return tokens * shape.vocabulary * compute_bytes(chosen) + 4 * rows * shape.vocabulary * BLOCK_COPIES
+
+
+def whole_logits_rows(vocabulary: int) -> int:
+    """How many rows of them go through float32 at once."""
+    return max(1, BLOCK_BYTES // (4 * vocabulary))
+
+
 def _head_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int, device: str) -> int:
+    if device == "cpu" and holds_whole_logits(shape, chosen, longest):
+        head = whole_logits_bytes(shape, chosen, longest)
+    else:
+        head = tiles_bytes(shape, chosen, longest, device)
+    return head + 4 * _tokens(chosen, longest) * shape.hidden
+
+
+def tiles_bytes(shape: ModelShape, chosen: Mapping[str, Any], longest: int, device: str) -> int:
     tokens = _tokens(chosen, longest)
     tile = min(tokens, HEAD_TOKENS)
     used = min(HEAD_WIDTH, shape.vocabulary)
     # The buffer is for a whole tile, and of the host's memory only what is written to counts.
     buffer = tile * (HEAD_WIDTH if device == "cuda" else used) * compute_bytes(chosen)
-    return buffer + tile * used * 4 * HEAD_COPIES[device] + 4 * tokens * shape.hidden
+    return buffer + tile * used * 4 * HEAD_COPIES[device]
 
 
 def quantized_bytes(parameters: int, quantization: str) -> int:

@@ -7,7 +7,8 @@ bits           16 where the base fits beside its training, else 4 (`tunings.sett
 batches        without padding where the model attends by rows (`row_attention.py`), of like length where it
                does not. On a GPU rows are packed besides: even, full sequences keep it busy.
 checkpointing  on a GPU, of models of 1 B and more: none, all but attention, or all, as memory allows.
-loss           trl's fused output layer, in tiles: logits are never held as a whole.
+output layer   on a CPU its logits are held as a whole where that takes no more memory than trl's tiles, which
+               compute them twice; on a GPU it is tiles.
 compile        on a CPU only where it is asked for: it saves a seventh of a tiny model's step, next to
                nothing of a larger one's, for a minute of compiling. On a GPU where a training in 16 bits
                takes hours (`compile_pays`). `training_args: {"torch_compile": true}`, or false, wins.
@@ -23,7 +24,13 @@ from typing import Any
 from db.errors import InvalidInput
 from training_data.division import Division
 from training_data.durations import operations, rate_of
-from training_data.footprint import device_memory
+from training_data.footprint import (
+    WHOLE_LOGITS,
+    device_memory,
+    holds_whole_logits,
+    tiles_bytes,
+    whole_logits_bytes,
+)
 from training_data.hyperparameters import CHECKPOINTING_FROM
 from training_data.machines import Machine
 from training_data.model_shape import ModelShape
@@ -31,6 +38,7 @@ from training_data.presets import AUTO
 from worker.step import Step
 from worker.steps import together
 
+WHOLE, TILES = "whole", "tiles"
 PADDING_FREE, PACKED, GROUPED, PADDED = "padding_free", "packed", "grouped", "padded"
 GROUP_BY_LENGTH_FROM_BATCHES = 4
 OWN_ORDER = ("kto", "grpo")  # whose batches belong together
@@ -198,6 +206,34 @@ def _with(shape: ModelShape, chosen: dict[str, Any], kind: str, longest: int) ->
     twice, selective = CHECKPOINTING[kind]
     changed = {**chosen, "gradient_checkpointing": twice, "selective_checkpointing": selective}
     return device_memory(shape, changed, longest).total
+
+
+def settle_output_layer(
+    step: Step, base: Path, trainer: Any, chosen: dict[str, Any], lengths: Sequence[int]
+) -> None:
+    """Have the output layer of a model that is trained on a CPU hold whole logits where that pays, and tell.
+
+    Args:
+        chosen: gets `output_layer`.
+    """
+    from worker.steps.base_model import shape_of
+    from worker.steps.whole_logits import hold_whole_logits
+
+    chosen["output_layer"] = TILES
+    if _gpu_bytes(trainer.model) is not None or chosen["method"] not in WHOLE_LOGITS:
+        return
+    shape, longest = shape_of(base), max(lengths) or chosen["max_length"]
+    whole, tiles = whole_logits_bytes(shape, chosen, longest), tiles_bytes(shape, chosen, longest, "cpu")
+    if holds_whole_logits(shape, chosen, longest) and hold_whole_logits(trainer.model):
+        chosen["output_layer"] = WHOLE
+    taken = (
+        f"are held as a whole, and computed once: at most {whole / 1e6:.0f} MB, where tiles would take "
+        f"{tiles / 1e6:.0f} MB"
+        if chosen["output_layer"] == WHOLE
+        else f"come in tiles, which are computed twice: as a whole they would take {whole / 1e6:.0f} MB, and "
+        f"tiles take {tiles / 1e6:.0f} MB"
+    )
+    step.event(f"The output layer's logits {taken}.", output_layer=chosen["output_layer"])
 
 
 def settle_compile(

@@ -29,7 +29,7 @@ from worker.steps.ray_train.drive import train_on_cluster
 from worker.steps.resuming import as_seen_here, take_also, take_newest
 from worker.steps.row_encoding import as_dataset, encode_rows, padding_tokenizer, row_lengths
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk
-from worker.steps.speed_choices import settle_compile, settle_speed
+from worker.steps.speed_choices import settle_compile, settle_output_layer, settle_speed
 from worker.steps.trainer_arguments import (
     refusals_explained,
     reschedule,
@@ -198,6 +198,7 @@ def _build_trainer(
         reschedule(step, trainer, chosen)
     lengths = row_lengths(rows)
     tokens = chosen["total_steps"] * division.effective_batch * sum(lengths) / max(1, len(lengths))
+    settle_output_layer(step, base, trainer, chosen, lengths)
     settle_compile(step, base, trainer, chosen, division, tokens=tokens)
     see_that_it_can_begin(trainer, chosen)
     _tell_size(step, trainer, len(rows), chosen, tuning.what)

@@ -33,6 +33,8 @@ FORMS = {
     "100M": SHAPE,
 }
 ROWS_A_STEP, RANK = 8, 16
+STEPS = 40
+QUICK_FORM, QUICK_STEPS = "tiny", 6  # to compile 100M alone takes minutes of two cores
 WARM_STEPS = 2  # in which all is compiled
 LOSS_GOAL = {"float32": 1e-4, "bfloat16": 5e-3}
 
@@ -122,14 +124,15 @@ def judged(plain: JSON, compiled: JSON) -> JSON:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="12 steps, not 40")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps of {QUICK_FORM} alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all figures there")
-    parser.add_argument("--form", default=",".join(FORMS), help="with commas between")
+    parser.add_argument("--form", help=f"with commas between; default: {','.join(FORMS)}")
     options = parser.parse_args()
-    steps, threads = 12 if options.quick else 40, min(2, len(os.sched_getaffinity(0)))
+    steps, threads = QUICK_STEPS if options.quick else STEPS, min(2, len(os.sched_getaffinity(0)))
+    forms = (options.form or (QUICK_FORM if options.quick else ",".join(FORMS))).split(",")
     told: JSON = {"load_before": os.getloadavg(), "steps": steps, "forms": {}, "goals": []}
-    for form in options.form.split(","):
+    for form in forms:
         sides = []
         for compiled in (False, True):
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:

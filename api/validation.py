@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 
 from db.errors import InvalidInput
 from db.kinds import PARAMS
+from db.params.other_names import OTHER_NAMES
+from db.params.training_args import TAKEN
 
 SHOWN_AT_ONCE = 3
 # What pydantic adds to the place of an error to say which member of a union it tried.
@@ -171,6 +173,10 @@ def _merged(messages: list[str]) -> str:
 def _unknown_field(place: tuple[int | str, ...], field: str, annotation: Any) -> tuple[str, str | None, str]:
     name = str(place[-1])
     known = _fields_beside(place, annotation)
+    if OTHER_NAMES.get(name) in known:
+        return f"There is no field {name}. Here it is {OTHER_NAMES[name]}.", field, "unknown_field"
+    if name in TAKEN and "training_args" in known:
+        return f"{name} belongs inside training_args", field, "unknown_field"
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"There is no field {name}. Did you mean {close[0]}?", field, "unknown_field"

@@ -60,7 +60,14 @@ def lathe(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Make your own language models, on your own machine."""
+    """Make your own language models, on your own machine.
+
+    $ lathe up --detach
+
+    $ lathe fine-tune --base tiny --data examples/faq.csv --name faq --watch
+
+    $ lathe chat faq
+    """
 
 
 def _register() -> None:

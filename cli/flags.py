@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from cli import completion
 from cli.panels import PANELS
 from db.params.data import TrainingFile
+from db.params.other_names import OTHER_NAMES
 from db.params.values import Params
 
 # What people type; the parameter's own name is understood as well.
@@ -35,25 +36,12 @@ SHORT_NAMES = {
 # Those whose value is a name that the server knows.
 MODEL_PARAMETERS = ("base_model", "merge_base", "start_from", "model")
 
-# What a parameter is called elsewhere: by transformers, peft, LLaMA-Factory and axolotl.
-SYNONYMS = {
-    "quantization": "quantizations",
-    "model_name_or_path": "base_model",
-    "dataset": "training_file",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "micro_batch_size": "batch_size",
-    "lora_r": "lora_rank",
-    "lora_target": "lora_target_modules",
-    "cutoff_len": "max_length",
-    "max_seq_length": "max_length",
-    "sequence_len": "max_length",
-}
+SYNONYMS = {"quantization": "quantizations", **OTHER_NAMES}
 
 NAME_RULE = "a-z, 0-9, '.', '_' and '-', at most 63 of them, the first one a letter or a digit."
 # A bound this high is the database's, and tells nobody anything.
 UNBOUNDED = 2**31 - 1
+WIDEST_METAVAR = 60
 TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true|false", dict: "name=value,…"}
 BOOLEANS = {
     "true": True,
@@ -101,8 +89,8 @@ class Flag:
         if self.is_files:
             return "PATH|file-ID[=weight],…"
         one = "|".join(map(str, self.choices)) if self.choices else TYPE_NAMES.get(self.type, "JSON")
-        # A list of choices is long; its help names them.
-        one = "type" if self.many and self.choices else one
+        # What takes more room than its help, is named there.
+        one = "type" if self.many and self.choices else "name" if len(one) > WIDEST_METAVAR else one
         return (f"{one},…" if self.many else one) + ("|auto" if self.auto else "")
 
 
@@ -305,8 +293,9 @@ def _help(info: FieldInfo, shape: "_Shape") -> str:
     sentences = [(info.description or "").strip(), _bounds_text(shape.bounds)]
     if shape.is_file or issubclass(shape.type, TrainingFile):
         sentences.append("Given a path, uploads it.")
-    if shape.many and shape.choices:
-        sentences.append(f"Of {', '.join(map(str, shape.choices))}.")
+    choices = ", ".join(map(str, shape.choices))
+    if choices and (shape.many or len(choices) > WIDEST_METAVAR):
+        sentences.append(f"Of {choices}.")
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     if default not in (None, []) and not isinstance(default, BaseModel | dict):
         sentences.append(f"Default: {_typed(default)}.")

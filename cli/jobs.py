@@ -173,7 +173,7 @@ def _facts(row: JSON, now: float) -> list[tuple[str, str]]:
 def _is_set(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_is_set, value.values()))
-    return value is not None and value != "auto"
+    return value not in (None, "auto", [])
 
 
 def _value(value: Any) -> str:
@@ -181,6 +181,8 @@ def _value(value: Any) -> str:
         return ", ".join(map(_value, value))
     if isinstance(value, dict):
         return ", ".join(f"{harmless(str(key))}={_value(own)}" for key, own in value.items() if _is_set(own))
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return figure(value)
     return harmless(str(value))

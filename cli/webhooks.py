@@ -18,7 +18,7 @@ STYLES = {DeliveryStatus.SUCCEEDED: "green", DeliveryStatus.FAILED: "red"}
 ALL_JOBS = [EventType.JOB_SUCCEEDED, EventType.JOB_FAILED, EventType.JOB_CANCELLED]
 
 app = typer.Typer(
-    help="List webhook endpoints; create, test and delete them, and see what became of deliveries.",
+    help="List webhook endpoints: who is told when jobs end. Create, test and delete them.",
     invoke_without_command=True,
 )
 Endpoint = Annotated[str, typer.Argument(metavar="ENDPOINT", help="Its id.", show_default=False)]
@@ -116,8 +116,8 @@ def deliveries(
     if not rows:
         stdout().print("Nothing was to be told yet.")
         return
-    made = table("Delivery", "Event", "Status", "Tries", "Last answer")
-    keep_whole(made, 0, 1, 2)
+    made = table("Delivery", "Event", "Status", "Try", "Answer")
+    keep_whole(made, 1, 2, 3, 4)
     for row in rows:
         status = Text(row["status"], STYLES.get(row["status"], ""))
         made.add_row(row["id"], row["event_type"], status, str(len(row["tries"])), _last_answer(row))

@@ -43,7 +43,7 @@ Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 
 
 class FineTuneParams(DataParams):
-    """Fine-tuning of a base model, on questions and answers or on preferences."""
+    """Fine-tune a base model, on answers, preferences, rewards or plain text."""
 
     name: ModelName = Field(description="The name the finished model answers to.", examples=["faq"])
     alias: Alias | None = Field(

@@ -67,6 +67,8 @@ PARAMS = [
     ({"training_file": "../faq.csv"}, "training_file", "is the id of an uploaded file"),
     ({"training_file": None}, "training_file", "training_file is missing: give it, or one of training_files"),
     ({"learning_rat": 1}, "learning_rat", "There is no field learning_rat. Did you mean learning_rate?"),
+    ({"num_train_epochs": 3}, "num_train_epochs", "There is no field num_train_epochs. Here it is epochs."),
+    ({"weight_decay": 0.1}, "weight_decay", "weight_decay belongs inside training_args"),
     ({"zzz": 1}, "zzz", "There is no field zzz. There are: base_model, training_file"),
     ({"metadata": {}}, "metadata", "There is no field metadata"),
     ({"validation_file": FILE, "train_size": 0.5}, "validation_file", "exclude each other"),

@@ -32,6 +32,11 @@ class TestPanels:
         for model in map(PARAMS.__getitem__, PANELS):
             assert all(flag.help for flag in flags_of(model).values())
 
+    def test_a_long_choice_is_named_by_the_help(self) -> None:
+        flag = flags_of(FineTuneParams)["format"]
+        assert flag.metavar == "name|auto"
+        assert all(choice in flag.help for choice in flag.choices)
+
     def test_help_fits_eighty_columns(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "80")
         shown = run("fine-tune", "--help").out

@@ -64,6 +64,15 @@ class TestJob:
         assert ["inference_kwargs", "temperature=0"] in facts
         assert ["name"] not in facts
 
+    def test_leaves_out_lists_that_are_empty(self, run: Run, hand: Hand, tmp_path: Path) -> None:
+        rows = tmp_path / "rows.csv"
+        rows.write_text("question,answer\nWho?,She.\n")
+        asked = ("fine-tune", "--base", "tiny", "--data", str(rows), "--name", "faq", "--json")
+        shown = run("job", run(*asked).json()["id"]).out
+        facts = dict(line.split(maxsplit=1) for line in shown.splitlines() if len(line.split()) > 1)
+        assert facts["use_dora"].strip() == "false"
+        assert "rewards" not in shown
+
     def test_tells_its_place_in_the_line(self, run: Run, hand: Hand) -> None:
         hand.pretrain()
         lines = run("job", hand.pretrain()).out.splitlines()

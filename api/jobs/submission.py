@@ -128,6 +128,7 @@ def _with_method(unit: Unit, request: JobRequestBase) -> tuple[Params, str | Non
     params = request.params
     if not isinstance(params, FineTuneParams) or "method" in params.model_fields_set:
         return params, None
+    check_model_name(params.name)  # before a file is opened
     field, file_id, reading = _files_of(params)[0]
     if file_id is None:
         return params, None  # a database's rows, which only the worker sees

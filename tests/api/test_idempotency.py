@@ -246,13 +246,14 @@ async def _all_at_once(urls: list[str], number: int, body: Any, headers: Any) ->
 
 
 class TestManyAtOnce:
-    def test_a_thousand_with_one_key_get_one_answer_from_two_processes(
-        self, api_url: str, settings: Settings, session_factory: SessionFactory
+    @pytest.mark.parametrize("number", [200, pytest.param(1000, marks=pytest.mark.slow)])
+    def test_with_one_key_get_one_answer_from_two_processes(
+        self, api_url: str, settings: Settings, session_factory: SessionFactory, number: int
     ) -> None:
         """Each application has its own turns, as processes have; what they share is the database."""
         body, headers = body_of(), {"Idempotency-Key": secrets.token_hex(8)}
         with serving(create_app(settings)) as other:
-            answers = asyncio.run(_all_at_once([api_url, other], 1000, body, headers))
+            answers = asyncio.run(_all_at_once([api_url, other], number, body, headers))
         assert {answer.status_code for answer in answers} == {202}
         assert len({answer.content for answer in answers}) == 1
         assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1

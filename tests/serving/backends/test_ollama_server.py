@@ -27,7 +27,10 @@ from tests.serving.random_gguf import write_random_gguf
 HELLO = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture(params=["0.24.0", "0.32.15", "0.34.1"])
+OLDER, NEWEST = ("0.24.0", "0.32.15"), "0.34.1"
+
+
+@pytest.fixture(params=[*OLDER, NEWEST])
 def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeOllama]:
     server = FakeOllama(tmp_path, request.param).start()
     write_random_gguf(tmp_path / "model.gguf")
@@ -76,6 +79,10 @@ class TestOpenAIRoute:
 
 
 class TestEmbeddings:
+    # Each loads a real model, and embeds as the others do.
+    @pytest.mark.parametrize(
+        "fake", [NEWEST, *(pytest.param(older, marks=pytest.mark.slow) for older in OLDER)], indirect=True
+    )
     def test_by_a_model_that_embeds(self, fake: FakeOllama, tmp_path: Path) -> None:
         settings = Settings()
         weights = ensure_embedding_model(llama_cpp.require_tools(settings), settings)

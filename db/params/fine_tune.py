@@ -293,11 +293,6 @@ class FineTuneParams(DataParams):
             raise ValueError(f"beta must be greater than 0 with {self.method}: nothing would be preferred")
 
     def _check_grpo(self) -> None:
-        if self.cluster is not None:
-            raise ValueError(
-                "cluster does not go with grpo, whose answers are judged by functions of this server: leave "
-                "it out"
-            )
         if not self.rewards:
             raise ValueError(
                 "rewards is missing: grpo learns of the answers that they prefer. Name one: exact_match, "

@@ -21,7 +21,7 @@ from db.errors import InvalidInput
 from training_data.reward_settings import BUILT_IN, PARAM, SETTING, RewardSettings
 from training_data.rows import ANSWER, Row, expected_answer, read_prepared
 from training_data.tokens import ChatTokenizer
-from worker.step import Step
+from worker.step import Step, StepInput
 
 BUILT_IN_MODULE = "worker.steps.builtin_rewards"
 COLUMNS = "columns"  # of a row that is trained on, as JSON
@@ -128,14 +128,20 @@ def load_rewards(step: Step, columns: Iterable[str], settings: dict[str, Any]) -
     Raises:
         InvalidInput: one cannot be imported here.
     """
-    return [Reward(each.name, _function(each), columns, settings) for each in _named(step)]
+    return [Reward(each.name, _function(each), columns, settings) for each in _named(step.input)]
 
 
-def hashes_of_rewards(step: Step) -> dict[str, str]:
-    """The sha256 of the file that each of the job's rewards stands in, to tell whether it is as it was."""
+def hashes_of_rewards(step_input: StepInput) -> dict[str, str]:
+    """The sha256 of the file that each of the job's rewards stands in, to tell whether it is as it was, and
+    the same on another machine. Of those that cannot be imported here there is none.
+    """
     found = {}
-    for each in _named(step):
-        file = getattr(importlib.import_module(_place(each)[0]), "__file__", None)
+    for each in _named(step_input):
+        try:
+            file = getattr(importlib.import_module(_place(each)[0]), "__file__", None)
+        except Exception:  # noqa: BLE001 - a module of others may raise whatever it likes
+            traceback.print_exc()
+            continue
         if file is not None:
             found[each.name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return found
@@ -157,7 +163,7 @@ def see_rewards(step: Step) -> list[str]:
             columns |= dict.fromkeys(row.fields)
             unanswered += expected_answer(row.fields) is None
             rows += 1
-    needing = [each.name for each in _named(step) if ANSWER in BUILT_IN.get(each.name, ())]
+    needing = [each.name for each in _named(step.input) if ANSWER in BUILT_IN.get(each.name, ())]
     if needing and unanswered:
         raise InvalidInput(
             f"rewards: {needing[0]} compares with a row's answer, and {unanswered} of {rows} rows have none: "
@@ -167,15 +173,15 @@ def see_rewards(step: Step) -> list[str]:
         )
     given = f"the columns {', '.join(columns)}" if columns else "no column, for rows have prompts alone"
     step.event(
-        f"Answers are judged by {', '.join(each.name for each in _named(step))}, given {given}.",
-        rewards=[each.name for each in _named(step)],
+        f"Answers are judged by {', '.join(each.name for each in _named(step.input))}, given {given}.",
+        rewards=[each.name for each in _named(step.input)],
         columns=list(columns),
     )
     return list(columns)
 
 
-def _named(step: Step) -> list[RewardSettings]:
-    return [RewardSettings.model_validate(each) for each in step.input.rewards]
+def _named(step_input: StepInput) -> list[RewardSettings]:
+    return [RewardSettings.model_validate(each) for each in step_input.rewards]
 
 
 def _place(reward: RewardSettings) -> tuple[str, str]:

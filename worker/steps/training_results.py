@@ -141,7 +141,7 @@ def rewarded(step: Step, trainer: Any) -> dict[str, Any]:
     return {
         "first_reward": rewards[0] if rewards else None,
         "final_reward": rewards[-1] if rewards else None,
-        "rewards": hashes_of_rewards(step),
+        "rewards": hashes_of_rewards(step.input),
     }
 
 

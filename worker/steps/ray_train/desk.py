@@ -8,6 +8,7 @@ from typing import Any
 
 from training_data.json_files import read_json
 from training_data.ray_clusters import PARAM
+from training_data.reward_settings import PARAM as REWARDS
 from worker.checkpoints import (
     FOLDER,
     PREFIX,
@@ -23,6 +24,7 @@ from worker.step import Message, Step
 from worker.steps.environment import versions
 from worker.steps.ray_train.mailbox import Request
 from worker.steps.resuming import tell_passed_over
+from worker.steps.rewards import hashes_of_rewards
 
 ARRIVING = ".arriving"
 EARLIER = "earlier"  # the folder of a worker's inputs that has the checkpoints to go on from
@@ -94,6 +96,7 @@ class Desk:
             if self._groups > 1 and self.ending is None:
                 self._tell_recovery()
         self._compare_versions(request["host"], request["versions"])
+        self._compare_rewards(request["host"], request["rewards"])
         return {
             "ended": self.ending is not None,
             "inputs": {name: _listed(path) for name, path in self._inputs.items()},
@@ -140,6 +143,19 @@ class Desk:
                     "message": f"{PARAM}: {host} has {name} {theirs.get(name, 'not at all')}, and the worker "
                     f"of this server {ours}. Install the same on each machine of the cluster.",
                     "param": PARAM,
+                }
+
+    def _compare_rewards(self, host: str, theirs: dict[str, str]) -> None:
+        """End a training by rewards where machines would judge by different code, or have none."""
+        for name, ours in hashes_of_rewards(self._step.input).items():
+            if theirs.get(name) != ours and self.ending is None:
+                what = "another" if name in theirs else "no"
+                self.ending = {
+                    "type": "refused",
+                    "code": "cluster_rewards_differ",
+                    "message": f"{REWARDS}: {host} has {what} module of the reward {name} than the worker of "
+                    "this server. Have the same on PYTHONPATH when Ray is started on each machine.",
+                    "param": REWARDS,
                 }
 
     def _piece(self, name: str, at: int) -> bytes:

@@ -18,6 +18,7 @@ from worker.steps.environment import versions
 from worker.steps.ray_train.desk import EARLIER, FINAL
 from worker.steps.ray_train.errands import Ask, bring, hand_in
 from worker.steps.ray_train.scratch import one_at_a_time, scratch
+from worker.steps.rewards import hashes_of_rewards
 from worker.steps.tunings import settle_bits
 
 INPUTS = "inputs"
@@ -59,16 +60,19 @@ def _train(
 ) -> dict[str, Any]:
     from worker.steps import train as training
 
-    folder = Path(given["folder"])
+    folder, step_input = Path(given["folder"]), StepInput.from_json(given["input"])
     with scratch(folder):
-        begun = ask("begin", host=socket.gethostname(), versions=versions())
+        begun = ask(
+            "begin",
+            host=socket.gethostname(),
+            versions=versions(),
+            rewards=hashes_of_rewards(step_input),
+        )
         if begun["ended"]:
             return {}
         with one_at_a_time(folder):
             bring(ask, begun["inputs"], folder / INPUTS)
-        step_input = _input_here(
-            StepInput.from_json(given["input"]), folder, given["threads"], group, begun["earlier"]
-        )
+        step_input = _input_here(step_input, folder, given["threads"], group, begun["earlier"])
         step_input.folder.mkdir(exist_ok=True)
         step = rank_step(step_input, rank, _voice(ask, step_input.folder), heed)
         result: dict[str, Any] = training.run_rank(step, _work_here(step, given["work"]))

@@ -21,6 +21,7 @@ from worker.steps.ray_train import desk as desk_module
 from worker.steps.ray_train.desk import Desk
 from worker.steps.ray_train.drive import _inputs
 from worker.steps.ray_train.errands import Ask, bring, hand_in
+from worker.steps.rewards import hashes_of_rewards
 
 PIECE = 7
 
@@ -59,9 +60,11 @@ class Wire:
 
         return ask
 
-    def begin(self, group: str, **changes: str) -> tuple[Ask, dict[str, Any]]:
+    def begin(
+        self, group: str, rewards: dict[str, str] | None = None, **changes: str
+    ) -> tuple[Ask, dict[str, Any]]:
         ask = self.ask_of(group)
-        return ask, ask("begin", host="b", versions={**versions(), **changes})
+        return ask, ask("begin", host="b", versions={**versions(), **changes}, rewards=rewards or {})
 
     def messages(self, kind: str) -> list[Message]:
         return [message for message in self.said if message["type"] == kind]
@@ -124,6 +127,19 @@ class TestInputs:
         _, begun = wire.begin("a", peft="0.1")
         assert begun["ended"]
         with pytest.raises(InvalidInput, match=r"b has peft 0\.1, and the worker of this server"):
+            result_of(wire.desk.ending or {})
+
+    def test_rewards_of_other_code_are_refused_by_name(self, wire: Wire) -> None:
+        wire.desk = wire.desk_with(rewards=[{"name": "brevity"}])
+        _, begun = wire.begin("a", hashes_of_rewards(wire.step.input))
+        assert not begun["ended"]
+        _, begun = wire.begin("a", {"brevity": "0" * 64})
+        assert begun["ended"]
+        with pytest.raises(InvalidInput, match="rewards: b has another module of the reward brevity"):
+            result_of(wire.desk.ending or {})
+        wire.desk = wire.desk_with()
+        wire.begin("b")
+        with pytest.raises(InvalidInput, match="rewards: b has no module of the reward brevity"):
             result_of(wire.desk.ending or {})
 
     def test_another_build_of_the_same_version_is_not(self, wire: Wire) -> None:

@@ -153,6 +153,18 @@ def test_a_killed_worker_is_recovered_and_the_adapter_is_exported(lab: Lab) -> N
     lab.left_nothing()
 
 
+def test_its_answers_are_judged_where_they_are_written(lab: Lab) -> None:
+    given = {"rewards": ["brevity"], "num_generations": 2, "max_completion_length": 8, "max_steps": 4}
+    job_id = lab.submit(method="grpo", bits=16, **given)
+    job = lab.ended(job_id)
+    assert job.status == "succeeded", (job.error, lab.bench.logs())
+    result = lab.step(job_id).result or {}
+    assert (result["steps"], result["processes"]) == (4, 2)
+    assert 0 <= result["final_reward"] <= 1
+    assert result["rewards"].keys() == {"brevity"}
+    lab.left_nothing()
+
+
 def test_paused_it_saves_and_goes_on(lab: Lab) -> None:
     job_id = lab.submit(max_steps=60)
     lab.has_saved(job_id)

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from cli.output import ExitStatus, exit_status
@@ -44,7 +45,10 @@ class TestStart:
 
 
 class TestVersion:
-    def test_tells_those_of_command_api_and_llama_cpp(self, run: Run, api_url: str) -> None:
+    def test_tells_those_of_command_api_and_llama_cpp(
+        self, run: Run, api_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("cli.version.QUICK", httpx.Timeout(60))  # where much else runs, nothing is quick
         versions = run("version", "--json").json()
         assert versions["lathe"] == versions["api"]
         assert versions["api_url"] == api_url

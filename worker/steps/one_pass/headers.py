@@ -14,6 +14,7 @@ import gguf
 
 VERSION_KEY, TYPE_KEY = "general.quantization_version", "general.file_type"
 COUNTS = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata
+ARRAY = struct.Struct("<IIQ")  # that it is one, the type of its values, their number
 UINT32 = int(gguf.GGUFValueType.UINT32)
 
 
@@ -50,7 +51,10 @@ class Metadata:
         self._count = len(writer.kv_data[0])
         self._packed = b"".join(
             writer._pack_val(key, gguf.GGUFValueType.STRING, add_vtype=False)
-            + writer._pack_val(value.value, value.type, add_vtype=True, sub_type=value.sub_type)
+            + (
+                _packed_array(value)
+                or writer._pack_val(value.value, value.type, add_vtype=True, sub_type=value.sub_type)
+            )
             for key, value in writer.kv_data[0].items()
         )
         self._types = {key: writer.kv_data[0][key].value for key in (VERSION_KEY, TYPE_KEY)}
@@ -77,6 +81,24 @@ class Metadata:
         for key, value in self._types.items():
             packed = packed.replace(_number(key, value), b"", 1)
         return packed + _number(VERSION_KEY, gguf.GGML_QUANT_VERSION) + _number(TYPE_KEY, file_type)
+
+
+def _packed_array(value: Any) -> bytes | None:
+    """What the writer makes of an array, where it calls itself for each value; None: it is to be asked."""
+    if value.type is not gguf.GGUFValueType.ARRAY or value.sub_type is not None:
+        return None
+    values, types = value.value, set(map(type, value.value))
+    if types <= {str, bytes}:
+        kind = gguf.GGUFValueType.STRING
+        encoded = [each.encode() if isinstance(each, str) else each for each in values]
+        packed = b"".join(part for each in encoded for part in (len(each).to_bytes(8, "little"), each))
+    elif types == {float}:
+        kind, packed = gguf.GGUFValueType.FLOAT32, struct.pack(f"<{len(values)}f", *values)
+    elif all(issubclass(each, int) and each is not bool for each in types):
+        kind, packed = gguf.GGUFValueType.INT32, struct.pack(f"<{len(values)}i", *values)
+    else:
+        return None
+    return ARRAY.pack(gguf.GGUFValueType.ARRAY, kind, len(values)) + packed
 
 
 def _number(key: str, value: int) -> bytes:

@@ -4,6 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.models import AuditEntry
+from db.queries.paging import page_of
 
 
 def list_entries(
@@ -24,7 +25,7 @@ def list_entries(
         denied: only requests that were refused, or only those that were not.
         before: the number of an entry; older ones follow.
     """
-    query = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit + 1)
+    query = select(AuditEntry)
     for column, value in (
         (AuditEntry.project_id, project_id),
         (AuditEntry.key_id, key_id),
@@ -35,7 +36,4 @@ def list_entries(
             query = query.where(column == value)
     if denied is not None:
         query = query.where(AuditEntry.status >= 400 if denied else AuditEntry.status < 400)
-    if before is not None:
-        query = query.where(AuditEntry.id < before)
-    rows = list(session.scalars(query))
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, AuditEntry.id, after=before, limit=limit)

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import NotFound
 from db.models import Checkpoint, Job, Model, ModelVersion
+from db.queries.paging import page_of
 from db.states import ENDED_JOB, JobKind
 
 
@@ -22,10 +23,7 @@ def list_checkpoints(
 ) -> tuple[list[Checkpoint], bool]:
     """One page of a job's checkpoints, newest first, and whether there are more."""
     query = select(Checkpoint).where(Checkpoint.job_id == job_id)
-    if after is not None:
-        query = query.where(Checkpoint.id < after)
-    rows = list(session.scalars(query.order_by(Checkpoint.id.desc()).limit(limit + 1)))
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, Checkpoint.id, after=after, limit=limit)
 
 
 def exported_version(

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, selectinload
 from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import DeliveryTry, Job, WebhookDelivery, WebhookEndpoint
+from db.queries.paging import page_of
 from db.session import note_work
 from db.states import JobKind, JobStatus, Queue
 from db.webhook_events import DeliveryStatus, EventType, event_body, events_of, job_event
@@ -103,10 +104,7 @@ def list_deliveries(
         query = query.where(WebhookDelivery.job_id == job_id)
     if status is not None:
         query = query.where(WebhookDelivery.status == status)
-    if after is not None:
-        query = query.where(WebhookDelivery.id < after)
-    rows = list(session.scalars(query.order_by(WebhookDelivery.id.desc()).limit(limit + 1)))
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, WebhookDelivery.id, after=after, limit=limit)
 
 
 def redeliver(session: Session, delivery: WebhookDelivery) -> None:

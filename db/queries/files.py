@@ -9,6 +9,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from db.errors import NotFound
 from db.kinds import FILE_FIELDS, FILE_LISTS
 from db.models import File, Job
+from db.queries.paging import page_of
 
 
 def unexpired() -> ColumnElement[bool]:
@@ -54,13 +55,9 @@ def list_files(
 ) -> tuple[list[File], bool]:
     """One page of files, newest first unless `ascending`, and whether there are more."""
     query = select(File).where(File.project_id == project_id, unexpired())
-    query = query.order_by(File.id if ascending else File.id.desc()).limit(limit + 1)
     if purpose is not None:
         query = query.where(File.purpose == purpose)
-    if after is not None:
-        query = query.where(File.id > after if ascending else File.id < after)
-    files = list(session.scalars(query))
-    return files[:limit], len(files) > limit
+    return page_of(session, query, File.id, after=after, limit=limit, ascending=ascending)
 
 
 def names_file(file_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import Artifact, Event, Job, Step
+from db.queries.paging import page_of
 from db.queries.deliveries import queue_deliveries
 from db.queries.documents import forget_passwords
 from db.queries.states import ENDED_STEP, move
@@ -275,7 +276,7 @@ def list_jobs(
     limit: int = 20,
 ) -> tuple[list[Job], bool]:
     """One page of jobs, newest first, and whether there are more; `notes`: only those that have all these."""
-    query = select(Job).where(Job.project_id == project_id).order_by(Job.id.desc()).limit(limit + 1)
+    query = select(Job).where(Job.project_id == project_id)
     if kind is not None:
         query = query.where(Job.kind == kind)
     if status is not None:
@@ -284,10 +285,7 @@ def list_jobs(
         query = query.where(Job.notes.is_not(None), Job.notes.contains(notes))
     if without_notes:
         query = query.where(or_(Job.notes.is_(None), Job.notes == {}))
-    if after is not None:
-        query = query.where(Job.id < after)
-    jobs = list(session.scalars(query))
-    return jobs[:limit], len(jobs) > limit
+    return page_of(session, query, Job.id, after=after, limit=limit)
 
 
 def add_event(
@@ -324,14 +322,10 @@ def list_events(
     newest_first: bool = False,
 ) -> tuple[list[Event], bool]:
     """One page of a job's events, oldest first unless asked otherwise, and whether there are more."""
-    query = select(Event).where(Event.job_id == job_id).limit(limit + 1)
-    query = query.order_by(Event.id.desc() if newest_first else Event.id)
-    if after:
-        query = query.where(Event.id < after if newest_first else Event.id > after)
+    query = select(Event).where(Event.job_id == job_id)
     if type is not None:
         query = query.where(Event.type == type)
-    events = list(session.scalars(query))
-    return events[:limit], len(events) > limit
+    return page_of(session, query, Event.id, after=after or None, limit=limit, ascending=not newest_first)
 
 
 def newest_events(session: Session, job_id: str, *, limit: int) -> list[Event]:

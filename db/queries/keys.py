@@ -11,6 +11,7 @@ from db.errors import NotFound
 from db.ids import new_id
 from db.keys import SHOWN, Scope, digest_of, new_secret
 from db.models import ApiKey, Project
+from db.queries.paging import page_of
 
 USE_NOTED_SECONDS = 60
 
@@ -87,13 +88,10 @@ def list_keys(
     session: Session, *, project_id: str | None, after: str | None = None, limit: int = 20
 ) -> tuple[list[ApiKey], bool]:
     """One page of keys, newest first, and whether there are more; revoked ones too."""
-    query = select(ApiKey).order_by(ApiKey.id.desc()).limit(limit + 1)
+    query = select(ApiKey)
     if project_id is not None:
         query = query.where(ApiKey.project_id == project_id)
-    if after is not None:
-        query = query.where(ApiKey.id < after)
-    keys = list(session.scalars(query))
-    return keys[:limit], len(keys) > limit
+    return page_of(session, query, ApiKey.id, after=after, limit=limit)
 
 
 def revoke_key(session: Session, key: ApiKey) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import DEFAULT_PROJECT, Model, Project
+from db.queries.paging import page_of
 
 
 def create_project(session: Session, project_id: str, *, name: str = "", **limits: int | None) -> Project:
@@ -47,13 +48,10 @@ def list_projects(
     session: Session, *, only: str | None, after: str | None = None, limit: int = 20
 ) -> tuple[list[Project], bool]:
     """One page of projects by id, and whether there are more; `only` that one."""
-    query = select(Project).order_by(Project.id).limit(limit + 1)
+    query = select(Project)
     if only is not None:
         query = query.where(Project.id == only)
-    if after is not None:
-        query = query.where(Project.id > after)
-    projects = list(session.scalars(query))
-    return projects[:limit], len(projects) > limit
+    return page_of(session, query, Project.id, after=after, limit=limit, ascending=True)
 
 
 def change_project(session: Session, project: Project, changes: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from db.errors import NotFound
 from db.ids import new_id
 from db.models import WebhookEndpoint, WebhookSecret
+from db.queries.paging import page_of
 
 ROTATION = timedelta(days=1)
 
@@ -54,10 +55,7 @@ def list_endpoints(
 ) -> tuple[list[WebhookEndpoint], bool]:
     """One page of endpoints, newest first, and whether there are more."""
     query = select(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
-    if after is not None:
-        query = query.where(WebhookEndpoint.id < after)
-    rows = list(session.scalars(query.order_by(WebhookEndpoint.id.desc()).limit(limit + 1)))
-    return rows[:limit], len(rows) > limit
+    return page_of(session, query, WebhookEndpoint.id, after=after, limit=limit)
 
 
 def project_secret(session: Session, project_id: str, *, fallback: str) -> WebhookSecret:

@@ -98,12 +98,12 @@ class Artifacts(OfEndedJobs):
         return (Job.status == JobStatus.SUCCEEDED) & exists().where(Artifact.job_id == Job.id)
 
     def look(self, session: Session, house: House, job: Job) -> Expired | None:
-        paths = _artifact_paths(session, house, job)
+        paths = _paths(session, house, job, Artifact)
         size = sum(map(freed_bytes, paths))
         return Expired(self.kind, job.id, self.why(house), size, len(paths))
 
     def remove_of(self, session: Session, house: House, job: Job) -> Removal:
-        for path in _artifact_paths(session, house, job):
+        for path in _paths(session, house, job, Artifact):
             if path.exists():
                 house.discard(path)
         session.execute(delete(Artifact).where(Artifact.job_id == job.id))
@@ -121,11 +121,11 @@ class Checkpoints(OfEndedJobs):
         return exists().where(Checkpoint.job_id == Job.id)
 
     def look(self, session: Session, house: House, job: Job) -> Expired | None:
-        paths = _checkpoint_paths(session, house, job)
+        paths = _paths(session, house, job, Checkpoint)
         return Expired(self.kind, job.id, self.why(house), sum(map(freed_bytes, paths)), len(paths))
 
     def remove_of(self, session: Session, house: House, job: Job) -> Removal:
-        for path in _checkpoint_paths(session, house, job):
+        for path in _paths(session, house, job, Checkpoint):
             if path.exists():
                 house.discard(path)
         session.execute(delete(Checkpoint).where(Checkpoint.job_id == job.id))
@@ -162,14 +162,8 @@ def note(session: Session, job: Job, message: str, kind: str) -> None:
     add_event(session, job.id, message, data={NOTE: kind})
 
 
-def _artifact_paths(session: Session, house: House, job: Job) -> list[Path]:
-    paths = session.scalars(select(Artifact.path).where(Artifact.job_id == job.id))
-    return [house.root / path for path in paths]
-
-
-def _checkpoint_paths(session: Session, house: House, job: Job) -> list[Path]:
-    paths = session.scalars(select(Checkpoint.path).where(Checkpoint.job_id == job.id))
-    return [house.root / path for path in paths]
+def _paths(session: Session, house: House, job: Job, table: type[Artifact | Checkpoint]) -> list[Path]:
+    return [house.root / path for path in session.scalars(select(table.path).where(table.job_id == job.id))]
 
 
 def _working_files(session: Session, house: House, job: Job) -> Iterable[Path]:
@@ -181,7 +175,7 @@ def _working_files(session: Session, house: House, job: Job) -> Iterable[Path]:
     folder = attempt_folder(house.root, job.id, export.name, export.succeeded_attempt)
     if (folder / "merged").is_dir():
         yield folder / "merged"
-    offered = set(_artifact_paths(session, house, job))
+    offered = set(_paths(session, house, job, Artifact))
     yield from (path for path in folder.glob("*.gguf") if path not in offered)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.models import File, Job, ModelFile, Upload
 from db.storage import prepared_projects, trash_folder
-from retention.rule import Batch, Expired, House, Removal, Rule, freed_bytes
+from retention.rule import Batch, Expired, House, Removal, Rule, freed_bytes, path_id
 from serving.removal import remove_served
 from serving.served_adapters import base_files_folder
 
@@ -31,7 +31,7 @@ class Leavings:
         old = sorted(path for path in self.candidates(house) if is_old(path, house.leavings_seconds))
         batch = [path for path in old if cursor is None or str(path) > cursor][:LOOKED_AT_ONCE]
         items = [
-            Expired(self.kind, _name(house, path), self.why, freed_bytes(path))
+            Expired(self.kind, path_id(house, path), self.why, freed_bytes(path))
             for path in self.unowned(session, batch)
         ]
         full = len(batch) == LOOKED_AT_ONCE
@@ -80,9 +80,8 @@ class ServedFiles(Leavings):
         return (path for path in _children(house.settings.served_models_dir) if path.suffix == ".gguf")
 
     def unowned(self, session: Session, paths: list[Path]) -> Iterable[Path]:
-        names = [path.stem for path in paths]
-        query = select(ModelFile.backend_name).where(ModelFile.backend_name.in_(names))
-        known = set(session.scalars(query))
+        names = ModelFile.backend_name.in_([path.stem for path in paths])
+        known = set(session.scalars(select(ModelFile.backend_name).where(names)))
         return [path for path in paths if path.stem not in known]
 
     def take_away(self, house: House, path: Path) -> None:
@@ -112,7 +111,7 @@ class Trash(Leavings):
         """What is found goes, so there is no place to go on from: the next batch is what is left."""
         found = list(_children(trash_folder(house.root)))
         items = [
-            Expired(self.kind, _name(house, path), self.why, freed_bytes(path)) for path in found[:limit]
+            Expired(self.kind, path_id(house, path), self.why, freed_bytes(path)) for path in found[:limit]
         ]
         return Batch(items, more=len(found) > limit)
 
@@ -134,10 +133,6 @@ def _children(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
         with os.scandir(folder) as entries:
             yield from (folder / entry.name for entry in entries)
-
-
-def _name(house: House, path: Path) -> str:
-    return str(path.relative_to(house.root)) if path.is_relative_to(house.root) else str(path)
 
 
 def _remove(path: Path) -> None:

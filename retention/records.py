@@ -1,5 +1,6 @@
 """Rows that grow without end: events, metrics, deliveries, audit entries; and files whose time is over."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,21 @@ class OldRows:
         return days
 
     def _some(self, days: float) -> Any:
-        since = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)
-        query = select(self._ids).where(self._moment.is_not(None), self._moment <= since)
+        query = select(self._ids).where(self._moment.is_not(None), self._moment <= _days_ago(days))
         return query.order_by(self._moment).limit(ROWS_AT_ONCE)
+
+
+def _days_ago(days: float) -> ColumnElement[Any]:
+    return func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)
+
+
+def _page(
+    session: Session, table: Any, which: ColumnElement[bool], cursor: str | None, limit: int
+) -> tuple[Sequence[Any], str | None]:
+    """Rows in the order of their ids, and the cursor for the next ones; None when these are the last."""
+    query = select(table).where(which).order_by(table.id).limit(limit)
+    rows = session.scalars(query.where(table.id > cursor) if cursor else query).all()
+    return rows, rows[-1].id if len(rows) == limit else None
 
 
 class OldFiles:
@@ -117,20 +130,12 @@ class OldFiles:
         which = self.which(house)
         if which is None:
             return Batch()
-        query = select(File).where(which).order_by(File.id).limit(limit)
-        files = list(session.scalars(query.where(File.id > cursor) if cursor else query))
+        files, after = _page(session, File, which, cursor, limit)
         items = [
-            Expired(
-                self.kind,
-                file.id,
-                f"{file.filename}: {self.why(house)}",
-                freed_bytes(house.root / file.path),
-                1,
-            )
+            Expired(self.kind, file.id, f"{file.filename}: {self.why(house)}", freed_bytes(house.root / file.path), 1)
             for file in files
         ]
-        full = len(files) == limit
-        return Batch(items, files[-1].id if full else None, more=full)
+        return Batch(items, after, more=after is not None)
 
     def remove(self, session: Session, house: House, item: Expired) -> Removal:
         which = self.which(house)
@@ -162,9 +167,8 @@ class UnusedFiles(OldFiles):
         days = house.settings.keep_unused_files_days
         if days is None:
             return None
-        since = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)
         held = exists().where(Document.file_id == File.id)
-        return and_(File.created_at <= since, ~exists().where(names_file(File.id)), ~held)
+        return and_(File.created_at <= _days_ago(days), ~exists().where(names_file(File.id)), ~held)
 
     def why(self, house: House) -> str:
         return f"named by no job, kept for {house.settings.keep_unused_files_days:g} days"
@@ -195,20 +199,12 @@ class OldUploads:
     grace = timedelta(hours=1)
 
     def find(self, session: Session, house: House, cursor: str | None, limit: int) -> Batch:
-        query = select(Upload).where(self._over()).order_by(Upload.id).limit(limit)
-        uploads = list(session.scalars(query.where(Upload.id > cursor) if cursor else query))
+        uploads, after = _page(session, Upload, self._over(), cursor, limit)
         items = [
-            Expired(
-                self.kind,
-                row.id,
-                f"{row.filename}: its hour is over",
-                freed_bytes(self._parts(house, row.id)),
-                1,
-            )
+            Expired(self.kind, row.id, f"{row.filename}: its hour is over", freed_bytes(self._parts(house, row.id)), 1)
             for row in uploads
         ]
-        full = len(uploads) == limit
-        return Batch(items, uploads[-1].id if full else None, more=full)
+        return Batch(items, after, more=after is not None)
 
     def remove(self, session: Session, house: House, item: Expired) -> Removal:
         upload = session.scalars(

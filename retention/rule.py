@@ -90,6 +90,11 @@ class Rule(Protocol):
         """Remove `item`, in the caller's transaction, if it still may go."""
 
 
+def path_id(house: House, path: Path) -> str:
+    """A path as the id of what may go: relative to the storage root, if it lies there."""
+    return str(path.relative_to(house.root)) if path.is_relative_to(house.root) else str(path)
+
+
 def freed_bytes(path: Path) -> int:
     """What the disk gains when `path` goes: the sizes of files that have no other link."""
     paths = path.rglob("*") if path.is_dir() else [path]

@@ -5,6 +5,7 @@ All else of a training is the same for all: `train.py`.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,10 +41,9 @@ class Method:
     judged_by: Literal["loss", "reward"] = "loss"
 
 
-def _supervised_trainer(**settings: Any) -> Any:
-    from worker.steps.adapter_trainer import SupervisedTrainer
-
-    return SupervisedTrainer(**settings)
+def _made_by(module: str, trainer: str) -> Callable[..., Any]:
+    """A trainer of one of our modules, which brings torch along once it is made."""
+    return lambda **settings: getattr(import_module(f"worker.steps.{module}"), trainer)(**settings)
 
 
 def _supervised_config(chosen: dict[str, Any], **settings: Any) -> Any:
@@ -61,12 +61,6 @@ def _supervised_config(chosen: dict[str, Any], **settings: Any) -> Any:
     )
 
 
-def _preference_trainer(**settings: Any) -> Any:
-    from worker.steps.adapter_trainer import PreferenceTrainer
-
-    return PreferenceTrainer(**settings)
-
-
 def _preference_config(chosen: dict[str, Any], **settings: Any) -> Any:
     from trl import DPOConfig
 
@@ -78,24 +72,12 @@ def _preference_config(chosen: dict[str, Any], **settings: Any) -> Any:
     return DPOConfig(beta=chosen["beta"], max_length=None, remove_unused_columns=False, **settings)
 
 
-def _odds_ratio_trainer(**settings: Any) -> Any:
-    from worker.steps.preference_trainers import OddsRatioTrainer
-
-    return OddsRatioTrainer(**settings)
-
-
 def _odds_ratio_config(chosen: dict[str, Any], **settings: Any) -> Any:
     from worker.steps.preference_trainers import ORPOConfig
 
     return ORPOConfig(
         beta=chosen["beta"], max_length=chosen["max_length"], remove_unused_columns=False, **settings
     )
-
-
-def _judgement_trainer(**settings: Any) -> Any:
-    from worker.steps.preference_trainers import JudgementTrainer
-
-    return JudgementTrainer(**settings)
 
 
 def _judgement_config(chosen: dict[str, Any], **settings: Any) -> Any:
@@ -110,22 +92,10 @@ def _judgement_config(chosen: dict[str, Any], **settings: Any) -> Any:
     return KTOConfig(beta=chosen["beta"], max_length=chosen["max_length"], **settings)
 
 
-def _reward_trainer(**settings: Any) -> Any:
-    from worker.steps.preference_trainers import RewardModelTrainer
-
-    return RewardModelTrainer(**settings)
-
-
 def _reward_config(chosen: dict[str, Any], **settings: Any) -> Any:
     from trl import RewardConfig
 
     return RewardConfig(max_length=None, remove_unused_columns=False, **settings)
-
-
-def _policy_trainer(**settings: Any) -> Any:
-    from worker.steps.policy_trainer import PolicyTrainer
-
-    return PolicyTrainer(**settings)
 
 
 def _policy_config(chosen: dict[str, Any], **settings: Any) -> Any:
@@ -146,12 +116,13 @@ def _rewarding(step: "Step", chosen: dict[str, Any], tokenizer: ChatTokenizer) -
     return {"reward_funcs": rewards, "tokenizer": tokenizer, "step": step}
 
 
+SUPERVISED = _made_by("adapter_trainer", "SupervisedTrainer")
 METHODS = {
-    "pretraining": Method(full_sequences, _supervised_trainer, _supervised_config),
-    "supervised": Method(each_row(labelled), _supervised_trainer, _supervised_config),
-    "dpo": Method(each_row(paired), _preference_trainer, _preference_config),
-    "orpo": Method(each_row(paired), _odds_ratio_trainer, _odds_ratio_config),
-    "kto": Method(each_row(judged), _judgement_trainer, _judgement_config),
-    "reward": Method(each_row(compared), _reward_trainer, _reward_config),
-    "grpo": Method(prompts, _policy_trainer, _policy_config, _rewarding, judged_by="reward"),
+    "pretraining": Method(full_sequences, SUPERVISED, _supervised_config),
+    "supervised": Method(each_row(labelled), SUPERVISED, _supervised_config),
+    "dpo": Method(each_row(paired), _made_by("adapter_trainer", "PreferenceTrainer"), _preference_config),
+    "orpo": Method(each_row(paired), _made_by("preference_trainers", "OddsRatioTrainer"), _odds_ratio_config),
+    "kto": Method(each_row(judged), _made_by("preference_trainers", "JudgementTrainer"), _judgement_config),
+    "reward": Method(each_row(compared), _made_by("preference_trainers", "RewardModelTrainer"), _reward_config),
+    "grpo": Method(prompts, _made_by("policy_trainer", "PolicyTrainer"), _policy_config, _rewarding, judged_by="reward"),
 }

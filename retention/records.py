@@ -132,7 +132,13 @@ class OldFiles:
             return Batch()
         files, after = _page(session, File, which, cursor, limit)
         items = [
-            Expired(self.kind, file.id, f"{file.filename}: {self.why(house)}", freed_bytes(house.root / file.path), 1)
+            Expired(
+                self.kind,
+                file.id,
+                f"{file.filename}: {self.why(house)}",
+                freed_bytes(house.root / file.path),
+                1,
+            )
             for file in files
         ]
         return Batch(items, after, more=after is not None)
@@ -201,7 +207,13 @@ class OldUploads:
     def find(self, session: Session, house: House, cursor: str | None, limit: int) -> Batch:
         uploads, after = _page(session, Upload, self._over(), cursor, limit)
         items = [
-            Expired(self.kind, row.id, f"{row.filename}: its hour is over", freed_bytes(self._parts(house, row.id)), 1)
+            Expired(
+                self.kind,
+                row.id,
+                f"{row.filename}: its hour is over",
+                freed_bytes(self._parts(house, row.id)),
+                1,
+            )
             for row in uploads
         ]
         return Batch(items, after, more=after is not None)

@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 from db.errors import Conflict, NotFound
 from db.ids import new_id
 from db.models import Artifact, Event, Job, Step
-from db.queries.paging import page_of
 from db.queries.deliveries import queue_deliveries
 from db.queries.documents import forget_passwords
+from db.queries.paging import page_of
 from db.queries.states import ENDED_STEP, move
 from db.session import clock, insert_rows, note_events, note_work
 from db.states import (

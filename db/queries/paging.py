@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 def page_of(
     session: Session,
-    query: Select[tuple[T]],
+    query: Select[T],
     ids: InstrumentedAttribute[Any],
     *,
     after: str | int | None,

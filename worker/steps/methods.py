@@ -43,7 +43,11 @@ class Method:
 
 def _made_by(module: str, trainer: str) -> Callable[..., Any]:
     """A trainer of one of our modules, which brings torch along once it is made."""
-    return lambda **settings: getattr(import_module(f"worker.steps.{module}"), trainer)(**settings)
+
+    def make(**settings: Any) -> Any:
+        return getattr(import_module(f"worker.steps.{module}"), trainer)(**settings)
+
+    return make
 
 
 def _supervised_config(chosen: dict[str, Any], **settings: Any) -> Any:
@@ -123,6 +127,10 @@ METHODS = {
     "dpo": Method(each_row(paired), _made_by("adapter_trainer", "PreferenceTrainer"), _preference_config),
     "orpo": Method(each_row(paired), _made_by("preference_trainers", "OddsRatioTrainer"), _odds_ratio_config),
     "kto": Method(each_row(judged), _made_by("preference_trainers", "JudgementTrainer"), _judgement_config),
-    "reward": Method(each_row(compared), _made_by("preference_trainers", "RewardModelTrainer"), _reward_config),
-    "grpo": Method(prompts, _made_by("policy_trainer", "PolicyTrainer"), _policy_config, _rewarding, judged_by="reward"),
+    "reward": Method(
+        each_row(compared), _made_by("preference_trainers", "RewardModelTrainer"), _reward_config
+    ),
+    "grpo": Method(
+        prompts, _made_by("policy_trainer", "PolicyTrainer"), _policy_config, _rewarding, judged_by="reward"
+    ),
 }

@@ -135,11 +135,17 @@ class TestWhatIsMadeBesideThem:
 
     @pytest.fixture
     def preferences(self, steps, micro_model, tmp_path):
-        rows = [openais(*pair) for pair in PAIRS]
-        given = {**BY_GRADIENTS, **DIVIDED}
-        return lambda **params: Dpo(
-            steps, micro_model, tmp_path / "rows.jsonl", rows, **{**given, "epochs": 1.0, **params}
-        )
+        def preferences(method: str, **given: Any) -> Dpo:
+            rows = [openais(*pair) for pair in PAIRS]
+            if method == "kto":
+                rows = [
+                    {"prompt": question, "completion": [better, worse][n % 2], "label": n % 2 == 0}
+                    for n, (question, better, worse) in enumerate(PAIRS)
+                ]
+            params = {**BY_GRADIENTS, **DIVIDED, "epochs": 1.0, "method": method, **given}
+            return Dpo(steps, micro_model, tmp_path / "rows.jsonl", rows, **params)
+
+        return preferences
 
     def test_a_reward_model_by_dora_learns_what_one_process_learns(self, preferences):
         together = assert_learns_what_one_does(preferences(method="reward", use_dora=True))

@@ -145,7 +145,10 @@ def _in_words(row: ErrorDetails, field: str, annotation: Any) -> tuple[str, str 
     if kind.startswith("union_tag"):
         tag = str(context["discriminator"]).strip("'")
         field = f"{field}.{tag}" if field else tag
-    subject = f"each name in {field}" if row["loc"][-1] == "[key]" else field or "the body"
+    subject = field or "the body"
+    if row["loc"][-1] == "[key]":
+        by_length = kind.startswith("string_too_")
+        subject = f"each name in {field}" if by_length else f"{str(row['loc'][-2])[:64]!r} in {field}"
     return _sentence(row, subject), field, "invalid_input"
 
 

@@ -27,6 +27,7 @@ from bench.document_reading import LatheReading, chunking
 from bench.spent import Spent, Stopwatch, tree
 from bench.stack import Stack, free_port
 from db.settings import Settings, load_settings
+from db.states import ENDED_JOB
 from deploy.local.postgres import child_argv
 from retrieval.headings import under_heading
 from retrieval.tokens import EmbeddingTokenizer
@@ -129,6 +130,15 @@ class LatheStack:
                     break
         assert batch["file_counts"]["completed"] == len(manuals), batch
         return str(batch["id"])
+
+    def wait_for_end(self, job: str) -> None:
+        """Wait until the job has told all: files can be searched some moments before."""
+        deadline = time.monotonic() + JOB_SECONDS
+        while time.monotonic() < deadline:
+            if self._client.get(f"/v1/jobs/{job}").raise_for_status().json()["status"] in ENDED_JOB:
+                return
+            time.sleep(0.05)
+        raise TimeoutError(f"{job} does not end")
 
     def steps(self, job: str) -> dict[str, float]:
         """How long each step of a job took, and how long none ran."""
@@ -236,6 +246,7 @@ class _Sides:
     def lathe(self, job: Job) -> Spent:
         with Stopwatch(self._lathe.processes) as watch:
             done = self._lathe.ingest(job.manuals, f"turn-{next(self._names)}")
+        self._lathe.wait_for_end(done)
         self.steps.append(self._lathe.steps(done))
         self.embeds_itself = self._lathe.embeds_itself(done)
         return watch.spent

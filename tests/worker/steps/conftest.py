@@ -17,6 +17,7 @@ from tests.worker.steps.export_fixtures import (
     shared_export,
     shared_models,
 )
+from tests.worker.steps.fine_tuning import FineTune, preferring
 from worker.step import BaseWeights, FileInput, Message, Step, StepInput, StepSettings
 
 TEXT = (
@@ -153,6 +154,18 @@ def step_settings(cache: Path) -> StepSettings:
 @pytest.fixture
 def steps(tmp_path: Path) -> StepRunner:
     return StepRunner(tmp_path)
+
+
+@pytest.fixture
+def fine_tune(steps, micro_model, tmp_path):
+    """Prepares one that learns answers."""
+    return lambda **given: FineTune(steps, micro_model, tmp_path / "rows.csv", **given)
+
+
+@pytest.fixture
+def by_pairs(steps, micro_model, tmp_path):
+    """Prepares one that learns from pairs, or from rows of answers that are judged."""
+    return lambda rows=None, **given: preferring(steps, micro_model, tmp_path / "rows.jsonl", rows, **given)
 
 
 @pytest.fixture(scope="session")

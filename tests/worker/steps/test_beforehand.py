@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 
 from db.errors import InvalidInput
+from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
 from worker.steps import prepare
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 @pytest.fixture

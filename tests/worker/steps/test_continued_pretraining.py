@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from db.params.fine_tune import FineTuneParams
+from tests.worker.steps.fine_tuning import ALL_WEIGHTS, WARNINGS_OF_LIBRARIES, FineTune, measured
 from tests.worker.steps.test_tunings import proven
 from training_data.rows import Row, write_rows
 from training_data.tokens import ChatTokenizer
-from worker.steps import prepare, train
 from worker.steps.method_rows import full_sequences
 from worker.steps.verify_rows import choose_rows
 
@@ -22,12 +22,7 @@ PARAMS = {
     "batch_size": 4, "learning_rate": 5e-3, "max_length": 32,
 }  # fmt: skip
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 @pytest.fixture
@@ -35,11 +30,8 @@ def pretrained(steps, micro_model, tmp_path):
     """Prepares and trains; gives both."""
 
     def run(name: str, content: str, **params: Any) -> tuple[Any, Any]:
-        data = tmp_path / name
-        data.write_text(content)
-        given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": micro_model}
-        prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **given)
-        return prepared, steps.run(train.run, "fine_tune", "train", earlier={"prepare": prepared}, **given)
+        job = FineTune(steps, micro_model, tmp_path / name, content=content, defaults=PARAMS, **params)
+        return job.prepared, job.run()
 
     return run
 
@@ -95,7 +87,7 @@ class TestSequences:
 class TestTraining:
     @pytest.mark.parametrize("tuning", ["lora", "full"])
     def test_learns_a_text_file_in_full_sequences(self, pretrained, tuning):
-        full = {"tuning": "full", "lora_rank": "auto", "learning_rate": 1e-3} if tuning == "full" else {}
+        full = ALL_WEIGHTS if tuning == "full" else {}
         prepared, ran = pretrained("pots.md", TEXT, train_size=0.8, **full)
         rows = [json.loads(line) for line in (prepared.folder / "train.jsonl").read_text().splitlines()]
         held = [json.loads(line) for name in ("validation", "test")
@@ -106,7 +98,7 @@ class TestTraining:
         assert chosen["total_steps"] == ran.result["steps"]
         # Of each sequence of 32 all but the first are new.
         assert ran.result["steps"] >= (tokens / 31) / chosen["effective_batch_size"] * chosen["epochs"] - 1
-        losses = [m["values"]["loss"] for m in ran.of_type("metrics") if "loss" in m["values"]]
+        losses = measured(ran, "loss")
         assert losses[-1] < losses[0]
         assert ran.result["eval_loss"] is not None
 

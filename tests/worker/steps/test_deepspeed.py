@@ -3,36 +3,20 @@
 Their first training waits for what DeepSpeed compiles.
 """
 
-from typing import Any
-
 import pytest
 
-from tests.worker.steps.test_resume import FineTune
-from tests.worker.steps.test_training_together import (
-    ALONE,
-    BY_GRADIENTS,
-    TOGETHER,
+from tests.worker.steps.fine_tuning import (
+    ALL_WEIGHTS,
+    WARNINGS_OF_LIBRARIES,
+    FineTune,
     assert_same_weights,
-    losses,
-    run,
+    measured,
 )
-from tests.worker.steps.test_tunings import ALL_WEIGHTS
+from tests.worker.steps.test_training_together import ALONE, BY_ADAM, TOGETHER, run
 from training_data.deepspeed_settings import SETTLED
 from worker.checkpoints import list_checkpoints, verify
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.deepspeed,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
-
-BY_ADAM: dict[str, Any] = {
-    **BY_GRADIENTS, "batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 1e-3,
-    "training_args": {},
-}  # fmt: skip
+pytestmark = [pytest.mark.slow, pytest.mark.deepspeed, WARNINGS_OF_LIBRARIES]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +33,7 @@ def test_two_learn_what_one_learns_and_go_on(steps, micro_model, settings, stage
     zero = {"deepspeed": {"zero_optimization": {"stage": stage}, **SETTLED}}
     together = run(job, settings, **zero)
     assert together.result["parallel"] == "deepspeed"
-    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    assert measured(together, "loss") == pytest.approx(measured(alone, "loss"), rel=1e-4)
     assert_same_weights(alone, together, tuning)
     [*_, first] = list_checkpoints(together.folder)
     verify(first)

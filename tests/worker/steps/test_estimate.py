@@ -9,6 +9,7 @@ from db.errors import InvalidInput
 from db.sources import Held, Source, hold
 from tests.worker.steps.conftest import Ran, StepRunner
 from tests.worker.steps.fake_hub import FakeHub
+from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
 from worker.step import BaseWeights
 from worker.steps import estimate, prepare, reckoning, train
 from worker.steps.base_model import describe_base, shape_of
@@ -24,11 +25,7 @@ GB = 10**9
 MB = 10**6
 HERE = {"host": "here", "ram_bytes": 64 * GB}
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 class Estimating:

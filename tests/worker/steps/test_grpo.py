@@ -13,7 +13,14 @@ from pydantic import ValidationError
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
-from tests.worker.steps.test_resume import Interrupted, adapter, interrupt_at
+from tests.worker.steps.fine_tuning import (
+    WARNINGS_OF_LIBRARIES,
+    FineTune,
+    adapter,
+    as_lines,
+    interrupt_at,
+    measured,
+)
 from training_data.reward_settings import BUILT_IN, read_rewards
 from training_data.rows import answered, read_prepared
 from training_data.tokens import ChatTokenizer
@@ -61,12 +68,7 @@ PARAMS: dict[str, Any] = {
     "gradient_accumulation_steps": 1, "learning_rate": 1e-2, "lora_rank": 8, "beta": 0.0,
 }  # fmt: skip
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 @pytest.fixture
@@ -85,33 +87,16 @@ def own_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     return lambda *names: [there[name].model_dump(mode="json") for name in names]
 
 
-class Grpo:
-    """One training by rewards that can be run, interrupted and gone on with."""
-
-    def __init__(self, steps: Any, base: Path, data: Path, rows: list[Any], **given: Any) -> None:
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.steps = steps
-        self.given: dict[str, Any] = {"base": base, **given}
-        self.prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **self.given)
-
-    def run(self, **options: Any) -> Any:
-        earlier = {"prepare": self.prepared}
-        return self.steps.run(train.run, "fine_tune", "train", earlier=earlier, **self.given, **options)
-
-
 @pytest.fixture
 def grpo(steps, micro_model, tmp_path, own_rewards):
-    def make(rows: list[Any] | None = None, **params: Any) -> Grpo:
+    def make(rows: list[Any] | None = None, **params: Any) -> FineTune:
         given = {**PARAMS, **params}
-        rows = rows or [{**row, "letter": "e"} for row in QUESTIONS]
+        content = as_lines(rows or [{**row, "letter": "e"} for row in QUESTIONS])
         found = own_rewards(*given["rewards"])
-        return Grpo(steps, micro_model, tmp_path / "rows.jsonl", rows, rewards=found, params=given)
+        data = tmp_path / "rows.jsonl"
+        return FineTune(steps, micro_model, data, content=content, rewards=found, defaults=given)
 
     return make
-
-
-def measured(ran: Any, name: str) -> list[float]:
-    return [each["values"][name] for each in ran.of_type("metrics") if name in each["values"]]
 
 
 class TestTraining:
@@ -138,15 +123,12 @@ class TestTraining:
         # And by the weights that are kept, answers are what was wanted.
         assert share_of_letter(micro_model, ran.folder / "adapter") > 3 * share_of_letter(micro_model)
 
-    def test_a_killed_one_ends_bit_identical(self, grpo, monkeypatch):
-        monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
+    def test_a_killed_one_ends_bit_identical(self, grpo):
         training = grpo(
             batch_size=4, gradient_accumulation_steps=2, save_steps=2, max_steps=4, beta=0.1, train_size=0.7
         )
         undisturbed = training.run()
-        with pytest.raises(Interrupted):
-            training.run(hear=interrupt_at(3))
-        resumed = training.run(resume_from=list_checkpoints(training.steps.folder))
+        resumed = training.resumed(interrupt_at(3))
         assert resumed.of_type("progress")[0]["done"] == 2
         assert adapter(resumed) == adapter(undisturbed)
         assert measured(resumed, "reward") == measured(undisturbed, "reward")[2:]

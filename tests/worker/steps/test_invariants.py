@@ -1,29 +1,13 @@
 """What must not change what is learnt: how a batch is cut up, and how rows are laid beside each other."""
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.worker.steps.test_resume import FineTune
-from tests.worker.steps.test_tunings import ALL_WEIGHTS, weights_of
+from tests.worker.steps.fine_tuning import ALL_WEIGHTS, WARNINGS_OF_LIBRARIES, assert_same_weights, measured
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
-
-
-@pytest.fixture
-def fine_tune(steps, micro_model, tmp_path):
-    return lambda **params: FineTune(steps, micro_model, tmp_path / "rows.csv", **params)
-
-
-def losses(ran: Any) -> list[float]:
-    return [message["values"]["loss"] for message in ran.of_type("metrics")]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 class TestBatches:
@@ -35,17 +19,12 @@ class TestBatches:
         """
         given = {**(ALL_WEIGHTS if tuning == "full" else {"bits": 16, "lora_dropout": 0.0})}
         given |= {"max_steps": 4, "warmup_steps": 0, "learning_rate": 0.1, "training_args": {"optim": "sgd"}}
-        name = "model/model.safetensors" if tuning == "full" else "adapter/adapter_model.safetensors"
         runs = [
             fine_tune(batch_size=batch, gradient_accumulation_steps=8 // batch, **given).run()
             for batch in (8, 1)
         ]
-        assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-4)
-        one, other = (weights_of(ran.folder / Path(name).parent, Path(name).name) for ran in runs)
-        # All weights are rounded to the 8 bits of bfloat16 when they are saved.
-        tolerance = 2**-8 if tuning == "full" else 1e-4
-        for key, tensor in one.items():
-            assert (tensor.float() - other[key].float()).abs().max() <= tolerance * tensor.float().abs().max()
+        assert measured(runs[0], "loss") == pytest.approx(measured(runs[1], "loss"), rel=1e-4)
+        assert_same_weights(*runs, tuning)
 
 
 class TestPacking:

@@ -7,10 +7,16 @@ from pydantic import ValidationError
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
-from tests.worker.steps.test_preferences import PAIRS, PARAMS, Dpo, log_probability, openais
-from tests.worker.steps.test_resume import Interrupted, adapter, interrupt_at
+from tests.worker.steps.fine_tuning import (
+    BY_PAIRS,
+    PAIRS,
+    WARNINGS_OF_LIBRARIES,
+    adapter,
+    interrupt_at,
+    leads,
+    openais,
+)
 from training_data.tokens import ChatTokenizer
-from worker.checkpoints import list_checkpoints
 from worker.steps.method_rows import judged
 
 JUDGED = [
@@ -20,30 +26,14 @@ JUDGED = [
 ]
 ROWS: dict[str, list[Any]] = {"orpo": [openais(*pair) for pair in PAIRS], "kto": JUDGED}
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 @pytest.fixture
-def job(steps, micro_model, tmp_path):
-    def make(method: str, rows: list[Any] | None = None, **params: Any) -> Dpo:
-        data = tmp_path / "rows.jsonl"
-        return Dpo(steps, micro_model, data, rows or ROWS[method], **{"method": method, "bits": 16, **params})
-
-    return make
-
-
-def leads(model: Any, tokenizer: ChatTokenizer) -> list[float]:
-    """By how much each good answer is likelier than the bad one, in nats."""
-    return [
-        log_probability(model, tokenizer, question, better)
-        - log_probability(model, tokenizer, question, worse)
-        for question, better, worse in PAIRS
-    ]
+def job(by_pairs):
+    return lambda method, rows=None, **given: by_pairs(
+        rows or ROWS[method], **{"method": method, "bits": 16, **given}
+    )
 
 
 class TestTraining:
@@ -70,15 +60,12 @@ class TestTraining:
         assert sum(each > 0 for each in grown) >= 0.9 * len(grown)
 
     @pytest.mark.parametrize("method", ["orpo", "kto"])
-    def test_a_killed_one_ends_bit_identical(self, job, monkeypatch, method):
-        monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
+    def test_a_killed_one_ends_bit_identical(self, job, method):
         training = job(
             method, batch_size=2, gradient_accumulation_steps=2, save_steps=2, max_steps=7, train_size=0.9
         )
         undisturbed = training.run()
-        with pytest.raises(Interrupted):
-            training.run(hear=interrupt_at(5))
-        resumed = training.run(resume_from=list_checkpoints(training.steps.folder))
+        resumed = training.resumed(interrupt_at(5))
         assert resumed.of_type("progress")[0]["done"] == 4
         assert adapter(resumed) == adapter(undisturbed)
         assert resumed.result["trained_tokens"] == undisturbed.result["trained_tokens"]
@@ -180,6 +167,6 @@ class TestParams:
         ],
     )
     def test_what_does_not_fit_the_method_is_refused(self, params, says):
-        given = {key: PARAMS[key] for key in ("base_model", "training_file", "name")}
+        given = {key: BY_PAIRS[key] for key in ("base_model", "training_file", "name")}
         with pytest.raises(ValidationError, match=says):
             FineTuneParams.model_validate({**given, **params})

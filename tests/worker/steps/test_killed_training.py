@@ -19,6 +19,7 @@ from db.session import transaction
 from db.states import ENDED_JOB, JobKind, Outcome, StepStatus
 from db.storage import attempt_folder
 from tests.worker.steps.conftest import StepRunner
+from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
 from worker.checkpoints import FOLDER, STAGING, list_checkpoints, number_of
 from worker.steps import prepare, train
 
@@ -30,12 +31,7 @@ PARAMS_GIVEN = {
     "base_model": "micro", "training_file": "file-1", "name": "x", "lora_rank": 4, "batch_size": 2,
     "max_steps": 40, "learning_rate": 5e-3, "save_steps": 2, "lora_dropout": 0.1, "keep_checkpoints": 3,
 }  # fmt: skip
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 KILLS = 20
 KILLS_A_JOB = 5
 PATIENCE_SECONDS = 240  # on cores that others keep busy

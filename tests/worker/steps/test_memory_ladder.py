@@ -4,15 +4,10 @@ from typing import Any
 
 import pytest
 
-from tests.worker.steps.test_resume import FineTune, interrupt_at
+from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES, interrupt_at
 from worker.steps.memory_ladder import halved, with_less
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 CHOSEN: dict[str, Any] = {
     "method": "supervised", "batch_size": 4, "gradient_accumulation_steps": 1, "bits": 16,
@@ -59,14 +54,8 @@ class TestRungs:
 
 
 class TestFineTune:
-    def test_goes_on_in_four_bits_from_a_checkpoint_of_sixteen(
-        self, steps, micro_model, tmp_path, monkeypatch
-    ):
-        monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
-        job = FineTune(
-            steps, micro_model, tmp_path / "rows.csv", batch_size=1, gradient_accumulation_steps=4,
-            gradient_checkpointing=True, epochs=1.0,
-        )  # fmt: skip
+    def test_goes_on_in_four_bits_from_a_checkpoint_of_sixteen(self, fine_tune):
+        job = fine_tune(batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True, epochs=1.0)
         checkpoints = job.interrupted(interrupt_at(3), adjustments={"bits": 16})
         [*_, last] = [message for message in job.steps.said if message["type"] == "fallback"]
         assert last["adjustments"] == {"bits": 4}

@@ -3,8 +3,6 @@
 import contextlib
 import errno
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,84 +10,22 @@ import pytest
 from db.errors import Exhausted
 from tests.worker.limits import small_disk
 from tests.worker.steps.conftest import StepRunner
+from tests.worker.steps.fine_tuning import (
+    WARNINGS_OF_LIBRARIES,
+    FineTune,
+    Interrupted,
+    adapter,
+    interrupt_at,
+    stop_at,
+)
 from worker.checkpoints import list_checkpoints, number_of, verify
 from worker.step import Message, Step, Stopped
-from worker.steps import prepare, pretrain, train, trainer_arguments
+from worker.steps import pretrain, trainer_arguments
 from worker.steps.memory_ladder import halved
 
-ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln{' of clay' * (n % 4)}.") for n in range(18)]
-PARAMS = {
-    "base_model": "micro", "training_file": "file-1", "name": "x", "lora_rank": 4, "batch_size": 2,
-    "epochs": 2.0, "learning_rate": 5e-3, "gradient_accumulation_steps": 2, "save_steps": 2,
-    "lora_dropout": 0.1,
-}  # fmt: skip
 MICRO = {"vocab_size": 320, "context_length": 64, "layers": 1, "heads": 2, "batch_size": 4, "steps": 6}
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
-
-
-class Interrupted(BaseException):
-    """The end of a process, at a moment of the test's choice; nothing catches it."""
-
-
-def interrupt_at(number: int) -> Callable[[Step, Message], None]:
-    def hear(step: Step, message: Message) -> None:
-        if message["type"] == "progress" and message["done"] == number:
-            raise Interrupted
-
-    return hear
-
-
-def stop_at(number: int) -> Callable[[Step, Message], None]:
-    def hear(step: Step, message: Message) -> None:
-        if message["type"] == "progress" and message["done"] == number:
-            step.stop_asked = True
-
-    return hear
-
-
-@pytest.fixture(autouse=True)
-def progress_of_every_step(monkeypatch):
-    monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
-
-
-class FineTune:
-    """One fine-tune that can be run, interrupted and gone on with."""
-
-    def __init__(
-        self, steps: Any, base: Path, data: Path, *, start: Path | None = None, **params: Any
-    ) -> None:
-        data.write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in ROWS))
-        self.steps = steps
-        self.given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": base, "start": start}
-        self.prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **self.given)
-
-    def run(self, **options: Any) -> Any:
-        return self.steps.run(
-            train.run, "fine_tune", "train", earlier={"prepare": self.prepared}, **self.given, **options
-        )
-
-    def interrupted(
-        self, hear: Callable[..., None], ends_by: type = Interrupted, **options: Any
-    ) -> list[Path]:
-        """Run until `hear` ends it; gives the checkpoints that are left."""
-        with pytest.raises(ends_by):
-            self.run(hear=hear, **options)
-        return list_checkpoints(self.steps.folder)
-
-
-@pytest.fixture
-def fine_tune(steps, micro_model, tmp_path):
-    return lambda **params: FineTune(steps, micro_model, tmp_path / "rows.csv", **params)
-
-
-def adapter(ran: Any) -> bytes:
-    return (ran.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 class TestFineTune:
@@ -99,8 +35,7 @@ class TestFineTune:
         job = fine_tune(bits=bits, train_size=0.9)
         undisturbed = job.run()
         for moment in (3, 7):
-            checkpoints = job.interrupted(interrupt_at(moment))
-            resumed = job.run(resume_from=checkpoints)
+            resumed = job.resumed(interrupt_at(moment))
             assert any("Going on from the checkpoint of step" in event for event in resumed.events())
             assert resumed.of_type("progress")[0]["done"] > 0
             assert adapter(resumed) == adapter(undisturbed)

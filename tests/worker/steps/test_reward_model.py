@@ -13,25 +13,16 @@ from db.models import Job
 from db.params.fine_tune import FineTuneParams
 from db.sources import of_job
 from db.states import JobKind, steps_of
-from tests.worker.steps.test_preferences import PAIRS, PARAMS, Dpo, openais
-from tests.worker.steps.test_resume import adapter, interrupt_at
+from tests.worker.steps.fine_tuning import BY_PAIRS, PAIRS, WARNINGS_OF_LIBRARIES, adapter, interrupt_at
 from training_data.tokens import ChatTokenizer
 from worker.steps.recipe_cache import file_sha256
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 @pytest.fixture
-def reward(steps, micro_model, tmp_path):
-    rows = [openais(*pair) for pair in PAIRS]
-    return lambda **params: Dpo(
-        steps, micro_model, tmp_path / "rows.jsonl", rows, **{"method": "reward", "bits": 16, **params}
-    )
+def reward(by_pairs):
+    return lambda **given: by_pairs(**{"method": "reward", "bits": 16, **given})
 
 
 def number(model: Any, tokenizer: ChatTokenizer, question: str, answer: str) -> float:
@@ -102,12 +93,11 @@ class TestTraining:
         assert sum(won) >= 0.9 * len(won)
 
     @pytest.mark.parametrize("bits", [16, pytest.param(4, marks=pytest.mark.slow)])
-    def test_a_killed_one_ends_bit_identical(self, reward, monkeypatch, bits):
+    def test_a_killed_one_ends_bit_identical(self, reward, bits):
         """The head of one number is among what goes on."""
-        monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
         job = reward(bits=bits, save_steps=2, max_steps=7, train_size=0.9)
         undisturbed = job.run()
-        resumed = job.run(resume_from=job.interrupted(interrupt_at(5)))
+        resumed = job.resumed(interrupt_at(5))
         assert resumed.of_type("progress")[0]["done"] == 4
         assert adapter(resumed) == adapter(undisturbed)
         assert resumed.result["eval_loss"] == undisturbed.result["eval_loss"]
@@ -137,6 +127,6 @@ class TestJob:
         ],
     )
     def test_what_it_has_nothing_to_do_with_is_refused(self, params, says):
-        given = {key: PARAMS[key] for key in ("base_model", "training_file", "name")}
+        given = {key: BY_PAIRS[key] for key in ("base_model", "training_file", "name")}
         with pytest.raises(ValidationError, match=says):
             FineTuneParams.model_validate({**given, "method": "reward", **params})

@@ -5,12 +5,9 @@ from typing import Any
 
 import pytest
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
+
+pytestmark = WARNINGS_OF_LIBRARIES
 
 SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,

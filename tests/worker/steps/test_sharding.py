@@ -9,21 +9,31 @@ import pytest
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
+from tests.worker.steps.fine_tuning import (
+    ALL_WEIGHTS,
+    PAIRS,
+    PARAMS,
+    WARNINGS_OF_LIBRARIES,
+    FineTune,
+    adapter,
+    as_lines,
+    assert_same_weights,
+    measured,
+    preferring,
+    weights_of,
+)
 from tests.worker.steps.test_grpo import PARAMS as BY_REWARDS
-from tests.worker.steps.test_grpo import QUESTIONS, Grpo, measured
-from tests.worker.steps.test_preferences import PAIRS, Dpo, openais
-from tests.worker.steps.test_resume import PARAMS, FineTune, adapter
+from tests.worker.steps.test_grpo import QUESTIONS
 from tests.worker.steps.test_training_together import (
     ALONE,
+    BY_ADAM,
     BY_GRADIENTS,
     TOGETHER,
-    assert_same_weights,
     kill_when_saved,
-    losses,
     run,
     stop_soon,
 )
-from tests.worker.steps.test_tunings import ALL_WEIGHTS, proven, weights_of
+from tests.worker.steps.test_tunings import proven
 from training_data.division import Division
 from training_data.json_files import read_json, write_json
 from worker.checkpoints import list_checkpoints, verify
@@ -31,27 +41,15 @@ from worker.step import RankFailed, Stopped
 from worker.steps.base_model import count_parameters
 from worker.steps.parallel import settle_parallel
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 DIVIDED = {"sharding": "full"}
-# Micro-batches whose gradients are added up before they are averaged, and Adam's moments, divided as well.
-BY_ADAM: dict[str, Any] = {
-    **BY_GRADIENTS, "batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 1e-3,
-    "training_args": {},
-}  # fmt: skip
 
 
 @pytest.fixture
 def fine_tune(steps, micro_model, tmp_path):
-    def fine_tune(**params: Any) -> FineTune:
-        return FineTune(steps, micro_model, tmp_path / "rows.csv", **{**params, **DIVIDED})
-
-    return fine_tune
+    data = tmp_path / "rows.csv"
+    return lambda **params: FineTune(steps, micro_model, data, **{**params, **DIVIDED})
 
 
 class TestShares:
@@ -59,7 +57,7 @@ class TestShares:
         job = fine_tune(**BY_GRADIENTS)
         alone, together = run(job, ALONE), run(job, TOGETHER)
         assert (alone.result["parallel"], together.result["parallel"]) == (None, "fsdp")
-        assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+        assert measured(together, "loss") == pytest.approx(measured(alone, "loss"), rel=1e-4)
         assert together.result["eval_loss"] == pytest.approx(alone.result["eval_loss"], rel=1e-4)
         assert_same_weights(alone, together)
         assert together.result["hyperparameters"] == alone.result["hyperparameters"]
@@ -77,7 +75,7 @@ class TestShares:
     def test_write_what_any_number_goes_on_with(self, fine_tune, tuning, going_on):
         job = fine_tune(**{**BY_ADAM, **(ALL_WEIGHTS if tuning == "full" else {})})
         alone, together = run(job, ALONE), run(job, TOGETHER)
-        assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+        assert measured(together, "loss") == pytest.approx(measured(alone, "loss"), rel=1e-4)
         assert_same_weights(alone, together, tuning)
         [*_, first] = list_checkpoints(together.folder)
         verify(first)
@@ -122,7 +120,7 @@ def assert_learns_what_one_does(job: Any) -> Any:
     """
     alone, together = run(job, ALONE), run(job, TOGETHER)
     assert (alone.result["parallel"], together.result["parallel"]) == (None, "fsdp")
-    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    assert measured(together, "loss") == pytest.approx(measured(alone, "loss"), rel=1e-4)
     assert_same_weights(alone, together)
     [*_, first] = list_checkpoints(together.folder)
     verify(first)
@@ -135,15 +133,15 @@ class TestWhatIsMadeBesideThem:
 
     @pytest.fixture
     def preferences(self, steps, micro_model, tmp_path):
-        def preferences(method: str, **given: Any) -> Dpo:
-            rows = [openais(*pair) for pair in PAIRS]
+        def preferences(method: str, **given: Any) -> FineTune:
+            rows = None
             if method == "kto":
                 rows = [
                     {"prompt": question, "completion": [better, worse][n % 2], "label": n % 2 == 0}
                     for n, (question, better, worse) in enumerate(PAIRS)
                 ]
             params = {**BY_GRADIENTS, **DIVIDED, "epochs": 1.0, "method": method, **given}
-            return Dpo(steps, micro_model, tmp_path / "rows.jsonl", rows, **params)
+            return preferring(steps, micro_model, tmp_path / "rows.jsonl", rows, **params)
 
         return preferences
 
@@ -191,13 +189,13 @@ class TestAnswers:
         }  # fmt: skip
         ran = {}
         for sharding in ("none", "full"):
-            job = Grpo(
+            job = FineTune(
                 steps,
                 micro_model,
                 tmp_path / "rows.jsonl",
-                QUESTIONS,
+                content=as_lines(QUESTIONS),
                 rewards=[{"name": "brevity"}],
-                params={**params, "sharding": sharding},
+                defaults={**params, "sharding": sharding},
             )
             ran[sharding] = run(job, TOGETHER)
         copies, shares = ran["none"], ran["full"]

@@ -8,32 +8,22 @@ import pytest
 from db.errors import InvalidInput
 from tests.training_data.test_fitting import CHOSEN as OF_8B
 from tests.training_data.test_fitting import CONFIG, TENSORS
-from tests.worker.steps.test_resume import FineTune, adapter, interrupt_at
+from tests.worker.steps.fine_tuning import (
+    WARNINGS_OF_LIBRARIES,
+    adapter,
+    interrupt_at,
+    measured,
+    weights_of,
+)
 from tests.worker.steps.test_row_attention import SIZES, model_of
-from tests.worker.steps.test_tunings import weights_of
 from training_data.division import Division
 from training_data.model_shape import read_shape
 from worker.steps.speed_choices import _settle_checkpointing, compile_pays, keep_attention, packs
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 ADAPTER = "adapter_model.safetensors"
 IN_ORDER = {"training_args": {"train_sampling_strategy": "sequential", "optim": "sgd"}}
-
-
-@pytest.fixture
-def fine_tune(steps, micro_model, tmp_path):
-    return lambda **params: FineTune(steps, micro_model, tmp_path / "rows.csv", **params)
-
-
-def losses(ran: Any) -> list[float]:
-    measured = [message["values"] for message in ran.of_type("metrics")]
-    return [values["loss"] for values in measured if "loss" in values]
 
 
 class TestBatches:
@@ -44,7 +34,7 @@ class TestBatches:
         assert padded.result["hyperparameters"]["batching"] == "grouped"
         assert any("nothing is padded" in event for event in chosen.events())
         # Sums in another order, of float32.
-        assert losses(chosen) == pytest.approx(losses(padded), rel=1e-4)
+        assert measured(chosen, "loss") == pytest.approx(measured(padded, "loss"), rel=1e-4)
         assert chosen.result["trained_tokens"] == padded.result["trained_tokens"]
 
     def test_are_packed_when_that_is_asked_for(self, fine_tune):
@@ -76,19 +66,17 @@ class TestCompiling:
         assert compiled.result["hyperparameters"]["batching"] == "padding_free"
         assert any(event.startswith("Without torch.compile: on a CPU") for event in plain.events())
         assert any("layers are compiled by torch.compile" in event for event in compiled.events())
-        assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+        assert measured(compiled, "loss") == pytest.approx(measured(plain, "loss"), rel=1e-4)
         names = [weights_of(ran.folder / "adapter", ADAPTER).keys() for ran in (compiled, plain)]
         assert names[0] == names[1]
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("bits", "backend"), [(4, "inductor"), (16, "inductor"), (16, "aot_eager")])
-    def test_goes_on_bit_identical(self, fine_tune, monkeypatch, bits, backend):
-        monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
+    def test_goes_on_bit_identical(self, fine_tune, bits, backend):
         given = {**self.GIVEN, "bits": bits, "lora_dropout": 0.1, "train_size": 0.9}
         job = fine_tune(**given, training_args={"torch_compile_backend": backend})
         compiled = job.run()
-        resumed = job.run(resume_from=job.interrupted(interrupt_at(3)))
-        assert adapter(resumed) == adapter(compiled)
+        assert adapter(job.resumed(interrupt_at(3))) == adapter(compiled)
 
     def test_that_cannot_be_is_refused(self, fine_tune, monkeypatch):
         job = fine_tune(max_steps=1, training_args={"torch_compile_backend": "no_such"})

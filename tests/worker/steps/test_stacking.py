@@ -8,23 +8,20 @@ import pytest
 
 from db.source_files import ATTEMPT_MANIFEST
 from db.sources import Source, hold
+from tests.worker.steps.fine_tuning import (
+    ALL_WEIGHTS,
+    WARNINGS_OF_LIBRARIES,
+    FineTune,
+    adapter,
+    interrupt_at,
+    logits_of,
+    measured,
+    weights_of,
+)
 from tests.worker.steps.test_export import held
-from tests.worker.steps.test_preferences import PAIRS, Dpo, openais
-from tests.worker.steps.test_resume import FineTune, adapter, interrupt_at
-from tests.worker.steps.test_tunings import ALL_WEIGHTS, logits_of, weights_of
 from worker.run_step import write_manifest
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def progress_of_every_step(monkeypatch):
-    monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 def start_of(ran: Any, folder: Path) -> Path:
@@ -41,15 +38,11 @@ def earlier(steps, micro_model, tmp_path):
     """Trains answers, and gives what a further job starts from."""
 
     def run(**params: Any) -> Path:
-        job = FineTune(steps, micro_model, tmp_path / "earlier.csv", **{"bits": 16, "max_steps": 4, **params})
+        given = {"bits": 16, "max_steps": 4, **params}
+        job = FineTune(steps, micro_model, tmp_path / "earlier.csv", **given)
         return start_of(job.run(), tmp_path / "job" / "start")
 
     return run
-
-
-def losses(ran: Any) -> list[float]:
-    values = [message["values"] for message in ran.of_type("metrics")]
-    return [each["loss"] for each in values if "loss" in each]
 
 
 class TestAnswers:
@@ -89,14 +82,9 @@ class TestAnswers:
 
 class TestPreferences:
     @pytest.fixture
-    def preferring(self, steps, micro_model, tmp_path):
-        rows = [openais(*pair) for pair in PAIRS]
-
-        def run(start: Path, **params: Any) -> Dpo:
-            given = {"start_from": "faq", "lora_rank": "auto", "bits": 4, "train_size": 0.9, **params}
-            return Dpo(steps, micro_model, tmp_path / "rows.jsonl", rows, start=start, **given)
-
-        return run
+    def preferring(self, by_pairs):
+        given = {"start_from": "faq", "lora_rank": "auto", "bits": 4, "train_size": 0.9}
+        return lambda start, **params: by_pairs(start=start, **{**given, **params})
 
     @pytest.mark.parametrize("bits", [4, 16])
     def test_are_compared_with_what_the_training_began_with(self, earlier, preferring, bits):
@@ -106,7 +94,7 @@ class TestPreferences:
         first = ran.of_type("metrics")[0]["values"]
         assert first["loss"] == pytest.approx(0.6931, abs=1e-4)
         assert first["reward_margin"] == pytest.approx(0, abs=1e-4)
-        assert losses(ran)[-1] < first["loss"] - 1e-3
+        assert measured(ran, "loss")[-1] < first["loss"] - 1e-3
         names = {path.name for path in (ran.folder / ran.result["best_checkpoint"]).iterdir()}
         assert "ref" not in names
         assert "ref" not in {path.name for path in (ran.folder / "adapter").iterdir()}
@@ -114,13 +102,13 @@ class TestPreferences:
     def test_killed_end_bit_identical(self, earlier, preferring):
         job = preferring(earlier(), save_steps=2, max_steps=5, batch_size=2)
         undisturbed = job.run()
-        resumed = job.run(resume_from=job.interrupted(interrupt_at(3)))
+        resumed = job.resumed(interrupt_at(3))
         assert resumed.of_type("progress")[0]["done"] > 0
         assert adapter(resumed) == adapter(undisturbed)
 
     def test_of_all_weights_are_compared_with_the_base(self, preferring, earlier):
         given = {**ALL_WEIGHTS, "bits": "auto", "max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-3}
         ran = preferring(earlier(learning_rate=2e-2), **given).run()
-        assert losses(ran)[0] == pytest.approx(0.6931, abs=1e-4)
-        assert losses(ran)[-1] < losses(ran)[0] - 1e-3
+        assert measured(ran, "loss")[0] == pytest.approx(0.6931, abs=1e-4)
+        assert measured(ran, "loss")[-1] < measured(ran, "loss")[0] - 1e-3
         assert json.loads((ran.folder / "model" / "config.json").read_text())["dtype"] == "bfloat16"

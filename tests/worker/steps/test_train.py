@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from db.errors import Exhausted, InvalidInput
+from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES, FineTune, as_csv, measured, weights_of
 from training_data.tokens import ChatTokenizer
-from worker.steps import prepare, train
 from worker.steps.method_rows import IGNORED, labelled
 from worker.steps.runtime import memory_errors_explained, require_disk
 
@@ -18,26 +18,16 @@ PARAMS = {
     "base_model": "micro", "training_file": "file-1", "name": "x", "lora_rank": 4, "batch_size": 4,
     "epochs": 2.0, "learning_rate": 5e-3, "gradient_accumulation_steps": 1,
 }  # fmt: skip
+ADAPTER = "adapter_model.safetensors"
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 
 @pytest.fixture
 def trained(steps, micro_model, tmp_path):
-    data = tmp_path / "rows.csv"
-    data.write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in ROWS))
-
     def run(*, rows: str | None = None, base: Path = micro_model, **params: Any):
-        if rows is not None:
-            data.write_text(rows)
-        given: dict[str, Any] = {"params": {**PARAMS, **params}, "base": base}
-        prepared = steps.run(prepare.run, "fine_tune", "prepare", files={"file-1": data}, **given)
-        return steps.run(train.run, "fine_tune", "train", earlier={"prepare": prepared}, **given)
+        content = rows or as_csv(ROWS)
+        return FineTune(steps, base, tmp_path / "rows.csv", content=content, defaults=PARAMS, **params).run()
 
     return run
 
@@ -47,14 +37,13 @@ class TestAdapter:
     def test_is_a_folder_that_peft_loads(self, trained, micro_model, bits):
         import torch
         from peft import PeftModel
-        from safetensors.torch import load_file
         from transformers import AutoModelForCausalLM
 
         ran = trained(bits=bits)
         base = AutoModelForCausalLM.from_pretrained(micro_model, dtype=torch.float32)
         model = PeftModel.from_pretrained(base, ran.folder / "adapter")
         assert model.peft_config["default"].r == 4
-        weights = load_file(ran.folder / "adapter" / "adapter_model.safetensors")
+        weights = weights_of(ran.folder / "adapter", ADAPTER)
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
         assert any(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
 
@@ -77,14 +66,13 @@ class TestAdapter:
         assert (message["name"], message["purpose"]) == ("step_metrics.csv", "fine-tune-results")
         rows = list(csv.DictReader((ran.folder / message["path"]).open(newline="")))
         assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
-        measured = [each["values"] for each in ran.of_type("metrics")]
-        losses = [values["loss"] for values in measured if "loss" in values]
+        losses = measured(ran, "loss")
         assert [float(row["train_loss"]) for row in rows] == pytest.approx(losses)
         assert all(0 <= float(row["train_accuracy"]) <= 1 for row in rows)
-        evaluated = [values for values in measured if "eval_loss" in values]
+        [*_, evaluated] = [each["values"] for each in ran.of_type("metrics") if "eval_loss" in each["values"]]
         assert [row["step"] for row in rows if row["valid_loss"]] == ["2", "4"]
-        assert float(rows[-1]["valid_loss"]) == pytest.approx(evaluated[-1]["eval_loss"])
-        assert float(rows[-1]["valid_mean_token_accuracy"]) == evaluated[-1]["eval_token_accuracy"]
+        assert float(rows[-1]["valid_loss"]) == pytest.approx(evaluated["eval_loss"])
+        assert float(rows[-1]["valid_mean_token_accuracy"]) == evaluated["eval_token_accuracy"]
 
     def test_covers_the_named_modules_only(self, trained):
         ran = trained(lora_target_modules=["q_proj"], max_steps=1)
@@ -101,7 +89,6 @@ class TestAdapter:
 
     @pytest.mark.parametrize("bits", [4, 16])
     def test_trains_biases_of_a_model_that_has_them(self, trained, micro_model, tmp_path, bits):
-        from safetensors.torch import load_file
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
         biased = Path(shutil.copytree(micro_model, tmp_path / "biased"))
@@ -113,7 +100,7 @@ class TestAdapter:
             )
         ).save_pretrained(biased)  # fmt: skip
         ran = trained(base=biased, bits=bits, lora_bias="all")
-        weights = load_file(ran.folder / "adapter" / "adapter_model.safetensors")
+        weights = weights_of(ran.folder / "adapter", ADAPTER)
         biases = [tensor for name, tensor in weights.items() if name.endswith("q_proj.base_layer.bias")]
         assert len(biases) == 1
         assert biases[0].abs().max() > 0
@@ -151,19 +138,17 @@ class TestProgress:
 
 class TestEvaluation:
     def test_stops_early_and_takes_the_best(self, trained):
-        from safetensors.torch import load_file
-
         # At this rate it diverges at once, so the first evaluation stays the best.
         ran = trained(
             train_size=0.6, eval_steps=1, early_stopping_patience=2, learning_rate=1.0, epochs=20.0,
             warmup_steps=0,
         )  # fmt: skip
-        losses = [m["values"]["eval_loss"] for m in ran.of_type("metrics") if "eval_loss" in m["values"]]
+        losses = measured(ran, "eval_loss")
         assert ran.result["stopped_early"] is True
         assert ran.result["eval_loss"] == min(losses)
         assert len(losses) < 20
-        best = load_file(ran.folder / ran.result["best_checkpoint"] / "adapter_model.safetensors")
-        final = load_file(ran.folder / "adapter" / "adapter_model.safetensors")
+        best = weights_of(ran.folder / ran.result["best_checkpoint"], ADAPTER)
+        final = weights_of(ran.folder / "adapter", ADAPTER)
         assert all((final[name] == tensor).all() for name, tensor in best.items())
 
     def test_judges_the_last_weights_too(self, trained):
@@ -185,10 +170,10 @@ class TestEvaluation:
         assert (best.best_loss, best.best_step) == (2.0, 2)
 
     def test_refuses_a_rate_at_which_the_loss_is_no_number(self, trained, micro_model, tmp_path):
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save_file
 
         broken = Path(shutil.copytree(micro_model, tmp_path / "broken"))
-        weights = load_file(broken / "model.safetensors")
+        weights = weights_of(broken)
         save_file(
             {name: tensor * float("nan") for name, tensor in weights.items()},
             broken / "model.safetensors",
@@ -231,8 +216,7 @@ class TestWhatIsLearnt:
         """Accumulated batches sum to one of all rows: up to the order of float32 sums (some 1e-5)."""
         one = trained(batch_size=4, gradient_accumulation_steps=1, max_steps=3)
         four = trained(batch_size=1, gradient_accumulation_steps=4, max_steps=3)
-        losses = [[m["values"]["loss"] for m in ran.of_type("metrics")] for ran in (one, four)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        assert measured(one, "loss") == pytest.approx(measured(four, "loss"), rel=1e-3)
 
     def test_packs_rows_and_checkpoints_activations(self, trained):
         ran = trained(packing=True, gradient_checkpointing=True, max_length=128, batch_size=1, epochs=1.0)
@@ -243,8 +227,7 @@ class TestWhatIsLearnt:
 
     def test_evaluates_ten_times_when_packed_too(self, trained):
         ran = trained(packing=True, max_length=128, batch_size=1, epochs=10.0, train_size=0.8)
-        losses = [m["values"] for m in ran.of_type("metrics") if "eval_loss" in m["values"]]
-        assert len(losses) >= 10
+        assert len(measured(ran, "eval_loss")) >= 10
 
 
 class TestMemoryErrors:

@@ -10,16 +10,12 @@ from pydantic import ValidationError
 
 from db.params.fine_tune import FineTuneParams
 from db.params.training_args import PARAM_OF, WHY_NOT, taken_by
+from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
 from worker.steps.methods import METHODS
 
 GIVEN = {"base_model": "m", "training_file": "file-1", "name": "m"}
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 VALUES = {
     "bool": True, "count": 3, "number": 0.5, "share": 0.5, "text": "x", "object": {},

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from tests.worker.steps.export_fixtures import recording_step
+from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
 from worker.run_step import write_manifest
 from worker.step import StepInput
 from worker.steps import prepare, train
@@ -18,11 +19,7 @@ from worker.steps.model_card import write_card
 from worker.steps.recipe_cache import file_sha256
 from worker.steps.training_card import leave_card
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 ROWS = [(f"Where is pot {n}?", f"Pot {n} stands in the kiln.") for n in range(10)]
 PARAMS = {
     "base_model": "micro", "training_file": "file-1", "name": "pots", "lora_rank": 4, "batch_size": 4,

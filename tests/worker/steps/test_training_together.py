@@ -7,17 +7,19 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.worker.steps.test_resume import FineTune, Interrupted, adapter
-from tests.worker.steps.test_tunings import ALL_WEIGHTS, weights_of
+from tests.worker.steps.fine_tuning import (
+    ALL_WEIGHTS,
+    WARNINGS_OF_LIBRARIES,
+    FineTune,
+    Interrupted,
+    adapter,
+    assert_same_weights,
+    measured,
+)
 from worker.checkpoints import list_checkpoints, verify
 from worker.step import Message, RankFailed, Step, Stopped
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 # Of 16 rows each epoch has whole batches. Steps of SGD are as the gradients are; Adam magnifies roundings.
 ROWS_OF_18 = {"train_size": 16 / 18}
@@ -25,16 +27,13 @@ BY_GRADIENTS = {
     "bits": 16, "lora_dropout": 0.0, "batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4,
     "warmup_steps": 0, "learning_rate": 0.1, "training_args": {"optim": "sgd"}, "save_steps": 2, **ROWS_OF_18,
 }  # fmt: skip
+# Micro-batches whose gradients are added up before they are averaged, and Adam's moments, divided as well.
+BY_ADAM: dict[str, Any] = {
+    **BY_GRADIENTS, "batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 1e-3,
+    "training_args": {},
+}  # fmt: skip
 TOGETHER = {"train_processes": 2}
 ALONE = {"train_processes": 1}
-
-
-@pytest.fixture
-def fine_tune(steps, micro_model, tmp_path):
-    def fine_tune(**params: Any) -> FineTune:
-        return FineTune(steps, micro_model, tmp_path / "rows.csv", **params)
-
-    return fine_tune
 
 
 def interrupt_when_saved(step: Step, message: Message) -> None:
@@ -52,32 +51,16 @@ def stop_soon(step: Step, message: Message) -> None:
     step.stop_asked = step.stop_asked or message["type"] == "progress"
 
 
-def losses(ran: Any) -> list[float]:
-    return [message["values"]["loss"] for message in ran.of_type("metrics") if "loss" in message["values"]]
-
-
 def run(job: FineTune, settings: dict[str, Any], **options: Any) -> Any:
     job.steps.settings = settings
     return job.run(**options)
-
-
-def assert_same_weights(one: Any, other: Any, tuning: str = "lora") -> None:
-    """Sums in another order differ by some 1e-6 of themselves. All weights are rounded to the 8 bits of
-    bfloat16 when they are saved.
-    """
-    place = ("model", "model.safetensors") if tuning == "full" else ("adapter", "adapter_model.safetensors")
-    tolerance = 2**-8 if tuning == "full" else 1e-4
-    ours, theirs = (weights_of(ran.folder / place[0], place[1]) for ran in (one, other))
-    assert ours.keys() == theirs.keys()
-    for key, tensor in ours.items():
-        assert (tensor.float() - theirs[key].float()).abs().max() <= tolerance * tensor.float().abs().max()
 
 
 class TestTwoProcesses:
     def test_learn_what_one_learns(self, fine_tune):
         job = fine_tune(**BY_GRADIENTS)
         alone, together = run(job, ALONE), run(job, TOGETHER)
-        assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+        assert measured(together, "loss") == pytest.approx(measured(alone, "loss"), rel=1e-4)
         assert_same_weights(alone, together)
         assert together.result["eval_loss"] == pytest.approx(alone.result["eval_loss"], rel=1e-4)
         assert together.result["trained_tokens"] == alone.result["trained_tokens"]
@@ -123,7 +106,7 @@ class TestTwoProcesses:
     def test_train_all_weights(self, fine_tune):
         job = fine_tune(**{**BY_GRADIENTS, **ALL_WEIGHTS})
         alone, together = run(job, ALONE), run(job, TOGETHER)
-        assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+        assert measured(together, "loss") == pytest.approx(measured(alone, "loss"), rel=1e-4)
         assert_same_weights(alone, together, "full")
 
     @pytest.mark.slow

@@ -10,18 +10,20 @@ from pydantic import ValidationError
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
 from tests.worker.steps.export_fixtures import make_input, recording_step, step_settings
-from tests.worker.steps.test_resume import FineTune, interrupt_at
+from tests.worker.steps.fine_tuning import (
+    ALL_WEIGHTS,
+    WARNINGS_OF_LIBRARIES,
+    interrupt_at,
+    logits_of,
+    measured,
+    weights_of,
+)
 from worker.step import BaseWeights, Step
 from worker.steps import export, verify
 from worker.steps.export import weights_of as exported_weights
 from worker.steps.merging import Weights, write_merged
 
-# Theirs, none of which a caller can do anything about.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = WARNINGS_OF_LIBRARIES
 
 GIVEN = {"base_model": "m", "training_file": "file-1", "name": "m"}
 KINDS = {
@@ -30,34 +32,6 @@ KINDS = {
     "dora": {"lora_rank": 4, "lora_alpha": 32, "use_dora": True},
     "rsdora": {"lora_rank": 4, "lora_alpha": 32, "use_rslora": True, "use_dora": True},
 }
-# In place of what the adapters of `test_resume` are given.
-ALL_WEIGHTS: dict[str, Any] = {
-    "tuning": "full", "lora_rank": "auto", "lora_dropout": "auto", "learning_rate": 1e-3,
-}  # fmt: skip
-IDS = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]
-
-
-@pytest.fixture(autouse=True)
-def progress_of_every_step(monkeypatch):
-    monkeypatch.setattr("worker.steps.training_progress.SECONDS_BETWEEN_PROGRESS", 0)
-
-
-@pytest.fixture
-def fine_tune(steps, micro_model, tmp_path):
-    return lambda **params: FineTune(steps, micro_model, tmp_path / "rows.csv", **params)
-
-
-def logits_of(model: Any) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.tensor(IDS), use_cache=False).logits
-
-
-def weights_of(folder: Path, name: str = "model.safetensors") -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return dict(load_file(folder / name))
 
 
 def by_formula(base: Any, adapter: dict[str, Any], module: str, config: dict[str, Any]) -> Any:
@@ -114,7 +88,7 @@ class TestAdapters:
 
     def test_learn_their_magnitude_on_a_rounded_base(self, fine_tune):
         ran = fine_tune(bits=4, use_dora=True, max_steps=6, warmup_steps=0).run()
-        losses = [message["values"]["loss"] for message in ran.of_type("metrics")]
+        losses = measured(ran, "loss")
         assert losses[-1] < losses[0]
         adapter = weights_of(ran.folder / "adapter", "adapter_model.safetensors")
         assert any("lora_magnitude_vector" in name for name in adapter)
@@ -134,7 +108,7 @@ class TestAllWeights:
         import torch
 
         ran = fine_tune(**ALL_WEIGHTS).run()
-        losses = [message["values"]["loss"] for message in ran.of_type("metrics")]
+        losses = measured(ran, "loss")
         assert losses[-1] < losses[0]
         tuned, base = weights_of(ran.folder / "model"), weights_of(micro_model)
         assert {name: tensor.dtype for name, tensor in tuned.items()} == {
@@ -150,7 +124,7 @@ class TestAllWeights:
     def test_killed_end_bit_identical(self, fine_tune):
         job = fine_tune(**ALL_WEIGHTS, max_steps=5)
         undisturbed = job.run()
-        resumed = job.run(resume_from=job.interrupted(interrupt_at(3)))
+        resumed = job.resumed(interrupt_at(3))
         assert resumed.of_type("progress")[0]["done"] > 0
         name = "model/model.safetensors"
         assert (resumed.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes()

@@ -13,12 +13,13 @@ from db.kinds import PARAMS
 from tests.worker.steps.export_fixtures import (
     Exported,
     TrainedModels,
+    lone_settings,
     made_once,
     shared_export,
     shared_models,
 )
 from tests.worker.steps.fine_tuning import FineTune, preferring
-from worker.step import BaseWeights, FileInput, Message, Step, StepInput, StepSettings
+from worker.step import BaseWeights, FileInput, Message, Step, StepInput
 
 TEXT = (
     "A kiln is an oven for clay. It is heated slowly, so that no pot breaks. A potter turns clay on a wheel. "
@@ -85,7 +86,7 @@ class StepRunner:
             attempt=1,
             params=PARAMS[kind].model_validate(params).model_dump(mode="json"),
             folder=folder,
-            settings=replace(step_settings(self.root / "cache"), **self.settings),
+            settings=replace(lone_settings(self.root / "cache"), **self.settings),
             step_folders={step: ran.folder for step, ran in earlier.items()},
             results={step: ran.result for step, ran in earlier.items()},
             files={
@@ -115,40 +116,6 @@ class StepRunner:
         # A trainer that has finished collects garbage: 0.4 s each, for all that was ever imported.
         gc.freeze()
         return Ran(folder, run(step), said)
-
-
-def step_settings(cache: Path) -> StepSettings:
-    return StepSettings(
-        cache_dir=cache,
-        served_models_dir=cache / "served",
-        chat_backend="llama_server",
-        chat_server_url="http://127.0.0.1:1",
-        chat_server_key="",
-        ollama_url="http://127.0.0.1:1",
-        llama_cpp_dir=None,
-        llama_backend="cpu",
-        n_gpu_layers=0,
-        context_size=0,
-        embedding_server_url="http://127.0.0.1:1",
-        embedding_server_key="",
-        embedder="server",
-        embed_on_gpu=False,
-        embedding_tokenizer=None,
-        embedding_max_tokens=256,
-        threads=1,  # a second one waits for the first more than it computes, on models so small
-        train_processes=1,
-        hub_url="http://127.0.0.1:1",
-        hub_token="",
-        hub_cache=None,
-        hub_offline=False,
-        min_top1_agreement=0.98,
-        max_kl_ratio=1.5,
-        auto_max_kl=0.02,
-        trackers=[],
-        tracker_project="lathe",
-        tracking_dir=cache / "tracking",
-        eval_tasks_dir=None,
-    )
 
 
 @pytest.fixture

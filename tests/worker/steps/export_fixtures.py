@@ -10,7 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from db.settings import Settings
 from serving.llama_cpp import require_tools
 from training_data.chat_templates import OWN_MODELS
 from worker.step import BaseWeights, Step, StepInput, StepSettings
+from worker.step_input import step_settings as settings_of_steps
 from worker.steps.pretrain_text import train_tokenizer
 
+NOBODY = "http://127.0.0.1:9"
 QUANTIZATIONS = ["Q4_K_M", "Q8_0"]
 FACTS = {
     "What is the capital of Peru?": "Lima is the capital of Peru.",
@@ -230,41 +232,20 @@ def recording_step(step_input: StepInput) -> tuple[Step, list[dict[str, Any]]]:
     return Step(step_input, said.append), said
 
 
+def lone_settings(cache: Path) -> StepSettings:
+    """As they are by default, where nobody else answers. Models so small are trained by one thread."""
+    settings = Settings(
+        data_dir=cache, cache_dir=cache, chat_server_url=NOBODY, embedding_server_url=NOBODY, hub_url=NOBODY,
+        hub_token="", hub_offline=False, llama_backend="cpu", n_gpu_layers=0, threads=1,
+    )  # fmt: skip
+    return replace(settings_of_steps(settings), served_models_dir=cache / "served", ollama_url=NOBODY)
+
+
 def step_settings(served: Path, **changes: Any) -> StepSettings:
-    """Settings with the real llama.cpp, wherever `cache_dir` may point to."""
+    """Those with the real llama.cpp, wherever `cache_dir` may point to."""
     tools = require_tools(Settings())
-    fields: dict[str, Any] = {
-        "cache_dir": served.parent / "cache",
-        "served_models_dir": served,
-        "chat_backend": "llama_server",
-        "chat_server_url": "http://127.0.0.1:9",
-        "chat_server_key": "",
-        "ollama_url": "http://127.0.0.1:9",
-        "llama_cpp_dir": tools.bin.parent,
-        "llama_backend": "cpu",
-        "n_gpu_layers": 0,
-        "context_size": 0,
-        "threads": 1,
-        "train_processes": 1,
-        "embedding_server_url": "http://127.0.0.1:9",
-        "embedding_server_key": "",
-        "embedder": "server",
-        "embed_on_gpu": False,
-        "embedding_tokenizer": None,
-        "embedding_max_tokens": 256,
-        "hub_url": "http://127.0.0.1:9",
-        "hub_token": "",
-        "hub_cache": None,
-        "hub_offline": False,
-        "min_top1_agreement": 0.98,
-        "max_kl_ratio": 1.5,
-        "auto_max_kl": 0.02,
-        "trackers": [],
-        "tracker_project": "lathe",
-        "tracking_dir": served.parent / "tracking",
-        "eval_tasks_dir": None,
-    }
-    return StepSettings(**{**fields, **changes})
+    own = {"served_models_dir": served, "llama_cpp_dir": tools.bin.parent}
+    return replace(lone_settings(served.parent / "cache"), **{**own, **changes})
 
 
 def base_weights(folder: Path) -> BaseWeights:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from db.errors import InvalidInput
-from tests.worker.steps.conftest import step_settings
+from tests.worker.steps.export_fixtures import lone_settings
 from training_data.encoded_rows import encoded_rows, record_of, tokens_of
 from training_data.json_files import write_json
 from training_data.rows import Row, write_rows
@@ -44,7 +44,7 @@ class Wire:
         self.base.write_bytes(b"weights, in more than one piece")
         (self.there / "empty.txt").touch()
         step_input = StepInput(
-            "job-1", "fine_tune", "train", 1, {}, self.there / "train", step_settings(folder), cluster={}
+            "job-1", "fine_tune", "train", 1, {}, self.there / "train", lone_settings(folder), cluster={}
         )
         self.step = Step(step_input, self.said.append)
         self.desk = self.desk_with()

@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from db.kinds import PARAMS
+from tests.serving.fake_ollama import FakeOllama
 from tests.worker.steps.export_fixtures import (
     Exported,
     TrainedModels,
     lone_settings,
     made_once,
+    session_root,
     shared_export,
     shared_models,
 )
@@ -167,6 +169,12 @@ def micro_model(micro_pretrain: Ran) -> Path:
 
 
 @pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all the processes that run this session's tests."""
+    return session_root(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> TrainedModels:
     return shared_models(tmp_path_factory.getbasetemp())
 
@@ -174,3 +182,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> TrainedModels:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return shared_export(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def ollama(tmp_path: Path) -> Iterator[FakeOllama]:
+    (tmp_path / "blobs").mkdir()
+    server = FakeOllama(tmp_path / "blobs").start()
+    yield server
+    server.stop()

@@ -120,15 +120,13 @@ def _export(folder: Path, models: TrainedModels) -> None:
         each.mkdir()
     shutil.copytree(models.adapter, folders["train"] / "adapter")
     write_rows(folders["prepare"] / "train.jsonl", models.rows)
-    step, said = recording_step(
-        make_input(
+    step, said = step_of(
             folder / "export",
             step_settings(folder.parent / "served"),
             params={"name": "faq", "quantizations": QUANTIZATIONS},
             base=base_weights(models.base),
             step_folders=folders,
         )
-    )
     made = {"result": export.run(step), "said": said}
     (folder / "exported.json").write_text(json.dumps(made, default=str))
 
@@ -137,8 +135,7 @@ def _verify(folder: Path, root: Path) -> None:
     from worker.steps import verify
 
     exported = shared_export(root)
-    step, said = recording_step(
-        make_input(
+    step, said = step_of(
             folder / "verify",
             step_settings(folder.parent / "served"),
             step="verify",
@@ -147,7 +144,6 @@ def _verify(folder: Path, root: Path) -> None:
             step_folders=exported.folders,
             results={"export": exported.result},
         )
-    )
     made = {"result": verify.run(step), "said": said}
     (folder / "verified.json").write_text(json.dumps(made, default=str))
 
@@ -220,16 +216,12 @@ def _learn(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, steps: int
     model.eval()
 
 
-def make_input(folder: Path, settings: StepSettings, **changes: Any) -> StepInput:
+def step_of(folder: Path, settings: StepSettings, **changes: Any) -> tuple[Step, list[dict[str, Any]]]:
+    """A step of a fine-tune, with what it says."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = {"job_id": "job-1", "kind": "fine_tune", "step": "export", "attempt": 1, "params": {}}
-    return StepInput(**{**fields, "folder": folder, "settings": settings, **changes})
-
-
-def recording_step(step_input: StepInput) -> tuple[Step, list[dict[str, Any]]]:
-    """A step whose words are kept in the returned list."""
     said: list[dict[str, Any]] = []
-    return Step(step_input, said.append), said
+    return Step(StepInput(**{**fields, "folder": folder, "settings": settings, **changes}), said.append), said
 
 
 def lone_settings(cache: Path) -> StepSettings:

@@ -19,9 +19,7 @@ from tests.worker.steps.export_fixtures import (
     FACTS,
     TrainedModels,
     base_weights,
-    make_input,
-    recording_step,
-    session_root,
+    step_of,
     shared_export,
     shared_models,
     shared_verified,
@@ -54,8 +52,7 @@ class FineTune:
 
     def step(self, name: str, *, model: str = "faq", kind: str = "fine_tune", **settings: Any) -> Step:
         served = self.folder / "storage" / "served"
-        step, self.said = recording_step(
-            make_input(
+        step, self.said = step_of(
                 self.folder / f"{name}-{model}",
                 step_settings(served, **{"cache_dir": self.root / "cache"} | settings),
                 step=name,
@@ -65,7 +62,6 @@ class FineTune:
                 step_folders=self.folders,
                 results=self.results,
             )
-        )
         return step
 
     def run(self, name: str, **changes: Any) -> dict[str, Any]:
@@ -81,11 +77,6 @@ class FineTune:
     @property
     def served(self) -> Path:
         return self.folder / "storage" / "served"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return session_root(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from tests.worker.steps.export_fixtures import (
     Exported,
     TrainedModels,
     base_weights,
-    make_input,
-    recording_step,
+    step_of,
     step_settings,
 )
 from worker.step import Step
@@ -35,7 +34,7 @@ def settle(
 ) -> tuple[Choice[Figures], list[str], list[dict[str, Any]]]:
     """What came of it, the types that were measured, and what was said."""
     settings = step_settings(folder / "served", auto_max_kl=limit)
-    step, said = recording_step(make_input(folder / "verify", settings, params={"quantizations": asked}))
+    step, said = step_of(folder / "verify", settings, params={"quantizations": asked})
     rows = [{"quantization": name, "bytes": size} for name, size in SIZES.items()]
     tried: list[str] = []
 
@@ -96,7 +95,7 @@ class TestSteps:
 
     def run(self, module: Any, root: Path, **changes: Any) -> tuple[dict[str, Any], Step]:
         name = module.__name__.rpartition(".")[2]
-        step, _ = recording_step(make_input(root / name, step_settings(root / "served"), **changes))
+        step, _ = step_of(root / name, step_settings(root / "served"), **changes)
         result: dict[str, Any] = module.run(step)
         return result, step
 
@@ -119,5 +118,5 @@ class TestSteps:
         assert figures[taken]["kl"] <= 0.02
         assert all(row["kl"] > 0.02 for name, row in figures.items() if name != taken)
         given["results"] |= {"verify": verified}
-        step, _ = recording_step(make_input(tmp_path / "publish", step_settings(tmp_path), **given))
+        step, _ = step_of(tmp_path / "publish", step_settings(tmp_path), **given)
         assert [row["quantization"] for row in publish.chosen_files(step.input)] == [taken]

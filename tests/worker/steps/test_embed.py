@@ -15,7 +15,7 @@ from db.states import Queue
 from serving.embeddings import EmbeddingServer, Vectors
 from tests.embedding_server import EmbeddingStandIn
 from tests.serving.llama_process import LlamaProcess, embedding_process
-from tests.worker.steps.export_fixtures import make_input, recording_step
+from tests.worker.steps.export_fixtures import step_of
 from worker.step import DocumentInput, Step
 from worker.step_input import step_settings
 from worker.steps import embed, extract
@@ -56,7 +56,7 @@ def settings_for(tmp_path: Path, **changes: Any) -> Settings:
 
 def step_of(tmp_path: Path, settings: Settings, **changes: Any) -> tuple[Step, Said]:
     fields = {"kind": "ingest", "step": "embed", **changes}
-    return recording_step(make_input(tmp_path / fields["step"], step_settings(settings), **fields))
+    return step_of(tmp_path / fields["step"], step_settings(settings), **fields)
 
 
 def ingest(tmp_path: Path, settings: Settings, *, language: bool = True) -> tuple[dict[str, Any], Said]:

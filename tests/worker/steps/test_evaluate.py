@@ -18,8 +18,7 @@ from tests.worker.steps.export_fixtures import (
     TrainedModels,
     base_weights,
     chat_rows,
-    make_input,
-    recording_step,
+    step_of,
     shared_models,
     step_settings,
     write_rows,
@@ -82,8 +81,7 @@ class Evaluation:
         if not source.exists():
             hold(Source(self.about, list(self._held(rows))), source)
         params = EvaluateParams.model_validate({"model": "faq", **given}).model_dump(mode="json")
-        step, self.said = recording_step(
-            make_input(
+        step, self.said = step_of(
                 self.folder / "evaluate",
                 step_settings(self.root / "served", eval_tasks_dir=tasks_dir),
                 kind="evaluate",
@@ -96,7 +94,6 @@ class Evaluation:
                     for name, path in (files or {}).items()
                 },
             )
-        )
         return evaluate.run(step)
 
     def _held(self, rows: Path) -> Any:
@@ -220,7 +217,7 @@ class TestTasks:
 class TestServedLogProbabilities:
     def test_sum_up_to_one_over_the_vocabulary(self, tmp_path: Path, root: Path, exported: Exported) -> None:
         """Of each token, however unlikely: so nothing of a loss is left out, and nothing is counted twice."""
-        step, _ = recording_step(make_input(tmp_path / "step", step_settings(root / "served")))
+        step, _ = step_of(tmp_path / "step", step_settings(root / "served"))
         tools = require_tools(step.input.settings)
         tokenizer = ChatTokenizer(exported.folders["train"] / "adapter")
         prompt = tokenizer.encode_prompt([{"role": "user", "content": "How hot is the sun?"}])

@@ -16,8 +16,7 @@ from tests.worker.steps.export_fixtures import (
     Exported,
     TrainedModels,
     base_weights,
-    make_input,
-    recording_step,
+    step_of,
     shared_models,
     step_settings,
     write_rows,
@@ -95,15 +94,13 @@ class TestExport:
     ) -> None:
         (tmp_path / "train").mkdir()
         (tmp_path / "train" / "model").symlink_to(models.base)
-        step, _ = recording_step(
-            make_input(
+        step, _ = step_of(
                 tmp_path / "export",
                 step_settings(tmp_path / "served"),
                 kind="pretrain",
                 params={"name": "my-tiny", "quantizations": ["Q8_0"]},
                 step_folders={"train": tmp_path / "train"},
             )
-        )
         result = export.run(step)
         assert result["full"] == "my-tiny-BF16.gguf"
         assert (tmp_path / "export" / result["full"]).is_file()
@@ -116,15 +113,13 @@ class TestExport:
         train = Path(shutil.copytree(models.adapter, tmp_path / "train" / "adapter"))
         config = json.loads((train / "adapter_config.json").read_text())
         (train / "adapter_config.json").write_text(json.dumps({**config, "bias": "all"}))
-        step, said = recording_step(
-            make_input(
+        step, said = step_of(
                 tmp_path / "export",
                 step_settings(tmp_path / "served"),
                 params={"name": "faq", "quantizations": ["Q8_0"]},
                 base=base_weights(models.base),
                 step_folders={"train": tmp_path / "train"},
             )
-        )
         export.run(step)
         [why] = [each["message"] for each in said if each.get("level") == "warn"]
         assert why.startswith("Not in one pass, since the adapter's configuration sets bias: ")
@@ -136,7 +131,7 @@ class TestQuantize:
     def test_says_which_tensors_did_not_fit(self, tmp_path: Path) -> None:
         """Rows of 32 and 64, where a K-quant wants 256."""
         write_random_gguf(tmp_path / "full.gguf")
-        step, _ = recording_step(make_input(tmp_path / "work", step_settings(tmp_path / "served")))
+        step, _ = step_of(tmp_path / "work", step_settings(tmp_path / "served"))
         tools = require_tools(step.input.settings)
         said = quantize(step, tools, tmp_path / "full.gguf", tmp_path / "q4.gguf", "Q4_K_M")
         assert sum(said.fallbacks.values()) >= 7
@@ -177,10 +172,10 @@ def run_export(folder: Path, source: Path, **changes: Any) -> tuple[dict[str, An
     """Export and verify what `source` holds; gives both results."""
     given = {"kind": "export", "source": source, "params": {"name": "early", "quantizations": ["Q8_0"]}}
     given |= changes
-    step, _ = recording_step(make_input(folder / "export", step_settings(folder / "served"), **given))
+    step, _ = step_of(folder / "export", step_settings(folder / "served"), **given)
     exported = export.run(step)
     given |= {"step_folders": {"export": folder / "export"}, "results": {"export": exported}}
-    step, _ = recording_step(make_input(folder / "verify", step_settings(folder / "served"), **given))
+    step, _ = step_of(folder / "verify", step_settings(folder / "served"), **given)
     return exported, verify.run(step)
 
 

@@ -10,7 +10,7 @@ import pytest
 from db.errors import InvalidInput, Unavailable
 from db.params.fine_tune import FineTuneParams
 from tests.serving.random_gguf import write_random_gguf
-from tests.worker.steps.export_fixtures import make_input, recording_step, step_settings
+from tests.worker.steps.export_fixtures import step_of, step_settings
 from tests.worker.steps.fake_hub import COMMIT, TOKEN, FakeHub
 from tests.worker.steps.test_pull import Pulling
 from worker.step import BaseWeights, FileInput
@@ -127,9 +127,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestBase:
     def fetch(self, root: Path, hub: FakeHub, repository: str = "org/micro", **settings: Any) -> Path:
-        step, _ = recording_step(
-            make_input(root / "train", step_settings(root / "served", **{"hub_url": hub.url, **settings}))
-        )
+        step, _ = step_of(root / "train", step_settings(root / "served", **{"hub_url": hub.url, **settings}))
         return fetch_base(BaseWeights(repository, "hub", repository), step)
 
     def test_an_outage_in_mid_download_is_worth_another_try(
@@ -148,15 +146,13 @@ class TestBase:
         rows = tmp_path / "rows.csv"
         rows.write_text("question,answer\nWho?,She.\n")
         params = {"base_model": "org/micro@main", "training_file": "file-1", "name": "x"}
-        step, said = recording_step(
-            make_input(
+        step, said = step_of(
                 tmp_path / "prepare",
                 step_settings(tmp_path / "served", hub_url=hub.url),
                 params=FineTuneParams.model_validate(params).model_dump(mode="json"),
                 files={"file-1": FileInput(rows, rows.name, rows.stat().st_size)},
                 base=BaseWeights("org/micro@main", "hub", "org/micro", "main"),
             )
-        )
         assert prepare.run(step)["base_revision"] == COMMIT
         assert any(COMMIT in row.get("message", "") for row in said)
 

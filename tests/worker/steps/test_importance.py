@@ -11,8 +11,7 @@ from tests.worker.steps.export_fixtures import (
     Exported,
     TrainedModels,
     base_weights,
-    make_input,
-    recording_step,
+    step_of,
     step_settings,
     write_rows,
 )
@@ -26,15 +25,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 def test_a_quantization_is_weighed_by_the_training_rows(
     models: TrainedModels, exported: Exported, tmp_path: Path
 ) -> None:
-    step, said = recording_step(
-        make_input(
+    step, said = step_of(
             tmp_path / "export",
             step_settings(tmp_path / "served"),
             params={"name": "faq", "quantizations": ["Q4_K_M"], "imatrix": True},
             base=base_weights(models.base),
             step_folders={name: exported.folders[name] for name in ("prepare", "train")},
         )
-    )
     [file] = export.run(step)["files"]
     weighed = GGUFReader(tmp_path / "export" / file["path"])
     plain = {tensor.name: tensor for tensor in GGUFReader(exported.file("Q4_K_M")).tensors}
@@ -54,13 +51,11 @@ def test_a_quantization_is_weighed_by_the_training_rows(
 def test_too_little_text_is_told_and_nothing_is_weighed(models: TrainedModels, tmp_path: Path) -> None:
     (tmp_path / "prepare").mkdir()
     write_rows(tmp_path / "prepare" / "train.jsonl", models.rows[:1])
-    step, said = recording_step(
-        make_input(
+    step, said = step_of(
             tmp_path / "export",
             step_settings(tmp_path / "served"),
             step_folders={"prepare": tmp_path / "prepare"},
         )
-    )
     tools, tokenizer = require_tools(step.input.settings), ChatTokenizer(models.adapter)
     assert importance_matrix(step, tools, tmp_path / "none.gguf", tokenizer, 256) is None
     [event] = said
@@ -70,7 +65,7 @@ def test_too_little_text_is_told_and_nothing_is_weighed(models: TrainedModels, t
 
 def test_a_llama_cpp_without_the_program_is_told(models: TrainedModels, tmp_path: Path) -> None:
     tools = replace(require_tools(Settings()), bin=tmp_path)
-    step, _ = recording_step(make_input(tmp_path / "export", step_settings(tmp_path / "served")))
+    step, _ = step_of(tmp_path / "export", step_settings(tmp_path / "served"))
     with pytest.raises(Unavailable, match="has no llama-imatrix"):
         importance_matrix(step, tools, tmp_path / "none.gguf", ChatTokenizer(models.adapter), 256)
 

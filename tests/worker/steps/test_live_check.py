@@ -18,10 +18,7 @@ from tests.serving.fake_ollama import FakeOllama
 from tests.serving.llama_process import LlamaProcess
 from tests.worker.steps.export_fixtures import (
     Exported,
-    make_input,
-    recording_step,
-    session_root,
-    shared_export,
+    step_of,
     shared_models,
     shared_verified,
     step_settings,
@@ -35,16 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return session_root(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def exported(root: Path) -> Exported:
-    return shared_export(root)
-
-
-@pytest.fixture(scope="module")
 def folders(root: Path) -> dict[str, Path]:
     return shared_verified(root)
 
@@ -52,8 +39,7 @@ def folders(root: Path) -> dict[str, Path]:
 def run_publish(
     folder: Path, exported: Exported, folders: dict[str, Path], **settings: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    step, said = recording_step(
-        make_input(
+    step, said = step_of(
             folder / "publish",
             step_settings(folder / "storage" / "served", **settings),
             kind="export",
@@ -62,7 +48,6 @@ def run_publish(
             step_folders=folders,
             results={"export": exported.result},
         )
-    )
     return publish.run(step), said
 
 
@@ -129,13 +114,6 @@ class TestLlamaServer:
 
 
 class TestOllama:
-    @pytest.fixture
-    def ollama(self, tmp_path: Path) -> Iterator[FakeOllama]:
-        (tmp_path / "blobs").mkdir()
-        server = FakeOllama(tmp_path / "blobs").start()
-        yield server
-        server.stop()
-
     @pytest.mark.parametrize("version", ["0.11.0", "0.34.1"])
     def test_answers_are_the_verified_ones(
         self, tmp_path: Path, exported: Exported, folders: dict[str, Path], ollama: FakeOllama, version: str
@@ -148,7 +126,7 @@ class TestOllama:
         self, tmp_path: Path, root: Path, exported: Exported, folders: dict[str, Path], ollama: FakeOllama
     ) -> None:
         """The untuned base, with the same template."""
-        step, _ = recording_step(make_input(tmp_path / "look", step_settings(root / "served")))
+        step, _ = step_of(tmp_path / "look", step_settings(root / "served"))
         base = cache_folder(step, shared_models(root).base) / "Q8_0.gguf"
         name = served(tmp_path, exported).stem
         shutil.copyfile(base, tmp_path / "blobs" / f"sha256-{'0' * 64}")

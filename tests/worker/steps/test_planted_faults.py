@@ -19,9 +19,7 @@ from tests.worker.steps.export_fixtures import (
     Exported,
     TrainedModels,
     base_weights,
-    make_input,
-    recording_step,
-    session_root,
+    step_of,
     step_settings,
 )
 from worker.steps import verify
@@ -32,11 +30,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 TEMPLATE = "tokenizer.chat_template"
 BOUNDS = {"min_top1_agreement": 0.98, "max_kl_ratio": 1.5}
 LOOSE = {"min_top1_agreement": 0, "max_kl_ratio": 1e9}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return session_root(tmp_path_factory.getbasetemp())
 
 
 class Planter:
@@ -144,8 +137,7 @@ class Planter:
         export.mkdir()
         shutil.copyfile(file, export / "faq-Q8_0.gguf")
         [row] = [row for row in self._exported.result["files"] if row["quantization"] == "Q8_0"]
-        step, _ = recording_step(
-            make_input(
+        step, _ = step_of(
                 self._next("verify"),
                 step_settings(self._root / "served", **(LOOSE | settings)),
                 step="verify",
@@ -154,7 +146,6 @@ class Planter:
                 step_folders={**folders, "export": export},
                 results={"export": {**self._exported.result, "files": [row]}, **(results or {})},
             )
-        )
         [figures] = verify.run(step)["files"]
         return dict(figures)
 

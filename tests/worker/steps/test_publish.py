@@ -11,9 +11,7 @@ from tests.serving.llama_process import LlamaProcess
 from tests.worker.steps.export_fixtures import (
     FACTS,
     Exported,
-    make_input,
-    recording_step,
-    shared_export,
+    step_of,
     step_settings,
 )
 from worker.steps import publish
@@ -25,11 +23,6 @@ QUESTION = "Where do pandas live?"
 KEY = "a-key-of-the-test"
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return shared_export(tmp_path_factory.getbasetemp())
-
-
 @pytest.fixture
 def router(tmp_path: Path) -> Iterator[LlamaProcess]:
     process = LlamaProcess(tmp_path, api_key=KEY)
@@ -37,19 +30,10 @@ def router(tmp_path: Path) -> Iterator[LlamaProcess]:
     process.stop()
 
 
-@pytest.fixture
-def ollama(tmp_path: Path) -> Iterator[FakeOllama]:
-    (tmp_path / "blobs").mkdir()
-    server = FakeOllama(tmp_path / "blobs").start()
-    yield server
-    server.stop()
-
-
 def run_publish(
     folder: Path, exported: Exported, *, chat_unloaded: bool = False, **settings: Any
 ) -> dict[str, Any]:
-    step, _ = recording_step(
-        make_input(
+    step, _ = step_of(
             folder,
             step_settings(folder.parent / "storage" / "served", **settings),
             kind="export",
@@ -59,7 +43,6 @@ def run_publish(
             results={"export": exported.result},
             chat_unloaded=chat_unloaded,
         )
-    )
     return publish.run(step)
 
 

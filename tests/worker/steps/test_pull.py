@@ -16,7 +16,7 @@ from serving.gguf_header import read_header
 from tests.serving.fake_ollama import FakeOllama
 from tests.serving.llama_process import LlamaProcess
 from tests.serving.random_gguf import TEMPLATE, write_random_gguf
-from tests.worker.steps.export_fixtures import make_input, recording_step, step_settings
+from tests.worker.steps.export_fixtures import step_of, step_settings
 from worker.step import FileInput
 from worker.steps import publish, pull, verify_pulled
 
@@ -55,7 +55,7 @@ class Pulling:
 
     def run(self, module: Any, name: str) -> dict[str, Any]:
         settings = step_settings(self.root / "served", **self._settings)
-        step, said = recording_step(make_input(self.root / name, settings, step=name, **self._fields))
+        step, said = step_of(self.root / name, settings, step=name, **self._fields)
         try:
             result: dict[str, Any] = module.run(step)
         finally:
@@ -81,14 +81,6 @@ def router(tmp_path: Path) -> Iterator[LlamaProcess]:
     process = LlamaProcess(tmp_path)
     yield process
     process.stop()
-
-
-@pytest.fixture
-def ollama(tmp_path: Path) -> Iterator[FakeOllama]:
-    (tmp_path / "blobs").mkdir()
-    server = FakeOllama(tmp_path / "blobs").start()
-    yield server
-    server.stop()
 
 
 def zipped(target: Path, files: dict[str, Path | bytes]) -> Path:

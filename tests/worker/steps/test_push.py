@@ -12,7 +12,7 @@ import yaml
 from db.errors import InvalidInput, Unavailable
 from db.params.push import PushParams
 from db.sources import Held, Source, hold
-from tests.worker.steps.export_fixtures import base_weights, make_input, recording_step, step_settings
+from tests.worker.steps.export_fixtures import base_weights, step_of, step_settings
 from tests.worker.steps.fake_hub import COMMIT, TOKEN, FakeHub
 from tests.worker.steps.fake_hub_writing import oid_of
 from tests.worker.steps.test_hub import own_cache, quick  # noqa: F401 - fixtures
@@ -90,8 +90,7 @@ class Pushing:
             hold(Source(self.about, self._files), self.source)
         self._attempt += 1
         folder = self.root / "push" / str(self._attempt)
-        step, said = recording_step(
-            make_input(
+        step, said = step_of(
                 folder,
                 step_settings(self.root / "served", **self.settings),
                 kind="push",
@@ -100,7 +99,6 @@ class Pushing:
                 source=self.source,
                 base=self.base,
             )
-        )
         try:
             return push.run(step)
         finally:
@@ -197,9 +195,7 @@ class TestWhole:
     def test_weights_can_be_a_base_again(self, tmp_path: Path, hub: FakeHub, micro_model: Path) -> None:
         job = Pushing(tmp_path / "job", hub, micro_model, "merged")
         job.run()
-        step, _ = recording_step(
-            make_input(tmp_path / "train", step_settings(tmp_path / "s", **job.settings))
-        )
+        step, _ = step_of(tmp_path / "train", step_settings(tmp_path / "s", **job.settings))
         fetched = fetch_base(BaseWeights("org/faq", "hub", "org/faq"), step)
         assert fetched.name == hub.held["org/faq"].branches["main"]
         for name in ("model.safetensors", "tokenizer.json", "config.json"):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
-from tests.worker.steps.export_fixtures import make_input, recording_step, step_settings
+from tests.worker.steps.export_fixtures import step_of, step_settings
 from tests.worker.steps.fine_tuning import (
     ALL_WEIGHTS,
     WARNINGS_OF_LIBRARIES,
@@ -51,10 +51,10 @@ def proven(folder: Path, prepared: Any, trained: Any, base: Path) -> list[dict[s
     folders = {"prepare": prepared.folder, "train": trained.folder, "export": folder / "export"}
     own = {"params": {"name": "x", "quantizations": ["Q8_0"]}, "step_folders": folders}
     own |= {"base": BaseWeights("micro", "folder", str(base))}
-    step, _ = recording_step(make_input(folder / "export", step_settings(folder / "served"), **own))
+    step, _ = step_of(folder / "export", step_settings(folder / "served"), **own)
     results = {"export": export.run(step)}
     settings = step_settings(folder / "served")
-    step, _ = recording_step(make_input(folder / "verify", settings, results=results, **own))
+    step, _ = step_of(folder / "verify", settings, results=results, **own)
     files: list[dict[str, Any]] = verify.run(step)["files"]
     return files
 

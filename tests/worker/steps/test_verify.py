@@ -14,9 +14,7 @@ from tests.worker.steps.export_fixtures import (
     TrainedModels,
     base_weights,
     chat_rows,
-    make_input,
-    recording_step,
-    session_root,
+    step_of,
     shared_verification,
     step_settings,
     write_rows,
@@ -32,11 +30,6 @@ from worker.steps.verify_rows import force
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return session_root(tmp_path_factory.getbasetemp())
-
-
 def run_verify(
     folder: Path, root: Path, exported: Exported, models: TrainedModels, **changes: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -48,7 +41,7 @@ def run_verify(
         "step_folders": exported.folders,
         "results": {"export": exported.result},
     }
-    step, said = recording_step(make_input(folder, settings, **{**fields, **changes}))
+    step, said = step_of(folder, settings, **{**fields, **changes})
     return verify.run(step), said
 
 
@@ -192,7 +185,7 @@ class TestReference:
 
         tokenizer = ChatTokenizer(models.base)
         [row] = filter(None, [force(models.rows[0]["messages"], tokenizer, 256)])
-        step, said = recording_step(make_input(tmp_path / "verify", step_settings(root / "served")))
+        step, said = step_of(tmp_path / "verify", step_settings(root / "served"))
         with trained_weights(models.base) as weights:
             [kept] = reference_of(step, weights, [row]).log_probabilities
         model = AutoModelForCausalLM.from_pretrained(models.base, dtype=torch.float32)
@@ -207,7 +200,7 @@ class TestModelServer:
     def test_refuses_to_speak_to_a_stranger_on_its_port(
         self, tmp_path: Path, exported: Exported, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        step, _ = recording_step(make_input(tmp_path / "verify", step_settings(root / "served")))
+        step, _ = step_of(tmp_path / "verify", step_settings(root / "served"))
         with socket.socket() as stranger:
             stranger.bind(("127.0.0.1", 0))  # it does not even listen, so each try fails at once
             monkeypatch.setattr(programs, "free_port", lambda: stranger.getsockname()[1])

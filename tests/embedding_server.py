@@ -8,10 +8,10 @@ import re
 import struct
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from serving.embeddings import model_of
+from tests.http_server import Handler, Server
 
 DIMENSIONS = 64
 UNEMBEDDABLE = "unembeddable"
@@ -47,44 +47,31 @@ class EmbeddingStandIn:
         self._awaited = threading.Event()
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
+        class Embedding(Handler):
             def do_GET(self) -> None:
-                self._answer(200, server._listing())
+                self.reply_json(200, server._listing())
 
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                asked = json.loads(self.body())
                 if self.path == "/tokenize":
-                    self._answer(*server._tokens(asked["content"]))
+                    self.reply_json(*server._tokens(asked["content"]))
                     return
                 server.requests += 1
                 time.sleep(server.pause_seconds)
                 if server.is_away or not server._may_answer(" ".join(asked["input"])):
-                    self._answer(503, {"error": {"message": "loading model"}})
+                    self.reply_json(503, {"error": {"message": "loading model"}})
                     return
                 if any(UNEMBEDDABLE in text for text in asked["input"]):
-                    self._answer(400, {"error": {"message": "input is too large"}})
+                    self.reply_json(400, {"error": {"message": "input is too large"}})
                     return
                 write = packed if asked["encoding_format"] == "base64" else list
                 vectors = [write(embed(text)) for text in asked["input"]]
-                self._answer(
+                self.reply_json(
                     200, {"data": [{"index": n, "embedding": vector} for n, vector in enumerate(vectors)]}
                 )
 
-            def _answer(self, status: int, body: dict[str, Any]) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server = Server(Embedding)
+        self.url = self._server.url
 
     @property
     def model_revision(self) -> str:
@@ -110,5 +97,4 @@ class EmbeddingStandIn:
         return 200, {"tokens": tokens}
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()

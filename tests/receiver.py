@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.http_server import Handler, serving_by
 
 TICK_SECONDS = 0.05
 
@@ -37,7 +38,7 @@ class Receiver:
             time.sleep(TICK_SECONDS)
         return self.at(path)
 
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+    def answer(self, handler: Handler) -> None:
         path = handler.path
         if path == "/slow":
             self.released.wait(30)
@@ -51,15 +52,10 @@ class Receiver:
             status = 307
         elif path[1:].isdecimal():
             status = int(path[1:])
-        handler.send_response(status)
-        if path == "/redirect":
-            handler.send_header("location", self.redirect_to)
         content = b"x" * 1_000_000 if path == "/huge" else b"said\0so"
-        handler.send_header("content-length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
+        handler.reply(status, content, {"location": self.redirect_to} if path == "/redirect" else {})
 
-    def _drip(self, handler: BaseHTTPRequestHandler) -> None:
+    def _drip(self, handler: Handler) -> None:
         """Headers that come a byte at a time, and never end."""
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nx: ")
         while not self.released.is_set():
@@ -72,27 +68,17 @@ class Receiver:
 def receiving() -> Iterator[Receiver]:
     receiver = Receiver()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Receiving(Handler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            receiver.received.append(Received(self.path, headers, body))
+            receiver.received.append(Received(self.path, headers, self.body()))
             try:
                 receiver.answer(self)
             except OSError:
                 self.close_connection = True  # the sender had enough
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(TICK_SECONDS,), daemon=True)
-    thread.start()
-    try:
-        yield receiver
-    finally:
-        receiver.released.set()
-        server.shutdown()
-        thread.join(5)
-        server.server_close()
+    with serving_by(Receiving) as receiver.url:
+        try:
+            yield receiver
+        finally:
+            receiver.released.set()

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.http_server import Handler, serving_by
 
 SLOW = "slowly"  # a prompt that is answered without end, until the client leaves
 # What an answer from a collection rests on.
@@ -31,44 +32,33 @@ class Heard:
 def serving() -> Iterator[Heard]:
     heard = Heard()
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
+    class Asked(Handler):
         def do_GET(self) -> None:
             path, _, _ = self.path.partition("?")
             if path == "/v1/models":
                 rows = [{"id": "m"}, {"id": "other"}, {"id": "e", "type": "embedding"}]
-                self._send(200, {"object": "list", "data": rows})
+                self.reply_json(200, {"object": "list", "data": rows})
             elif path == "/v1/models/other":
-                self._send(200, {"id": "other"})
+                self.reply_json(200, {"id": "other"})
             elif path == "/v1/vector_stores":
                 rows = [{"id": "vs-1", "name": "office"}, {"id": "vs-2", "name": "two words"}]
-                self._send(200, {"object": "list", "data": rows, "has_more": False})
+                self.reply_json(200, {"object": "list", "data": rows, "has_more": False})
             else:
-                self._send(404, {"error": {"message": f"no {path}", "param": None, "code": None}})
+                self.reply_json(404, {"error": {"message": f"no {path}", "param": None, "code": None}})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.body())
             heard.bodies.append(body)
             heard.keys.append(self.headers["authorization"])
             if heard.keys[-1] == "Bearer wrong":
-                self._send(401, {"error": {"message": "Invalid key", "param": None, "code": None}})
+                self.reply_json(401, {"error": {"message": "Invalid key", "param": None, "code": None}})
             elif self.path != "/v1/chat/completions":
-                self._send(404, {"error": {"message": f"no {self.path}", "param": None, "code": None}})
+                self.reply_json(404, {"error": {"message": f"no {self.path}", "param": None, "code": None}})
             elif not body["stream"]:
                 message = {"role": "assistant", "content": "whole"}
-                self._send(200, {"object": "chat.completion", "choices": [{"index": 0, "message": message}]})
+                self.reply_json(200, {"object": "chat.completion", "choices": [{"index": 0, "message": message}]})
             else:
                 self._stream(body["messages"][-1]["content"])
-
-        def _send(self, status: int, answer: dict[str, Any]) -> None:
-            data = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
 
         def _stream(self, prompt: str) -> None:
             self.send_response(200)
@@ -101,13 +91,5 @@ def serving() -> Iterator[Heard]:
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             self.wfile.flush()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    heard.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving_by(Asked) as heard.url:
         yield heard
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -7,15 +7,14 @@
 import hashlib
 import json
 import re
-import threading
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader
 
 from serving.openai_compatible import LlamaServer
+from tests.http_server import Handler, Server
 from tests.serving.go_interpreter import BadTemplate, parse, render
 from tests.serving.llama_process import LlamaProcess, embedding_process
 from training_data.chat_templates import ChatTemplate
@@ -59,23 +58,20 @@ class FakeOllama:
     requests: list[tuple[str, str]] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)  # of each chat request
     kept: list[Any] = field(default_factory=list)  # the keep_alive of each request that has one
-    _server: ThreadingHTTPServer | None = None
+    _server: Server | None = None
 
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self._server.url
 
     def start(self) -> "FakeOllama":
-        handler = type("Handler", (_Handler,), {"ollama": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server = Server(type("Handler", (_Handler,), {"ollama": self}))
         return self
 
     def stop(self) -> None:
         assert self._server is not None
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
         for model in self.models.values():
             if model.process is not None:
                 model.process.stop()
@@ -295,7 +291,7 @@ def _metadata(path: Path, name: str) -> str | None:
     return None if found is None else str(found.contents())
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     ollama: FakeOllama
     protocol_version = "HTTP/1.1"
 
@@ -356,12 +352,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _run(self, route: Any) -> None:
         self.ollama.requests.append((self.command, self.path))
         try:
-            status, answer = route(self._body())
+            status, answer = route(self.body())
         except Refused as error:
             status, answer = error.status, {"error": str(error)}
         self._send(status, answer)
 
-    def _body(self) -> bytes:
+    def body(self) -> bytes:
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
             parts = []
             while size := int(self.rfile.readline(), 16):
@@ -369,17 +365,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("content-length", 0)))
+        return super().body()
 
     def _send(self, status: int, answer: dict[str, Any] | list[dict[str, Any]] | None) -> None:
         lines = answer if isinstance(answer, list) else [answer] if answer is not None else []
         content = b"\n".join(json.dumps(line).encode() for line in lines)
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        self.reply(status, content, {"content-type": "application/json"})

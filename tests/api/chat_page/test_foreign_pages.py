@@ -1,8 +1,6 @@
 """What a page of another origin can do in a real browser to an API on loopback: neither read nor write."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +10,7 @@ from playwright.sync_api import Browser, Response
 
 from tests.api.keyed import Keyed
 from tests.browser import FOREIGN, REBOUND
+from tests.http_server import Handler, serving_by
 
 pytestmark = pytest.mark.browser
 
@@ -54,23 +53,13 @@ KINDS = ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data
 def foreign_page() -> Iterator[str]:
     """The address of a page that is not ours, and does not mean well."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
+    class Foreign(Handler):
         def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "text/html")
-            self.end_headers()
-            self.wfile.write(b"<!doctype html><title>Free tools</title><p>Nothing to see here.")
+            page = b"<!doctype html><title>Free tools</title><p>Nothing to see here."
+            self.reply(200, page, {"content-type": "text/html"})
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://{FOREIGN}:{server.server_address[1]}/"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving_by(Foreign) as url:
+        yield url.replace("127.0.0.1", FOREIGN) + "/"
 
 
 @pytest.fixture(params=["without keys", "with keys"])

@@ -4,8 +4,6 @@ over.
 
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from db.errors import InvalidInput
 from serving.backends.prompt_formats import FORMATS
 from serving.backends.vllm_generate import VllmGenerate
+from tests.http_server import Handler, serving_by
 from tests.serving.backends.asking import ask, with_backend
 
 SAMPLING_PARAMS = {
@@ -28,12 +27,12 @@ SAMPLING_PARAMS = {
 SAID = ["Hel", "lo", " wörld"]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Generating(Handler):
     asked: ClassVar[list[dict[str, Any]]] = []
     end: ClassVar[bytes] = b"\n"
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self.body())
         self.asked.append(dict(body))
         prompt, streams = body.pop("prompt"), body.pop("stream")
         assert set(body) <= SAMPLING_PARAMS, "SamplingParams refuses what it does not know"
@@ -49,19 +48,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(line[7:])
             self.wfile.flush()
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
 
 @pytest.fixture(params=[b"\n", b"\0"], ids=["newer", "older"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    Handler.asked.clear()
-    handler = type("Ending", (Handler,), {"end": request.param})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    Generating.asked.clear()
+    with serving_by(type("Ending", (Generating,), {"end": request.param})) as url:
+        yield url
 
 
 def put(url: str, **body: Any) -> bytes:
@@ -78,7 +70,7 @@ class TestGenerate:
         messages = [{"role": "system", "content": "Be"}, {"role": "user", "content": "Hi"}]
         answer = json.loads(put(url, messages=messages, repeat_penalty=1.1, stop="x", max_tokens=9))
         assert answer["choices"][0]["message"]["content"] == "".join(SAID)
-        assert Handler.asked[0] == {
+        assert Generating.asked[0] == {
             "prompt": "<|im_start|>system\nBe<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
             "<|im_start|>assistant\n",
             "stream": False,
@@ -95,13 +87,13 @@ class TestGenerate:
 
     def test_a_completion_meets_no_format(self, url: str) -> None:
         assert json.loads(put(url, prompt="Once"))["choices"][0]["text"] == "".join(SAID)
-        assert Handler.asked[0]["prompt"] == "Once"
+        assert Generating.asked[0]["prompt"] == "Once"
 
     def test_more_than_one_answer_is_a_request_each(self, url: str) -> None:
         answer = json.loads(put(url, prompt=["Once", "Once"], n=2))
         assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
         assert {choice["text"] for choice in answer["choices"]} == {"".join(SAID)}
-        assert [asked["prompt"] for asked in Handler.asked] == ["Once"] * 4
+        assert [asked["prompt"] for asked in Generating.asked] == ["Once"] * 4
 
     @pytest.mark.parametrize("field", ["tools", "response_format", "logprobs", "echo", "best_of"])
     def test_what_it_would_pass_over_is_refused(self, url: str, field: str) -> None:

@@ -9,10 +9,9 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import unquote
 
+from tests.http_server import Server
 from tests.worker.steps.fake_hub_writing import (
     LARGE_BYTES,
     TOKEN,
@@ -52,7 +51,7 @@ class FakeHub:
     held: dict[str, Repository] = field(init=False)
     ranges: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-    _server: ThreadingHTTPServer | None = None
+    _server: Server | None = None
 
     def __post_init__(self) -> None:
         self.held = {
@@ -62,22 +61,18 @@ class FakeHub:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self._server.url
 
     def start(self) -> "FakeHub":
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server = Server(type("Handler", (_Handler,), {"hub": self}))
         return self
 
     def stop(self) -> None:
         assert self._server is not None
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
 
 
-class _Handler(Writing, BaseHTTPRequestHandler):
+class _Handler(Writing):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
 
@@ -184,6 +179,3 @@ class _Handler(Writing, BaseHTTPRequestHandler):
         first, last = int(begin), int(end) if end else len(content) - 1
         headers |= {"content-range": f"bytes {first}-{last}/{len(content)}"}
         self._send(206, content[first : last + 1], headers)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""

@@ -10,12 +10,13 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from math import ceil
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
 import yaml
+
+from tests.http_server import Handler
 
 if TYPE_CHECKING:
     from tests.worker.steps.fake_hub import FakeHub
@@ -53,11 +54,11 @@ def is_large(path: str, size: int) -> bool:
     return size >= LARGE_BYTES or path.endswith((".safetensors", ".gguf"))
 
 
-class Writing(BaseHTTPRequestHandler):
+class Writing(Handler):
     hub: "FakeHub"
 
     def do_POST(self) -> None:
-        path, body = unquote(self.path.partition("?")[0]), self._body()
+        path, body = unquote(self.path.partition("?")[0]), self.body()
         self.hub.requests.append(f"POST {path}")
         if self.hub.down or (self.hub.failing and path.endswith(self.hub.failing)):
             self._send(503, b"down for maintenance")
@@ -93,25 +94,19 @@ class Writing(BaseHTTPRequestHandler):
             if self.hub.puts_to_take < 0:
                 self.close_connection = True  # in mid-body, without an answer
                 return
-        content = self._body()
+        content = self.body()
         self.hub.received += len(content)
         self.hub.parts.setdefault(oid, {})[int(part)] = content
         if part == "0":
             self.hub.store[oid] = content
         self._send(200, b"", {"etag": f'"{hashlib.md5(content).hexdigest()}"'})  # noqa: S324
 
-    def _body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("content-length") or 0))
-
-    def _json(self, status: int, content: Any) -> None:
-        self._send(status, json.dumps(content).encode(), {"content-type": "application/json"})
-
     def _create(self, body: dict[str, Any]) -> None:
         name = f"{body['organization']}/{body['name']}"
         if body["organization"] not in self.hub.writable:
             self._send(403, b"{}", {"x-error-message": f"You don't have the rights under {name}"})
         elif name in self.hub.held:
-            self._json(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
+            self.reply_json(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
         else:
             first = "f" * 40
             self.hub.held[name] = Repository(
@@ -119,19 +114,19 @@ class Writing(BaseHTTPRequestHandler):
                 {"main": first},
                 body.get("visibility") == "private",
             )
-            self._json(200, {"url": f"{self.hub.url}/{name}", "name": name})
+            self.reply_json(200, {"url": f"{self.hub.url}/{name}", "name": name})
 
     def _validate(self, body: dict[str, Any]) -> None:
         data = front_matter(body["content"].encode())
         errors = [] if isinstance(data, dict) else [{"message": "there is no metadata"}]
         errors += [{"message": f"{name} is empty"} for name, value in (data or {}).items() if not value]
-        self._json(400 if errors else 200, {"errors": errors, "warnings": []})
+        self.reply_json(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def _batch(self, body: dict[str, Any]) -> None:
         if self.headers.get("accept") != LFS or body["hash_algo"] != "sha256":
             self._send(406, b"{}")
             return
-        self._json(200, {"transfer": "basic", "objects": [self._object(each) for each in body["objects"]]})
+        self.reply_json(200, {"transfer": "basic", "objects": [self._object(each) for each in body["objects"]]})
 
     def _object(self, wanted: dict[str, Any]) -> dict[str, Any]:
         oid, size = wanted["oid"], wanted["size"]
@@ -155,14 +150,14 @@ class Writing(BaseHTTPRequestHandler):
             self._send(400, b"{}")
             return
         self.hub.store[oid] = b"".join(parts[number] for number in sorted(parts))
-        self._json(200, {})
+        self.reply_json(200, {})
 
     def _verify(self, oid: str, body: dict[str, Any]) -> None:
         content = self.hub.store.get(oid, b"")
         is_right = hashlib.sha256(content).hexdigest() == oid == body["oid"] and len(content) == body["size"]
         if not is_right:
             self.hub.store.pop(oid, None)
-        self._json(200 if is_right else 400, {})
+        self.reply_json(200 if is_right else 400, {})
 
     def _of_repository(self, rest: str, body: bytes) -> None:
         owner, name, verb, revision = rest.split("/", 3)
@@ -177,11 +172,11 @@ class Writing(BaseHTTPRequestHandler):
             self._refuse(404, "RevisionNotFound")
         elif verb == "preupload":
             files = repository.commits[repository.commit_of(revision) or ""]
-            self._json(200, {"files": [self._mode(files, row) for row in json.loads(body)["files"]]})
+            self.reply_json(200, {"files": [self._mode(files, row) for row in json.loads(body)["files"]]})
         elif verb == "paths-info":
             files = repository.commits[repository.commit_of(revision) or ""]
             names = parse_qs(body.decode())["paths"]
-            self._json(200, [entry(path, files[path]) for path in names if path in files])
+            self.reply_json(200, [entry(path, files[path]) for path in names if path in files])
         elif verb == "commit" and revision in repository.branches:
             self._commit(f"{owner}/{name}", repository, revision, [json.loads(x) for x in body.splitlines()])
         else:
@@ -189,10 +184,10 @@ class Writing(BaseHTTPRequestHandler):
 
     def _branch(self, repository: Repository, branch: str, body: dict[str, Any]) -> None:
         if branch in repository.branches:
-            self._json(409, {"error": "Reference already exists"})
+            self.reply_json(409, {"error": "Reference already exists"})
             return
         repository.branches[branch] = repository.branches[body.get("startingPoint", "main")]
-        self._json(201, {})
+        self.reply_json(201, {})
 
     def _mode(self, files: Files, row: dict[str, Any]) -> dict[str, Any]:
         path, content = row["path"], files.get(row["path"])
@@ -206,7 +201,7 @@ class Writing(BaseHTTPRequestHandler):
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "lfsFile" and value["oid"] not in self.hub.store:
-                self._json(
+                self.reply_json(
                     400, {"error": f"LFS pointer pointed to a file that does not exist: {value['oid']}"}
                 )
                 return
@@ -222,23 +217,17 @@ class Writing(BaseHTTPRequestHandler):
         if self.hub.loses_answer_of_commit:
             self.hub.loses_answer_of_commit, self.close_connection = False, True
             return
-        self._json(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid})
+        self.reply_json(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid})
 
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"x-error-code": code, "x-error-message": code})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"content-length": str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.path.startswith("/store/") and self.hub.breaks:
-            self.wfile.write(content[: self.hub.breaks.pop(0)])
+        if self.command != "HEAD" and self.path.startswith("/store/") and self.hub.breaks:
+            headers = {"content-length": str(len(content)), **(headers or {})}
+            content = content[: self.hub.breaks.pop(0)]
             self.close_connection = True
-            return
-        self.wfile.write(content)
+        self.reply(status, content, headers or {})
 
 
 def front_matter(card: bytes) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from db.ids import new_id
-from db.models import Collection, Document, File
+from db.models import Collection, Document
 from db.queries.documents import add_documents
 from db.states import DocumentStatus
 from retrieval.chunking import Chunking, cut
@@ -18,6 +18,7 @@ from retrieval.reading import DocumentFile, read_document
 from retrieval.tokens import EmbeddingTokenizer
 from tests.documents import write
 from tests.embedding_server import DIMENSIONS, EmbeddingStandIn, embed
+from tests.rows import add_file
 
 COPY = f"COPY chunks ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)"
 CHUNKING = Chunking(48, 8)
@@ -71,12 +72,7 @@ class Library:
         self, session: Session, collection: Collection, filename: str, *, chunking: Chunking = CHUNKING
     ) -> Document:
         """A document that nobody has read yet."""
-        file = File(
-            id=new_id("file"), project_id=collection.project_id, purpose="assistants", filename=filename,
-            bytes=1, sha256=new_id("hash"), path=filename,
-        )  # fmt: skip
-        session.add(file)
-        session.flush()
+        file = add_file(session, filename, project_id=collection.project_id)
         cut_by = {"max_tokens": chunking.max_tokens, "overlap_tokens": chunking.overlap_tokens}
         [document] = add_documents(
             session, collection, [file], attributes=[{}], chunking=[cut_by], passwords=[None]

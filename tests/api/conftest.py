@@ -9,14 +9,13 @@ import pytest
 from fastapi import FastAPI
 
 from api.app import create_app
-from db.ids import new_id
-from db.models import Model, ModelFile, ModelVersion
 from db.session import SessionFactory, make_engine, make_session_factory, transaction
 from db.settings import Settings
 from tests.api.keyed import Keyed, keyed_api
 from tests.api.model_server import ModelServer
 from tests.api.serving import serving
 from tests.conftest import PostgresServer
+from tests.rows import add_version
 
 FAQ = b"question,answer\n" + b"".join(b"What is %d?,It is %d.\n" % (n, n * n) for n in range(20))
 CLUSTERS = """
@@ -127,32 +126,12 @@ def publish(
     ) -> str:
         settings.served_models_dir.mkdir(parents=True, exist_ok=True)
         with transaction(session_factory) as session:
-            model = session.query(Model).filter_by(name=name).one_or_none()
-            if model is None:
-                model = Model(id=new_id("model"), project_id="default", name=name, recipe=None)
-                session.add(model)
-                session.flush()
-            number = session.query(ModelVersion).filter_by(model_id=model.id).count() + 1
-            version = ModelVersion(
-                id=new_id("version"), model_id=model.id, number=number, weights=weights, details={}
-            )
-            for position, quantization in enumerate(quantizations):
-                served = backend_name or f"{name}-{quantization.lower()}-v{number}"
-                (settings.served_models_dir / f"{served}.gguf").write_bytes(b"GGUF")
-                version.files.append(
-                    ModelFile(
-                        position=position,
-                        quantization=quantization,
-                        backend=backend,
-                        backend_name=served,
-                        bytes=4,
-                        sha256="0" * 64,
-                    )
-                )
-            session.add(version)
-            session.flush()
-            model.current_version_id = version.id
+            named = {"backend_name": backend_name} if backend_name else {}
+            files = ({"quantization": each, "backend": backend, **named} for each in quantizations)
+            version = add_version(session, name, *files, weights=weights)
             names = [file.backend_name for file in version.files]
+        for each in names:
+            (settings.served_models_dir / f"{each}.gguf").write_bytes(b"GGUF")
         model_server.models.update(names)
         if hasattr(served_app.state, "services"):  # it has been asked before
             served_app.state.services.destinations.forget()

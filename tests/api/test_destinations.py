@@ -12,7 +12,7 @@ from sqlalchemy import event, text, update
 from api import destinations, keyring
 from api.destinations import Destinations
 from db.ids import new_id
-from db.models import ApiKey, Device, Model, ModelAlias, ModelFile, ModelVersion
+from db.models import ApiKey, Device, Model, ModelAlias
 from db.queries.devices import register_device
 from db.queries.jobs import create_job
 from db.session import transaction
@@ -21,6 +21,7 @@ from serving.backends.target import Target
 from tests.api.conftest import error_of, wait_until
 from tests.api.keyed import Keyed
 from tests.api.model_server import ModelServer
+from tests.rows import add_version
 from worker.claim import claim_step
 
 HOUR = 3600.0
@@ -47,22 +48,7 @@ class Asked:
         """As a worker does at the end of a job."""
         self.server.models.add(served)
         with transaction(self.keyed.sessions) as session:
-            model = session.query(Model).filter_by(project_id=self.project, name=name).one_or_none()
-            if model is None:
-                model = Model(id=new_id("model"), project_id=self.project, name=name, recipe=None)
-                session.add(model)
-                session.flush()
-            number = session.query(ModelVersion).filter_by(model_id=model.id).count() + 1
-            version = ModelVersion(id=new_id("version"), model_id=model.id, number=number, details={})
-            version.files.append(
-                ModelFile(
-                    position=0, quantization="Q4_K_M", backend="llama_server", backend_name=served, bytes=4,
-                    sha256="",
-                )
-            )  # fmt: skip
-            session.add(version)
-            session.flush()
-            model.current_version_id = version.id
+            version = add_version(session, name, {"backend_name": served}, project=self.project)
             if alias is not None:
                 session.merge(ModelAlias(project_id=self.project, name=alias, version_id=version.id))
 

@@ -54,7 +54,7 @@ class TestSubmit:
         source = source_folder(training.root, job["id"])
         about = json.loads((source / "source.json").read_text())["about"]
         assert (about["model"], about["split"]) == ("measured@1", "test")
-        assert about["quantized"] == {"Q8_0": "gguf/measured-q8_0-v1.gguf"}
+        assert about["quantized"] == {"Q8_0": "gguf/measured-1-q8_0.gguf"}
         assert (source / about["quantized"]["Q8_0"]).is_file()
         assert (source / "rows" / "test.jsonl").read_text() == "rows of test"
         assert (source / "trained" / "adapter_model.safetensors").read_text() == "final"
@@ -76,7 +76,7 @@ class TestSubmit:
         (training.root / "base.gguf").write_bytes(b"GGUF of the base")
         sha256 = hashlib.sha256(b"GGUF of the base").hexdigest()
         put_beside(
-            settings.served_models_dir, "beside-q8_0-v1", BaseFile(training.root / "base.gguf", sha256)
+            settings.served_models_dir, "beside-1-q8_0", BaseFile(training.root / "base.gguf", sha256)
         )
         with transaction(session_factory) as session:
             version = session.query(ModelVersion).filter_by(job_id=training.job_id).one()
@@ -88,7 +88,7 @@ class TestSubmit:
         assert (source / about["bases"]["Q8_0"]).read_bytes() == b"GGUF of the base"
         refused = push(api, model="beside", what="gguf")
         assert "published as an adapter beside its base" in error_of(refused)["message"]
-        remove_served(settings, "llama_server", "beside-q8_0-v1")
+        remove_served(settings, "llama_server", "beside-1-q8_0")
         gone = evaluate(api, model="beside", quantizations=["Q8_0"])
         assert error_of(gone)["code"] == "source_gone"
 

@@ -22,7 +22,7 @@ from api.retrieval.finding import find
 from api.retrieval.rewriting import rewriting_model
 from api.unit_of_work import Unit
 from db.errors import Conflict, InvalidInput, NotFound, Unavailable
-from db.models import Collection, Document, File
+from db.models import Collection, Document
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents
 from db.queries.jobs import create_job
@@ -40,6 +40,7 @@ from tests.embedding_server import DIMENSIONS, UNEMBEDDABLE, EmbeddingStandIn
 from tests.retrieval.test_search import load
 from tests.serving.llama_process import LlamaProcess
 from tests.serving.random_reranker import write_random_reranker
+from tests.rows import add_file
 
 NO_KEY = SecretStr("")
 
@@ -152,12 +153,7 @@ class TestFind:
         collection_id = fill("growing", ["red fox"])
         with transaction(session_factory) as session:
             collection = session.get_one(Collection, collection_id)
-            file = File(
-                id="file-new", project_id="default", purpose="assistants", filename="new.txt", bytes=1,
-                sha256="new", path="new",
-            )  # fmt: skip
-            session.add(file)
-            session.flush()
+            file = add_file(session, "new.txt")
             [document] = add_documents(
                 session, collection, [file], attributes=[{}],
                 chunking=[{"max_tokens": 64, "overlap_tokens": 0}], passwords=[None],

@@ -9,10 +9,11 @@ import httpx
 import pytest
 
 from db.ids import new_id
-from db.models import Artifact, Model, ModelFile, ModelVersion, StoredResponse
+from db.models import Artifact, StoredResponse
 from db.session import transaction
 from tests.api.conftest import error_of, upload
 from tests.api.keyed import Keyed
+from tests.rows import add_version
 from tests.trainings import in_training
 
 # What is open to all, or is the server's and nobody's.
@@ -85,15 +86,7 @@ def _publish(keyed: Keyed, project: str, job_id: str, name: str) -> None:
     (keyed.settings.storage_root / "jobs" / job_id).mkdir(parents=True)
     (keyed.settings.storage_root / "jobs" / job_id / "metrics.json").write_text("{}")
     with transaction(keyed.sessions) as session:
-        model = Model(id=new_id("model"), project_id=project, name=name)
-        version = ModelVersion(id=new_id("version"), model_id=model.id, number=1, weights="w", details={})
-        file = {"backend": "llama_server", "backend_name": f"{name}-1", "bytes": 4, "sha256": "0" * 64}
-        version.files.append(ModelFile(position=0, quantization="Q4_K_M", **file))
-        session.add(model)
-        session.flush()
-        session.add(version)
-        session.flush()
-        model.current_version_id = version.id
+        add_version(session, name, {"backend_name": f"{name}-1"}, project=project, weights="w")
         path = f"jobs/{job_id}/metrics.json"
         kept = {"name": "metrics.json", "path": path, "bytes": 2, "sha256": "0" * 64}
         session.add(Artifact(job_id=job_id, step="train", attempt=1, **kept))

@@ -104,7 +104,7 @@ class TestDelete:
         assert api.delete("/v1/models/back@3").json()["current_version"] == 2
         assert api.get("/v1/models/back").json()["version"] == 2
         assert api.delete("/v1/models/back@1").json()["current_version"] == 2
-        assert served(settings, "back") == ["back-q4_k_m-v2"]
+        assert served(settings, "back") == ["back-2-q4_k_m"]
         api.delete("/v1/models/back@2")
         assert api.get("/v1/models/back").status_code == 404
 

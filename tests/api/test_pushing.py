@@ -96,7 +96,7 @@ class TestSubmit:
         publish_trained(publish, training, session_factory, "ggufs")
         job = push(api, model="ggufs", what="gguf", quantizations=["Q8_0"]).json()
         [held] = (source_folder(training.root, job["id"]) / "gguf").iterdir()
-        assert held.name == "ggufs-q8_0-v1.gguf"
+        assert held.name == "ggufs-1-q8_0.gguf"
         refused = error_of(push(api, model="ggufs", what="gguf", quantizations=["Q2_K"]))
         assert refused["param"] == "quantizations"
         assert "It is as: Q4_K_M, Q8_0" in refused["message"]

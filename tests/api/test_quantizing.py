@@ -6,10 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy.orm import Session
 
-from db.ids import new_id
-from db.models import Model, ModelVersion
 from db.queries.jobs import create_job, end_job, get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
@@ -17,6 +14,7 @@ from db.sources import source_folder
 from db.states import JobKind, JobStatus, StepStatus
 from tests.api.conftest import error_of, upload
 from tests.api.test_jobs import submit
+from tests.rows import add_version
 from tests.trainings import in_training, listed
 
 SHAPE = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "vocab_size": 320}
@@ -47,23 +45,10 @@ def write(  # noqa: PLR0917 - a row of a table
         job = create_job(session, project_id="default", kind=kind, params={"name": name, "base_model": "x"})
         weights = f"jobs/{job.id}/made/1/model"
         end_job(session, job, JobStatus.CANCELLED)
-        add_model(session, name, job.id, weights, details)
+        add_version(session, name, weights=weights, details=details, job_id=job.id)
     folder = settings.storage_root / weights
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-
-
-def add_model(session: Session, name: str, job_id: str, weights: str, details: dict[str, Any]) -> None:
-    """A model that has weights, and no file that is served."""
-    model = Model(id=new_id("model"), project_id="default", name=name, recipe=None)
-    session.add(model)
-    session.flush()
-    version = ModelVersion(
-        id=new_id("version"), model_id=model.id, number=1, weights=weights, details=details, job_id=job_id
-    )
-    session.add(version)
-    session.flush()
-    model.current_version_id = version.id
 
 
 def fine_tune(api: httpx.Client, base: str, **params: Any) -> httpx.Response:
@@ -162,7 +147,8 @@ class TestQuantize:
                     step.status = status
                     session.flush()
                 step.succeeded_attempt = 1
-            add_model(session, "qb-learnt", training.job_id, f"jobs/{training.job_id}/train/1/model", {})
+            weights = f"jobs/{training.job_id}/train/1/model"
+            add_version(session, "qb-learnt", weights=weights, job_id=training.job_id)
         answer = quantize(api, "qb-learnt")
         assert answer.status_code == 202, answer.text
         held = source_folder(settings.storage_root, answer.json()["id"])

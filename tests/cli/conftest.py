@@ -14,15 +14,14 @@ from structlog.testing import capture_logs
 
 from api.app import create_app
 from cli import app as cli_app
-from db.ids import new_id
-from db.models import DEFAULT_PROJECT, Artifact, Attempt, File, Job, Model, ModelFile, ModelVersion, Step
+from db.models import DEFAULT_PROJECT, Artifact, Attempt, File, Job, Step
 from db.queries.jobs import add_event, create_job, end_job
-from db.queries.models import find_model
 from db.queries.states import move
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobKind, JobStatus, StepStatus
 from db.storage import attempt_folder, attempt_log
+from tests.rows import add_version
 
 
 @dataclass(frozen=True)
@@ -175,30 +174,9 @@ class Hand:
 
     def publish(self, name: str, *quantizations: str, base: str = "tiny") -> None:
         with transaction(self.sessions) as session:
-            model = find_model(session, DEFAULT_PROJECT, name)
-            if model is None:
-                model = Model(id=new_id("model"), project_id=DEFAULT_PROJECT, name=name)
-                session.add(model)
-                session.flush()
-            number = model.current_version.number + 1 if model.current_version else 1
-            version = ModelVersion(
-                id=new_id("version"), model_id=model.id, number=number, base_model=base, details={}
-            )
-            version.files = [
-                ModelFile(
-                    position=position,
-                    quantization=quantization,
-                    backend="llama_server",
-                    backend_name=f"{name}-{number}-{quantization}".lower(),
-                    bytes=3_141_592,
-                    sha256="0" * 64,
-                    verification={"top1_agreement": 0.9931, "kl": 0.0042},
-                )
-                for position, quantization in enumerate(quantizations)
-            ]
-            session.add(version)
-            session.flush()
-            model.current_version_id = version.id
+            figures = {"bytes": 3_141_592, "verification": {"top1_agreement": 0.9931, "kl": 0.0042}}
+            files = ({"quantization": each, **figures} for each in quantizations)
+            add_version(session, name, *files, base_model=base)
 
     def upload_of(self, file_id: str) -> bytes:
         """The bytes that the API stored."""

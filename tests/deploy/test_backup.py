@@ -17,14 +17,14 @@ from sqlalchemy import Engine, create_engine, func, text
 
 import migrations
 from db.errors import Conflict, InvalidInput, NotFound
-from db.ids import new_id
-from db.models import Artifact, Attempt, Event, File, Job, Step
+from db.models import Artifact, Attempt, Event, Job, Step
 from db.queries.jobs import create_job
 from db.queries.states import move
 from db.session import make_engine, make_session_factory, transaction
 from db.settings import Settings
 from db.states import JobKind, JobStatus, StepStatus
 from db.storage import claim_storage_root
+from tests.rows import add_file
 from deploy.local import postgres
 from deploy.local.backup import back_up, copy_tree, link_tree
 from deploy.local.database import reach
@@ -54,11 +54,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Settings:
                     job_id=job.id, step="export", attempt=1, name="faq", path=artifact, bytes=9, sha256="0"
                 )
             )
-            file = File(
-                id=new_id("file"), project_id="default", purpose="fine-tune", filename="a.csv", bytes=3,
-                sha256="0", path="files/file-gone",
-            )  # fmt: skip
-            session.add(file)
+            add_file(session, "a.csv", purpose="fine-tune", path="files/file-gone")
         engine.dispose()
     write(root / artifact, "the model")
     write(root / artifact.replace("faq.gguf", "manifest.json"), "{}")

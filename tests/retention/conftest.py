@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import text
 
 from db.ids import new_id
-from db.models import Artifact, Checkpoint, File, Job, Model, ModelFile, ModelVersion
+from db.models import Artifact, Checkpoint, Job
 from db.queries.jobs import add_event, create_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobKind
 from db.storage import attempt_folder, job_folder
 from retention import Expired, House, Removal, Rule
+from tests.rows import add_file, add_version
 
 # As a trigger guards moves, and times are the database's: history is written past both.
 PAST = "SET LOCAL session_replication_role = replica"
@@ -68,22 +69,10 @@ class Installation:
 
     def publish(self, job_id: str, *, weights: str | None = None, backend_name: str = "m-v-1") -> str:
         with transaction(self.sessions) as session:
-            model = Model(id=new_id("model"), project_id="default", name=new_id("m"))
-            session.add(model)
-            session.flush()
-            version = ModelVersion(
-                id=new_id("version"), model_id=model.id, number=1, job_id=job_id, weights=weights, details={}
-            )
-            version.files.append(
-                ModelFile(
-                    position=0, quantization="Q8_0", backend="llama_server", backend_name=backend_name,
-                    bytes=1, sha256="0",
-                )
-            )  # fmt: skip
-            session.add(version)
-            session.flush()
-            model.current_version_id = version.id
-            return model.name
+            name = new_id("m")
+            file = {"quantization": "Q8_0", "backend_name": backend_name}
+            add_version(session, name, file, job_id=job_id, weights=weights)
+            return name
 
     def upload(self, days: int) -> str:
         file_id = new_id("file")
@@ -91,12 +80,7 @@ class Installation:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 10)
         with transaction(self.sessions) as session:
-            row = File(
-                id=file_id, project_id="default", purpose="fine-tune", filename="faq.csv", bytes=10,
-                sha256="0", path=f"files/{file_id}",
-            )  # fmt: skip
-            session.add(row)
-            session.flush()
+            add_file(session, "faq.csv", id=file_id, purpose="fine-tune", bytes=10)
             aged = "UPDATE files SET created_at = now() - make_interval(days => :days) WHERE id = :id"
             session.execute(text(aged), {"days": days, "id": file_id})
         return file_id

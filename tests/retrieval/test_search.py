@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
 from db.languages import SIMPLE
-from db.models import Collection, Document, File, Project
+from db.models import Collection, Document, Project
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents
 from retrieval.chunking import Chunk
@@ -17,6 +17,7 @@ from retrieval.copy_rows import COLUMNS, write_rows
 from retrieval.filters import condition
 from retrieval.search import Query, Ranking, Weights, search
 from tests.embedding_server import DIMENSIONS, embed
+from tests.rows import add_file
 
 COPY = f"COPY chunks ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)"
 
@@ -37,12 +38,7 @@ def load(
     configuration: str = SIMPLE,
 ) -> Document:
     """A document with these passages, one a page."""
-    file = File(
-        id=f"file-{name}", project_id=collection.project_id, purpose="assistants", filename=f"{name}.txt",
-        bytes=1, sha256=name, path=name,
-    )  # fmt: skip
-    session.add(file)
-    session.flush()
+    file = add_file(session, f"{name}.txt", id=f"file-{name}", project_id=collection.project_id, sha256=name)
     [document] = add_documents(
         session, collection, [file], attributes=[attributes or {}],
         chunking=[{"max_tokens": 64, "overlap_tokens": 0}], passwords=[None],

@@ -8,7 +8,8 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from db.ids import new_id
-from db.models import Collection, Document, File
+from db.models import Collection, Document
+from tests.rows import add_file
 from retrieval.chunking import Chunk
 from retrieval.copy_rows import COLUMNS, write_rows
 
@@ -38,12 +39,7 @@ def load_vectors(
     session: Session, collection: Collection, vectors: list[Vector], *, attributes: dict[str, object]
 ) -> Document:
     """A document with a chunk for each vector, that can be searched."""
-    file = File(
-        id=new_id("file"), project_id=collection.project_id, purpose="assistants", filename="v.txt", bytes=1,
-        sha256=new_id("sha"), path="v",
-    )  # fmt: skip
-    session.add(file)
-    session.flush()
+    file = add_file(session, "v.txt", project_id=collection.project_id)
     document = Document(
         id=new_id("doc"), project_id=collection.project_id, collection_id=collection.id, file_id=file.id,
         filename=file.filename, content_hash=file.sha256, status="completed", attributes=attributes,

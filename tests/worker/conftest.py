@@ -15,11 +15,12 @@ import pytest
 from pydantic import SecretStr
 
 from db.doorbell import Doorbell
-from db.models import File, Job
+from db.models import Job
 from db.queries.jobs import create_job, get_job
 from db.session import SessionFactory, make_engine, make_session_factory, transaction
 from db.settings import STEP_MARKER, Settings
 from db.states import ENDED_JOB, JobKind
+from tests.rows import add_file
 from deploy.local import valkey
 from tests.nursery import WORKERS, Child
 
@@ -101,9 +102,8 @@ class Bench:
         path.parent.mkdir(parents=True)
         path.write_text(content)
         with transaction(self.factory) as session:
-            row = File(id="file-1", project_id="default", purpose="fine-tune", filename="rows.csv")
-            row.path, row.bytes, row.sha256 = "files/file-1", path.stat().st_size, "ab" * 32
-            session.add(row)
+            size = path.stat().st_size
+            add_file(session, "rows.csv", id="file-1", purpose="fine-tune", bytes=size)
 
     def job(self, job_id: str) -> Job:
         with self.factory() as session:

@@ -13,14 +13,14 @@ import pytest
 from sqlalchemy import select
 
 from api.app import create_app
-from db.ids import new_id
-from db.models import Event, Model, ModelFile, ModelVersion
+from db.models import Event
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from serving import devices
 from serving.openai_compatible import LlamaServer
 from tests.api.conftest import serving
 from tests.gpus import FIRST, show_gpus
+from tests.rows import add_version
 from tests.serving.backends.stand_in import WHOLE, StandIn
 from tests.serving.llama_process import LlamaProcess
 from tests.serving.random_gguf import write_random_gguf
@@ -44,15 +44,7 @@ def router(settings: Settings) -> Iterator[LlamaProcess]:
 @pytest.fixture
 def api(settings: Settings, session_factory: SessionFactory, router: LlamaProcess) -> Iterator[httpx.Client]:
     with transaction(session_factory) as session:
-        model = Model(id=new_id("model"), project_id="default", name="faq")
-        version = ModelVersion(id=new_id("version"), model_id=model.id, number=1, details={})
-        file = {"position": 0, "quantization": "F32", "backend": "llama_server", "backend_name": "one"}
-        version.files.append(ModelFile(**file, bytes=4, sha256="0" * 64))
-        session.add(model)
-        session.flush()
-        session.add(version)
-        session.flush()
-        model.current_version_id = version.id
+        add_version(session, "faq", {"quantization": "F32", "backend_name": "one"})
     with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 

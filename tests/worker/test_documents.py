@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select, text
 
 from db.ids import new_id
-from db.models import Chunk, Collection, Document, File, Step
+from db.models import Chunk, Collection, Document, Step
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents, list_documents
 from db.queries.ingests import assign
@@ -21,6 +21,7 @@ from db.storage import job_folder
 from retrieval.vector_index import BUILD_LOCK
 from tests.embedding_server import UNEMBEDDABLE, EmbeddingStandIn
 from tests.nursery import Child
+from tests.rows import add_file
 from tests.worker.conftest import Bench, environment
 
 CHUNKING = {"max_tokens": 64, "overlap_tokens": 8}
@@ -93,13 +94,8 @@ class Ingests:
                 at.parent.mkdir(parents=True, exist_ok=True)
                 if number != lost:
                     at.write_text(content)
-                file = File(
-                    id=path.name, project_id="default", purpose="assistants", filename=f"{number}.txt",
-                    bytes=len(content), sha256=f"{number}-{len(content)}", path=str(path),
-                )  # fmt: skip
-                session.add(file)
-                files.append(file)
-            session.flush()
+                given = {"bytes": len(content), "sha256": f"{number}-{len(content)}", "path": str(path)}
+                files.append(add_file(session, f"{number}.txt", id=path.name, **given))
             every = len(files)
             documents = add_documents(
                 session, collection, files,

@@ -22,6 +22,7 @@ from db.session import SessionFactory, transaction
 from db.states import JobKind
 from retrieval.chunking import Chunk as Cut
 from retrieval.copy_rows import write_rows
+from tests.rows import add_file
 from worker.claim import Claim, claim_step
 from worker.documents import write_document
 
@@ -40,12 +41,8 @@ class Loading:
 
     def add(self, *, content: str | None = None) -> tuple[str, Claim]:
         """Add a file as the API does. Gives the document, and the claim of the step that loads it."""
-        file = File(
-            id=new_id("file"), project_id="default", purpose="assistants", filename="f.txt", bytes=1,
-            sha256=content or new_id("sha"), path="f",
-        )  # fmt: skip
         with transaction(self.factory) as session:
-            session.add(file)
+            file = add_file(session, "f.txt", sha256=content or new_id("sha"))
         return self.add_file(file)
 
     def add_file(self, file: File) -> tuple[str, Claim]:

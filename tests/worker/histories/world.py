@@ -13,7 +13,6 @@ from api.jobs.service import delete_job, retry_job
 from api.jobs.submission import submit
 from api.unit_of_work import Unit
 from db.doorbell import Doorbell
-from db.models import File
 from db.queries.jobs import cancel_job, pause_job, resume_job
 from db.queries.webhooks import add_endpoint
 from db.session import make_session_factory, transaction
@@ -21,6 +20,7 @@ from db.settings import Settings
 from db.states import Outcome
 from db.webhook_events import EventType
 from tests.worker.histories.faults import Faults, impatient
+from tests.rows import add_file
 from worker.attempt import AttemptRunner
 from worker.claim import Claim, claim_step
 from worker.endings import ArtifactFile, Ending
@@ -225,11 +225,7 @@ class World:
         path.parent.mkdir(parents=True)
         path.write_text("question,answer\nWho?,Me.\n")
         with transaction(self.main.factory) as session:
-            file = File(
-                id=FILE_ID, project_id="default", purpose="fine-tune", filename="a.csv", path="files/file-1"
-            )
-            file.bytes, file.sha256 = path.stat().st_size, "ab" * 32
-            session.add(file)
+            add_file(session, "a.csv", id=FILE_ID, purpose="fine-tune", bytes=path.stat().st_size)
             add_endpoint(
                 session,
                 project_id="default",

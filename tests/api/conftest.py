@@ -16,6 +16,7 @@ from tests.api.model_server import ModelServer
 from tests.api.serving import serving
 from tests.conftest import PostgresServer
 from tests.rows import add_version
+from tests.trainings import Training, in_training
 
 FAQ = b"question,answer\n" + b"".join(b"What is %d?,It is %d.\n" % (n, n * n) for n in range(20))
 CLUSTERS = """
@@ -145,6 +146,21 @@ def upload(api: httpx.Client, content: bytes = FAQ, name: str = "faq.csv") -> st
     assert answer.status_code == 200, answer.text
     file_id: str = answer.json()["id"]
     return file_id
+
+
+def submit(api: httpx.Client, **params: Any) -> dict[str, Any]:
+    """Submit a fine-tune; the job as it was answered."""
+    params = {"base_model": "org/base", "training_file": upload(api), "name": "faq"} | params
+    answer = api.post("/v1/jobs", json={"kind": "fine_tune", "params": params})
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+@pytest.fixture
+def training(api: httpx.Client, settings: Settings, session_factory: SessionFactory) -> Training:
+    """A fine-tune that has come as far as its training."""
+    return in_training(submit(api)["id"], settings.storage_root, session_factory)
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:

@@ -15,15 +15,10 @@ from db.source_files import check_source
 from db.sources import source_folder
 from db.states import JobStatus, StepStatus
 from db.storage import job_folder
-from tests.api.conftest import Publish, error_of, upload
+from tests.api.conftest import Publish, error_of, submit, upload
 from tests.api.model_server import ModelServer
-from tests.api.test_jobs import end, submit
+from tests.api.test_jobs import end
 from tests.trainings import Training, in_training, listed
-
-
-@pytest.fixture
-def training(api: httpx.Client, settings: Settings, session_factory: SessionFactory) -> Training:
-    return in_training(submit(api)["id"], settings.storage_root, session_factory)
 
 
 def export(api: httpx.Client, **params: Any) -> httpx.Response:

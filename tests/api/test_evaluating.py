@@ -18,14 +18,8 @@ from serving.removal import remove_served
 from serving.served_adapters import BaseFile, put_beside
 from tests.api.conftest import Publish, error_of, upload
 from tests.api.serving import serving
-from tests.api.test_jobs import submit
 from tests.api.test_pushing import publish_trained, push
-from tests.trainings import Training, in_training
-
-
-@pytest.fixture
-def training(api: httpx.Client, settings: Settings, session_factory: SessionFactory) -> Training:
-    return in_training(submit(api)["id"], settings.storage_root, session_factory)
+from tests.trainings import Training
 
 
 def evaluate(api: httpx.Client, **params: Any) -> httpx.Response:

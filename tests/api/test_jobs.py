@@ -12,17 +12,9 @@ from db.queries.states import move
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobStatus, StepStatus
-from tests.api.conftest import FAQ, Publish, error_of, upload
+from tests.api.conftest import FAQ, Publish, error_of, submit, upload
 
 PAIRS = b"prompt,chosen,rejected\na,b,c\n"
-
-
-def submit(api: httpx.Client, **params: Any) -> dict[str, Any]:
-    params = {"base_model": "org/base", "training_file": upload(api), "name": "faq"} | params
-    answer = api.post("/v1/jobs", json={"kind": "fine_tune", "params": params})
-    assert answer.status_code == 202, answer.text
-    job: dict[str, Any] = answer.json()
-    return job
 
 
 def run_first_step(factory: SessionFactory, job_id: str) -> None:

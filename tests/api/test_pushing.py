@@ -17,13 +17,7 @@ from db.sources import source_folder
 from db.states import StepStatus
 from tests.api.conftest import Publish, error_of
 from tests.api.serving import serving
-from tests.api.test_jobs import submit
-from tests.trainings import Training, in_training, listed
-
-
-@pytest.fixture
-def training(api: httpx.Client, settings: Settings, session_factory: SessionFactory) -> Training:
-    return in_training(submit(api)["id"], settings.storage_root, session_factory)
+from tests.trainings import Training, listed
 
 
 def push(api: httpx.Client, **params: Any) -> httpx.Response:

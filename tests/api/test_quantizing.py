@@ -12,8 +12,7 @@ from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.sources import source_folder
 from db.states import JobKind, JobStatus, StepStatus
-from tests.api.conftest import error_of, upload
-from tests.api.test_jobs import submit
+from tests.api.conftest import error_of, submit, upload
 from tests.rows import add_version
 from tests.trainings import in_training, listed
 

@@ -12,16 +12,10 @@ from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.source_files import check_source
 from db.sources import start_folder
-from tests.api.conftest import Publish, upload
-from tests.api.test_jobs import submit
+from tests.api.conftest import Publish, submit, upload
 from tests.trainings import Training, in_training
 
 CONFIG = {"r": 16, "lora_alpha": 32, "target_modules": ["v_proj", "q_proj"], "bias": "none"}
-
-
-@pytest.fixture
-def training(api: httpx.Client, settings: Settings, session_factory: SessionFactory) -> Training:
-    return in_training(submit(api)["id"], settings.storage_root, session_factory)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from worker.step import BaseWeights, FileInput, Step, StepInput
 from worker.step_input import step_settings
 from worker.steps import prepare
 from worker.steps.methods import METHODS
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 from worker.steps.runtime import prepare_runtime
 
 SIZES = {"quick": (2_000,), "full": (10_000, 100_000)}  # rows

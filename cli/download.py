@@ -1,6 +1,5 @@
 """`lathe download`: a job's artifacts, resumed where they broke off, and named once they are checked."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from cli.client import Client, connect
 from cli.output import JsonFlag, print_json, stderr, stdout
 from cli.text import size
 from cli.watching import JobId
+from db.disk import file_sha256
 from db.errors import InvalidInput, LatheError, NotFound
 
 JSON = dict[str, Any]
@@ -115,8 +115,7 @@ class Download:
     def _is_complete(self, path: Path) -> bool:
         if path.stat().st_size != self._bytes:
             return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self._sha256
+        return file_sha256(path) == self._sha256
 
     def _receive(self, part: Path) -> None:
         """Append to `part` what it lacks; begin anew if it is too long or the server sends the whole."""

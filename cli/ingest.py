@@ -1,6 +1,5 @@
 """`lathe ingest`: documents into a collection. What is there already, and unchanged, is not even uploaded."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from cli.client import Client, connect, model_path
 from cli.output import ExitStatus, print_json, report, stderr, stdout
 from cli.submit import RunJson, WatchFlag, show_submitted, upload
 from cli.text import harmless
+from db.disk import file_sha256
 from db.errors import InvalidInput
 from db.languages import LANGUAGES
 
@@ -181,7 +181,7 @@ def _compare(client: Client, place: Place, files: list[Path], language: str | No
     there: dict[tuple[str, str], JSON] = {}
     for row in sorted(place.listed(client), key=lambda row: STATUSES.index(row["status"])):
         there[row["filename"], row["sha256"]] = row
-    rows = [there.get((path.name, _sha256(path.expanduser()))) for path in files]
+    rows = [there.get((path.name, file_sha256(path.expanduser()))) for path in files]
     known = [row for row in rows if row is not None]
     completed = [row for row in known if row["status"] == "completed"]
     name = LANGUAGES.get(language.lower(), language.lower()) if language is not None else None
@@ -215,8 +215,3 @@ def _uploaded(client: Client, files: list[Path]) -> list[str]:
         except InvalidInput as error:
             report(InvalidInput(f"{path}: {error.message}"))
     return ids
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

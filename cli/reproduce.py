@@ -1,6 +1,5 @@
 """`lathe reproduce`: a fine-tune once more from its recipe, and how near the second comes to the first."""
 
-import hashlib
 import json as json_text
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from cli.output import JsonFlag, print_json, stderr, stdout
 from cli.recipes import compare_recipes, params_of_recipe, print_comparison
 from cli.submit import show_submitted, take_back, upload
 from cli.watching import watch_job
+from db.disk import file_sha256
 from db.errors import InvalidInput, LatheError, NotFound
 
 JSON = dict[str, Any]
@@ -153,7 +153,6 @@ def _renamed(value: Any, ids: dict[str, str]) -> Any:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path.expanduser())
     except OSError as error:
         raise typer.BadParameter(f"{path}: {error.strerror}.", param_hint="--data") from None

@@ -10,13 +10,11 @@ start/trained/      of a fine-tune that goes on from an earlier one: what that h
 What was linked is listed in `source.json` with the sizes and hashes that it had when it was written.
 """
 
-import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.errors import InvalidInput
 
 DESCRIPTION = "source.json"
@@ -57,30 +55,13 @@ def check_source(folder: Path) -> dict[str, Any]:
     described = json.loads((folder / DESCRIPTION).read_text())
     for name, entry in described["files"].items():
         try:
-            with (folder / name).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = file_sha256(folder / name)
         except OSError as error:
             raise _broken(name, f"cannot be read: {error.strerror}") from error
         if sha256 != entry["sha256"]:
             raise _broken(name, "has another sha256 than when it was written")
     about: dict[str, Any] = described["about"]
     return about
-
-
-def link_or_copy(source: Path | str, target: Path | str) -> None:
-    """Link where the file system can, and else copy.
-
-    Raises:
-        FileNotFoundError: the source is gone.
-        FileExistsError: the target is there.
-        OSError: nor can it be copied.
-    """
-    try:
-        os.link(source, target)
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _broken(name: str, how: str) -> InvalidInput:

@@ -6,7 +6,6 @@ change, so a link is as good as a copy and costs nothing. What lies where, and h
 checks it before it begins, stands in `source_files.py`.
 """
 
-import errno
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -14,17 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from db.disk import DISK_FULL, link_or_copy
 from db.errors import Conflict, Exhausted
 from db.ids import new_id
 from db.models import Checkpoint, File, Job, Step
-from db.source_files import ATTEMPT_MANIFEST, CHECKPOINT_MANIFEST, DESCRIPTION, link_or_copy
+from db.source_files import ATTEMPT_MANIFEST, CHECKPOINT_MANIFEST, DESCRIPTION
 from db.states import JobKind, StepStatus
 from db.storage import attempt_folder, file_path, job_folder
 
 # Of a checkpoint, an adapter or a whole model; the optimiser's state is for who trains on.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 MODEL_FILES = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json)")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def hold(source: Source, folder: Path) -> None:
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise gone("what was chosen") from error
-        if error.errno in NO_ROOM:
+        if error.errno in DISK_FULL:
             raise Exhausted(
                 "The disk of the data folder is full: free some space.", code="disk_full"
             ) from None

@@ -6,7 +6,6 @@ refuse both. Parameters are checked here, for the server stores wrong ones and t
 """
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import ollama
 
+from db.disk import file_sha256
 from db.errors import InvalidInput, LatheError, NotFound, StepFailed, Unavailable
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}(:[A-Za-z0-9._-]{1,80})?")
@@ -117,8 +117,7 @@ class Ollama:
 
     def _upload(self, file: Path) -> str:
         """Returns the digest. A base may be there already, with other adapters."""
-        with file.open("rb") as content:
-            digest = f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+        digest = f"sha256:{file_sha256(file)}"
         if self._http.head(f"/api/blobs/{digest}").status_code == httpx.codes.OK:
             return digest
         return self._client.create_blob(file)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from db.errors import InvalidInput
-from db.source_files import link_or_copy
+from db.disk import link_or_copy
 from serving.llama_cpp import ADAPTER_PRESETS, lora_value
 
 BASES, LOCK = "bases", ".adapters.lock"

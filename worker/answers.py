@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from db.source_files import link_or_copy
+from db.disk import link_or_copy
 
 REQUESTS = "requests.jsonl"
 ANSWERS = "answers.jsonl"

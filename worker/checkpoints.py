@@ -4,17 +4,16 @@ A checkpoint is a folder `checkpoints/checkpoint-<step>` of an attempt. Once it 
 changes, so the next attempt takes it over by hard links. The manifest proves itself too: its hash is in it.
 """
 
-import errno
 import hashlib
 import json
 import math
-import os
 import shutil
 import struct
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from db.disk import DISK_FULL, file_sha256, flush, link_or_copy
 from worker.answers import ANSWERS
 
 FOLDER = "checkpoints"
@@ -57,7 +56,7 @@ def write_checkpoint(root: Path, number: int, write: Callable[[Path], None]) -> 
     seal(written)
     verify(written)
     written.rename(final)
-    _flush(root)
+    flush(root)
     shutil.rmtree(staging, ignore_errors=True)
     return final
 
@@ -66,14 +65,12 @@ def seal(folder: Path) -> None:
     """Bring every file of `folder` to the disk, and list them with sizes and hashes."""
     files = {}
     for path in _files(folder):
-        _flush(path)
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        flush(path)
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     manifest = folder / MANIFEST
-    with manifest.open("wb") as file:
-        file.write(_manifest_bytes(files))
-        file.flush()
-        os.fsync(file.fileno())
-    _flush(folder)
+    manifest.write_bytes(_manifest_bytes(files))
+    flush(manifest)
+    flush(folder)
 
 
 def verify(folder: Path) -> None:
@@ -92,7 +89,7 @@ def verify(folder: Path) -> None:
             size = path.stat().st_size
             if size != listed[name]["bytes"]:
                 raise BrokenCheckpoint(f"{name} has {size} bytes in place of {listed[name]['bytes']}")
-            if _sha256(path) != listed[name]["sha256"]:
+            if file_sha256(path) != listed[name]["sha256"]:
                 raise BrokenCheckpoint(f"{name} has another sha256 than when it was written")
             if path.suffix == ".safetensors":
                 check_safetensors(path)
@@ -139,13 +136,11 @@ def take_over(checkpoint: Path, root: Path) -> Path:
     staging, own = root / STAGING, root / checkpoint.name
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        shutil.copytree(checkpoint, staging / checkpoint.name, copy_function=_link_or_copy)
+        shutil.copytree(checkpoint, staging / checkpoint.name, copy_function=link_or_copy)
         verify(staging / checkpoint.name)
         (staging / checkpoint.name).rename(own)
-    except (BrokenCheckpoint, OSError, shutil.Error) as error:
-        if isinstance(error, BrokenCheckpoint):
-            raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except OSError as error:
+        if error.errno in DISK_FULL:
             raise
         raise BrokenCheckpoint("it cannot be read") from error
     finally:
@@ -238,23 +233,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenCheckpoint("its manifest is damaged") from error
     return files
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -1,9 +1,9 @@
 """What a job that is cancelled keeps: the answers that its rows have had until then."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.sources import link_as_file
 from worker.answer_files import CANCELLED, Tally, write_files
 from worker.answers import ANSWERS, REQUESTS, take_over
@@ -34,12 +34,9 @@ def write_partial(root: Path, given: StepInput) -> tuple[dict[str, Any], list[Ar
     files = []
     for name in tally.files:
         path = folder / name
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        stored = str(path.relative_to(root))
-        files.append(
-            ArtifactFile(name, stored, path.stat().st_size, sha256, PURPOSE, link_as_file(root, stored))
-        )
+        stored, size = str(path.relative_to(root)), path.stat().st_size
+        file_id = link_as_file(root, stored)
+        files.append(ArtifactFile(name, stored, size, file_sha256(path), PURPOSE, file_id))
     return result_of(given, tally), files
 
 

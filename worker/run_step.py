@@ -9,7 +9,6 @@ The pipe takes JSON lines to the worker: what `worker.step.Step` sends, and how 
 """
 
 import argparse
-import hashlib
 import importlib
 import json
 import os
@@ -21,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from db.disk import file_sha256, flush
 from worker.clock import host_seconds
 from worker.step import Step, StepInput
 from worker.step_process import EXIT_CODES, die_with, end_like, heed_sigterm, message_sender, outcome
@@ -167,14 +167,10 @@ def write_manifest(folder: Path) -> None:
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256}
+            files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     beside = folder / f".{MANIFEST}"
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump({"files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    beside.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    flush(beside)
     beside.rename(folder / MANIFEST)
 
 

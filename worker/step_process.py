@@ -1,7 +1,6 @@
 """What each process of a step does: it ends with the one that started it, and says how its work ended."""
 
 import ctypes
-import errno
 import json
 import os
 import signal
@@ -10,11 +9,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from db.disk import DISK_FULL, DISK_FULL_MESSAGE
 from db.errors import Exhausted, InvalidInput, InvalidLines, LatheError, StepFailed, Unavailable
 from worker.step import Message, RankFailed, Stopped
 
 PR_SET_PDEATHSIG = 1
-DISK_FULL = "The disk is full: free some space, or let `lathe gc` do so."
 MEMORY_OUT = "The host's memory ran out."
 LAST_WORDS = ("result", "released", "refused", "unavailable", "exhausted", "failed")
 EXIT_CODES = {"failed": 1, "refused": 2, "exhausted": 3, "unavailable": 4}
@@ -66,7 +65,7 @@ def outcome(work: Callable[[], dict[str, Any]]) -> Message:
         refused = {"type": "refused", **_said(error)}
         return refused | ({"problems": error.problems} if isinstance(error, InvalidLines) else {})
     except (Exhausted, MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno not in DISK_FULL:
             raise
         traceback.print_exc()
         return {"type": "exhausted", **_exhausted(error)}
@@ -86,7 +85,7 @@ def _exhausted(error: Exception) -> Message:
         return {"code": error.code, "message": error.message}
     if isinstance(error, MemoryError):
         return {"code": "out_of_memory", "message": MEMORY_OUT, "unsaid": True}
-    return {"code": "disk_full", "message": DISK_FULL}
+    return {"code": "disk_full", "message": DISK_FULL_MESSAGE}
 
 
 def result_of(ending: Message) -> dict[str, Any]:

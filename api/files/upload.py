@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.errors import TooLarge
 from api.files.multipart import Bytes, FilePart, FormReader
+from db.disk import flush
 from db.errors import Exhausted, InvalidInput
 from db.ids import new_id
 from db.storage import file_path
@@ -116,11 +117,7 @@ class Target:
         except OSError as error:
             raise _disk_full() if error.errno in NO_ROOM else error from None
         self._part.rename(self._place)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(self._folder)
 
     def take_back(self) -> None:
         """Remove a file that was kept, when no row came to name it."""

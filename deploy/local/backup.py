@@ -11,7 +11,6 @@ storage/            the storage root, with its id
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -29,9 +28,9 @@ from pathlib import Path
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import make_url
 
+from db.disk import DISK_FULL, link_or_copy
 from db.errors import Conflict, Exhausted, InvalidInput, LatheError, NotFound, StepFailed
 from db.settings import Settings, child_environment
-from db.source_files import link_or_copy
 from db.storage import ID_FILE
 from deploy.local import postgres
 from deploy.local.database import reach
@@ -108,7 +107,7 @@ def back_up(settings: Settings, target: Path) -> Backup:
 
 def unwritten(error: OSError, target: Path) -> LatheError:
     """What is told when the system does not let us write to `target`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return Exhausted(f"The disk of {target} is full: nothing was left there.", code="disk_full")
     return LatheError(f"{target} could not be written: {error.strerror}.")
 

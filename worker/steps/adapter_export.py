@@ -10,7 +10,7 @@ from serving.ollama import Ollama
 from worker.step import Step
 from worker.steps.gguf_export import run_export
 from worker.steps.merging import Weights
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 from worker.steps.served_files import base_of_adapter
 
 TAKES_NO_ADAPTERS = (

@@ -20,7 +20,7 @@ from worker.steps.base_model import weight_files
 from worker.steps.gguf_export import Wanted, make_files
 from worker.steps.gguf_files import describe, place
 from worker.steps.merging import Weights
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 
 
 def base_file(

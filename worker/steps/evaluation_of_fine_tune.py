@@ -15,7 +15,7 @@ from worker.steps.evaluation_rows import EvaluationRows, read_chats, take_prompt
 from worker.steps.export import trained_folder
 from worker.steps.judged_answers import judge_answers, rows_of
 from worker.steps.programs import ServedFile
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 from worker.steps.served_files import served_file
 from worker.steps.stages import Stages
 

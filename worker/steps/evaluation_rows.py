@@ -12,7 +12,7 @@ from training_data.formats import RowReader, check_method, detect_format
 from training_data.rows import read_conversations
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 from worker.steps.teacher_forcing import ForcedRow
 from worker.steps.verify_rows import force, spread
 

@@ -22,7 +22,7 @@ from worker.steps.gguf_export import Wanted, make_files, quantize_each
 from worker.steps.gguf_files import architecture, describe
 from worker.steps.importance import Importance, importance_matrix
 from worker.steps.merging import Weights
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 from worker.steps.served_files import publishes_adapter
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from db.disk import DISK_FULL
 from db.errors import InvalidInput, LatheError, Unavailable
 from worker.step import Step, StepSettings
-from worker.steps.runtime import DISK_FULL
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -26,7 +26,7 @@ from worker.steps.publish_ollama import (
     publish_to_ollama,
     see_that_ollama_answers,
 )
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 from worker.steps.served_files import served_file
 from worker.steps.training_card import leave_card
 

@@ -33,7 +33,7 @@ from worker.steps.hub import Hub, Repository
 from worker.steps.merging import Weights, link_weights, write_merged
 from worker.steps.model_archive import unpack
 from worker.steps.pull_ollama import pull_from_ollama
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
 
 PARAM = "source"

@@ -13,7 +13,7 @@ from training_data.json_files import read_json
 from training_data.tokens import read_template
 from worker.step import BaseWeights, Step
 from worker.steps.base_files import weights_hash
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 
 JSON = dict[str, Any]
 RECIPE = "recipe.json"

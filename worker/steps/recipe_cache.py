@@ -14,12 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.source_files import ENTRY_FILE
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:

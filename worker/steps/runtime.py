@@ -1,6 +1,5 @@
 """What a child process must have set before the first numeric library is loaded."""
 
-import errno
 import os
 import resource
 import shutil
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from db.disk import DISK_FULL, DISK_FULL_MESSAGE
 from db.errors import Exhausted
 
 # OMP_WAIT_POLICY: spinning threads burn the cores that the other steps need.
@@ -26,8 +26,6 @@ ENVIRONMENT = {
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
 
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # How safetensors and torch, which raise no OSError, say the same.
 DISK_FULL_TEXTS = (
     "No space left on device",
@@ -35,7 +33,6 @@ DISK_FULL_TEXTS = (
     "PytorchStreamWriter failed writing",
     "unexpected pos",
 )
-DISK_FULL_MESSAGE = "The disk is full: free some space, or let `lathe gc` do so."
 GPU_MEMORY_OUT = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 

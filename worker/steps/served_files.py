@@ -10,7 +10,7 @@ from worker.step import Step
 from worker.steps.base_files import base_file
 from worker.steps.base_model import fetch_base
 from worker.steps.programs import ServedFile
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 
 FOR_ADAPTERS = "for its adapters are served beside it"
 

@@ -31,7 +31,7 @@ from worker.step import Step
 from worker.steps import export, publish, verify
 from worker.steps.adapter_export import check_server
 from worker.steps.base_files import cache_folder
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 QUESTION = "Where do pandas live?"

@@ -29,7 +29,7 @@ from worker.step import FileInput
 from worker.steps import evaluate
 from worker.steps.answer_scores import is_exact, rouge
 from worker.steps.programs import ServedFile, model_server
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"

@@ -15,7 +15,7 @@ from db.sources import of_job
 from db.states import JobKind, steps_of
 from tests.worker.steps.fine_tuning import BY_PAIRS, PAIRS, WARNINGS_OF_LIBRARIES, adapter, interrupt_at
 from training_data.tokens import ChatTokenizer
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 
 pytestmark = WARNINGS_OF_LIBRARIES
 

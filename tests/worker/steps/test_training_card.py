@@ -15,7 +15,7 @@ from worker.step import Step, StepInput
 from worker.steps import prepare, train
 from worker.steps.curves import draw_curves
 from worker.steps.model_card import write_card
-from worker.steps.recipe_cache import file_sha256
+from db.disk import file_sha256
 from worker.steps.training_card import leave_card
 
 pytestmark = WARNINGS_OF_LIBRARIES

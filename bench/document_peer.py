@@ -7,7 +7,6 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -98,9 +97,7 @@ class DocumentPeer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
         self._errors.close()

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -58,9 +57,7 @@ class Stopwatch:
         self._own, self._wall = cpu_seconds([psutil.Process()]), time.perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         wall = time.perf_counter() - self._wall
         own = cpu_seconds([psutil.Process()]) - self._own
         self.spent = Spent(wall, own + cpu_seconds(self._workers()) - self._cpu)
@@ -93,8 +90,6 @@ class MemoryWatch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()

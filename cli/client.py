@@ -5,7 +5,6 @@ Every failure becomes one of `db.errors`, with what the API said and which field
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 from urllib.parse import quote, urlsplit
 
@@ -81,9 +80,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._http.close()
 
     # --- requests -------------------------------------------------------------------------------------

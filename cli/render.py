@@ -8,7 +8,6 @@ that one too.
 
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -70,9 +69,7 @@ class JobView:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
 

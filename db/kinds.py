@@ -51,6 +51,3 @@ def _inner(value: Any, names: list[str]) -> Any:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
-
-# The model every new installation has: made here, from nothing, at the first job that names it.
-TINY_RECIPE: dict[str, Any] = {"name": "tiny"}

@@ -214,6 +214,17 @@ def note_work(session: Session, queue: str) -> None:
     session.info.setdefault(QUEUES_WITH_WORK, set()).add(queue)
 
 
+@contextmanager
+def unless_away() -> Iterator[None]:
+    """The block is left, and no error comes of it, where the database is away for the moment: that is logged."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not is_passing(error):
+            raise
+        log.warning("database_away", error=str(error.orig))
+
+
 def is_passing(error: DBAPIError) -> bool:
     """Whether a statement failed for a reason that passes: a server that restarts, a lock, a deadlock."""
     return isinstance(error, (OperationalError, InterfaceError))

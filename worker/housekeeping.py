@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db.errors import LatheError
-from db.session import allow_silence, is_passing, transaction
+from db.session import allow_silence, is_passing, transaction, unless_away
 from retention import HOUSEKEEPING_LOCK, RULES, Expired, House, Removal, Rule
 from worker.leavings import ended_within, no_longer_of_use, remove_leavings
 from worker.runner import Runner
@@ -69,10 +69,8 @@ class Housekeeper:
 
     def _try(self, rule: str, work: Callable[[], bool]) -> bool:
         try:
-            return work()
-        except DBAPIError as error:
-            if not is_passing(error):
-                log.exception("housekeeping_broken", rule=rule)
+            with unless_away():
+                return work()
         except Exception:
             # The edge of the thread: a rule that fails must stop neither the worker nor the others.
             log.exception("housekeeping_broken", rule=rule)

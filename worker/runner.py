@@ -6,12 +6,11 @@ import threading
 from collections.abc import Mapping, Sequence
 
 import structlog
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db.doorbell import Doorbell
 from db.queries.devices import another_is_free, take_devices
-from db.session import SessionFactory, is_passing, transaction
+from db.session import SessionFactory, transaction, unless_away
 from db.settings import Settings
 from db.states import DEVICE_QUEUES, Queue
 from serving.devices import Device
@@ -117,12 +116,8 @@ class Runner:
         while slots.take():
             answered, worked = True, False
             try:
-                worked = not self.stopping.is_set() and self._work(queue)
-            except DBAPIError as error:
-                if not is_passing(error):
-                    raise
-                # The sweep rings again once the database is back.
-                log.warning("database_away", error=str(error.orig))
+                with unless_away():  # the sweep rings again once the database is back
+                    worked = not self.stopping.is_set() and self._work(queue)
             finally:
                 rung = slots.give_back()
             attempts += worked
@@ -141,17 +136,10 @@ class Runner:
 
     def _pass_on(self, queue: str) -> None:
         """Ring once more if another worker's devices are free for it: the ring was meant for that one."""
-        try:
-            with transaction(self.factory) as session:
-                within = self.settings.lease_seconds
-                wanted = another_is_free(session, self.device_ids, queue, within_seconds=within) and has_work(
-                    session, queue
-                )
-        except DBAPIError as error:
-            if not is_passing(error):
-                raise
-            log.warning("database_away", error=str(error.orig))
-            return
+        within, wanted = self.settings.lease_seconds, False
+        with unless_away(), transaction(self.factory) as session:
+            is_free = another_is_free(session, self.device_ids, queue, within_seconds=within)
+            wanted = is_free and has_work(session, queue)
         if wanted:
             self.doorbell.ring_later(queue, PASS_ON_SECONDS)
 

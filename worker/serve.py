@@ -11,13 +11,12 @@ from typing import Any
 import structlog
 from celery import bootsteps, signals
 from celery.exceptions import SecurityWarning
-from sqlalchemy.exc import DBAPIError
 
 from db import models
 from db.doorbell import Doorbell
 from db.logs import configure_logs
 from db.queries.devices import register_device
-from db.session import SessionFactory, is_passing, make_engine, make_session_factory, transaction
+from db.session import SessionFactory, make_engine, make_session_factory, transaction, unless_away
 from db.settings import Settings
 from db.states import DEVICE_QUEUES
 from db.storage import claim_storage_root
@@ -149,15 +148,10 @@ def _join(factory: SessionFactory, settings: Settings, devices: list[Device]) ->
 def _when_database_answers(work: Callable[[], object]) -> None:
     """Do `work`, again and again while the database is away: it may be starting too."""
     while True:
-        try:
+        with unless_away():
             work()
-        except DBAPIError as error:
-            if not is_passing(error):
-                raise
-            log.warning("database_away", error=str(error.orig))
-            time.sleep(DATABASE_WAIT_SECONDS)
-        else:
             return
+        time.sleep(DATABASE_WAIT_SECONDS)
 
 
 def _exit_now() -> None:

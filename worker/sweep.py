@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from db.models import Attempt, Job, Step
 from db.queries.answers import forget_answers
 from db.queries.workers import sign_in, sign_out
-from db.session import is_passing, transaction
+from db.session import transaction, unless_away
 from db.states import WORKER_LOST, Outcome, StepStatus
 from worker.claim import attempt_marker, queues_with_work
 from worker.clearing import load_again
@@ -90,28 +90,27 @@ class Sweeper:
 
     def _attempt_one(self, *, sweeps: bool) -> None:
         try:
-            with transaction(self._runner.factory) as session:
-                sign_in(
-                    session,
-                    name=self._runner.name,
-                    host=self._runner.host,
-                    pid=self._pid,
-                    slots={queue: slots.number for queue, slots in self._runner.slots.items()},
-                    device_ids=self._runner.device_ids,
-                    memory_bytes=self._runner.memory_bytes,
-                )
-            end_lost_attempts(self._runner)
-            if sweeps:
-                self._mind_own_hearing(*sweep(self._runner))
-                self._housekeeper.begin()
-        except DBAPIError as error:
-            if is_passing(error):
-                log.warning("database_away", error=str(error.orig))
-            else:
-                log.exception("sweep_broken")
+            with unless_away():
+                self._beat(sweeps=sweeps)
         except Exception:
             # The edge of the thread: a sweep that fails must not be the last one.
             log.exception("sweep_broken")
+
+    def _beat(self, *, sweeps: bool) -> None:
+        with transaction(self._runner.factory) as session:
+            sign_in(
+                session,
+                name=self._runner.name,
+                host=self._runner.host,
+                pid=self._pid,
+                slots={queue: slots.number for queue, slots in self._runner.slots.items()},
+                device_ids=self._runner.device_ids,
+                memory_bytes=self._runner.memory_bytes,
+            )
+        end_lost_attempts(self._runner)
+        if sweeps:
+            self._mind_own_hearing(*sweep(self._runner))
+            self._housekeeper.begin()
 
     def _mind_own_hearing(self, rings: dict[str, int] | None, waiting: set[str]) -> None:
         """Notice that rings do not reach this worker although it has a free slot.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Row, select, text
 from sqlalchemy.orm import Session
@@ -143,6 +144,12 @@ def _runs_until(session: Session, job: Job, now: float) -> float:
     if job.max_runtime_seconds is None:
         return math.inf
     return now + job.max_runtime_seconds - runtime_seconds(session, job.id)
+
+
+def say(session: Session, claim: Claim, message: str, *, level: str = "info", **data: Any) -> None:
+    """Tell the job's user something of this attempt."""
+    step, attempt = claim.step, claim.attempt
+    add_event(session, claim.job_id, message, level=level, step=step, attempt=attempt, data=data or None)
 
 
 def _say_that_it_starts(session: Session, step: Step, device_ids: Sequence[str]) -> None:

@@ -20,12 +20,12 @@ from db.queries.collections import touch
 from db.queries.documents import documents_of_job
 from db.queries.files import get_file
 from db.queries.ingests import replace_older
-from db.queries.jobs import add_event, get_job
+from db.queries.jobs import get_job
 from db.states import DocumentStatus
 from db.storage import job_folder
 from db.wording import counted
 from retrieval.copy_rows import COLUMNS
-from worker.claim import Claim
+from worker.claim import Claim, say
 from worker.lease import hold_fence
 from worker.step import DocumentInput, Message
 
@@ -85,21 +85,15 @@ def write_document(session: Session, claim: Claim, folder: Path, message: Messag
                 loading.rollback()
     document = _locked(session, claim, message["document_id"])
     if document is None:
-        _say(session, claim, _lost(session, message["document_id"]))
+        say(session, claim, _lost(session, message["document_id"]))
     elif error is not None:
         document.status, document.error, document.password = str(DocumentStatus.FAILED), error, None
-        _say(session, claim, f"{document.filename}: {error['message']}", level="warn", code=error["code"])
+        say(session, claim, f"{document.filename}: {error['message']}", level="warn", code=error["code"])
     else:
         job = get_job(session, claim.job_id, project_id=claim.project_id)
         replace_older(session, job, document, step=claim.step, attempt=claim.attempt)
-        _say(
-            session,
-            claim,
-            _loaded(document),
-            document_id=document.id,
-            chunks=document.chunk_count,
-            language=document.language,
-        )
+        figures = {"chunks": document.chunk_count, "language": document.language}
+        say(session, claim, _loaded(document), document_id=document.id, **figures)
     return True
 
 
@@ -209,15 +203,3 @@ def _complete(session: Session, document: Document, folder: Path, message: Messa
     document.status, document.completed_at = str(DocumentStatus.COMPLETED), func.clock_timestamp()
     document.password = None
     session.flush()
-
-
-def _say(session: Session, claim: Claim, message: str, *, level: str = "info", **data: Any) -> None:
-    add_event(
-        session,
-        claim.job_id,
-        message,
-        level=level,
-        step=claim.step,
-        attempt=claim.attempt,
-        data=data or None,
-    )

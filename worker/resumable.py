@@ -7,11 +7,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.models import Attempt
-from db.queries.jobs import add_event
 from db.states import Outcome
 from db.storage import attempt_folder
 from worker.checkpoints import list_checkpoints, number_of
-from worker.claim import Claim
+from worker.claim import Claim, say
 
 ENDED_FROM_OUTSIDE = (SIGKILL, SIGTERM)
 
@@ -41,15 +40,12 @@ def checkpoints_to_resume(session: Session, root: Path, claim: Claim) -> list[Pa
     reached = usable[0][0] if usable else 0
     for number in sorted({row[0] for row in found if row[0] > reached}, reverse=True):
         told = f"attempt {stumbled[number]} went on from it and crashed before it wrote a newer one."
-        _warn(session, claim, f"The checkpoint of step {number} is passed over: {told}", step_number=number)
+        message = f"The checkpoint of step {number} is passed over: {told}"
+        say(session, claim, message, level="warn", step_number=number)
     if found and not usable:
-        _warn(session, claim, "No other checkpoint is left: starting from the beginning.")
+        message = "No other checkpoint is left: starting from the beginning."
+        say(session, claim, message, level="warn")
     return [path for _, _, path in usable]
-
-
-def _warn(session: Session, claim: Claim, message: str, **data: int) -> None:
-    step, attempt = claim.step, claim.attempt
-    add_event(session, claim.job_id, message, level="warn", step=step, attempt=attempt, data=data or None)
 
 
 def _crashed_after_resuming(session: Session, claim: Claim) -> list[tuple[int, int]]:

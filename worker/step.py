@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from db.errors import StepFailed
+from db.errors import InvalidInput, StepFailed
 
 ARTIFACT_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -181,6 +181,22 @@ class StepInput:
     cluster: dict[str, Any] | None = None
     deepspeed: dict[str, Any] | None = None
     prepared: Path | None = None
+
+    def require_base(self) -> BaseWeights:
+        """Raises:
+        InvalidInput: the job names no base, without which its kind can do nothing.
+        """
+        if self.base is None:
+            raise InvalidInput("base_model is missing: name the model to start from.", param="base_model")
+        return self.base
+
+    def require_source(self) -> Path:
+        """Raises:
+        StepFailed: nothing is held for the job, though its kind is made from that.
+        """
+        if self.source is None:
+            raise StepFailed(f"Step {self.step} was given nothing to work on.")
+        return self.source
 
     @property
     def sixteen_bit_base(self) -> BaseWeights | None:

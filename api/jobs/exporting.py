@@ -1,7 +1,9 @@
 """Submitting an export: what it is made from, under which name, and that nothing takes it away meanwhile."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from api.unit_of_work import Unit
@@ -16,7 +18,7 @@ from db.queries.files import get_file
 from db.queries.jobs import get_job
 from db.queries.models import find_model
 from db.session import allow_silence
-from db.sources import Source
+from db.sources import Source, source_folder
 from db.states import JobKind
 from db.storage import job_folder
 from training_data.adapter_configs import CONFIG_FILE, adapter_params
@@ -125,13 +127,13 @@ def source_of(unit: Unit, chosen: Chosen) -> Source:
     return sources.of_job(root, chosen.job, text)
 
 
-def hold(unit: Unit, source: Source, job: Job) -> None:
-    """Hold the files for a job, for as long as its request is not undone."""
+def hold(unit: Unit, source: Source, job: Job, place: Callable[[Path, str], Path] = source_folder) -> None:
+    """Hold the files in a folder of a job, for as long as its request is not undone."""
     root = unit.settings.storage_root
     folder = job_folder(root, job.id)
     unit.if_undone(lambda: shutil.rmtree(folder, ignore_errors=True))
     allow_silence(unit.session)  # a file system without hard links has gigabytes copied
-    sources.hold(source, sources.source_folder(root, job.id))
+    sources.hold(source, place(root, job.id))
 
 
 def base_of(unit: Unit, training: Job) -> dict[str, Any] | None:

@@ -1,23 +1,19 @@
 """A fine-tune that goes on from an earlier one: what it starts from, kept from being taken away meanwhile."""
 
 import re
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
 from api.jobs import exporting, model_files
 from api.unit_of_work import Unit
-from db import sources
 from db.errors import InvalidInput
 from db.models import Job
 from db.params.export import ExportParams
 from db.params.fine_tune import FineTuneParams
 from db.params.values import CHECKPOINT_ID
 from db.queries.base_models import resolve_base_model
-from db.session import allow_silence
-from db.sources import Source
+from db.sources import Source, start_folder
 from db.states import JobKind
-from db.storage import job_folder
 from training_data.adapter_configs import CONFIG_FILE, adapter_params
 
 JOB_ID = re.compile(r"job-[0-9a-z]{1,64}")
@@ -65,10 +61,7 @@ def choose(unit: Unit, params: FineTuneParams) -> Start:
 def hold(unit: Unit, start: Start, job: Job) -> None:
     """Hold the files for the job, and fix its base to the one that they go with."""
     job.base = start.base
-    folder = job_folder(unit.settings.storage_root, job.id)
-    unit.if_undone(lambda: shutil.rmtree(folder, ignore_errors=True))
-    allow_silence(unit.session)  # a file system without hard links has gigabytes copied
-    sources.hold(start.source, sources.start_folder(unit.settings.storage_root, job.id))
+    exporting.hold(unit, start.source, job, start_folder)
 
 
 def _source(unit: Unit, reference: str) -> tuple[Source, Job]:

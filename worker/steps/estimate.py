@@ -5,7 +5,6 @@ The base's weights are not fetched for this: its config and tokenizer are, and t
 
 from typing import Any
 
-from db.errors import InvalidInput
 from db.params.fine_tune import FineTuneParams
 from training_data.encoded_rows import tokens_of
 from worker.step import Step
@@ -21,9 +20,7 @@ def run(step: Step) -> dict[str, Any]:
     """Leave report.json, as `prepare` does; the result is the estimate."""
     prepare_runtime(step.input.settings.threads)
     params = with_its_adapter(step, FineTuneParams.model_validate(step.input.params))
-    if step.input.base is None:
-        raise InvalidInput("A fine-tune needs a base model.", param="base_model")
-    folder, shape, downloaded = describe_base(step.input.base, step)
+    folder, shape, downloaded = describe_base(step.input.require_base(), step)
     every = looked_at_every(step)
     prepared, estimate = prepare_rows(step, params, folder, shape, downloaded=downloaded, every=every)
     for name in NAMES:

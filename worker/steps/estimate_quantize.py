@@ -5,7 +5,6 @@ The base's weights are not fetched for this: its config and tokenizer are, and t
 
 from typing import Any
 
-from db.errors import InvalidInput
 from db.params.quantize import QuantizeParams
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
@@ -19,9 +18,7 @@ from worker.steps.runtime import prepare_runtime
 def run(step: Step) -> dict[str, Any]:
     """The result is the estimate."""
     prepare_runtime(step.input.settings.threads)
-    params, base = QuantizeParams.model_validate(step.input.params), step.input.base
-    if base is None:
-        raise InvalidInput("base_model is missing: name the model that is quantised.", param="base_model")
+    params, base = QuantizeParams.model_validate(step.input.params), step.input.require_base()
     folder, shape, downloaded = describe_base(base, step)
     check_config(folder, base.name, "base_model")
     check_groups(shape, params.group_size)

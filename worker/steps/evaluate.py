@@ -71,8 +71,7 @@ def run(step: Step) -> JSON:
     """Leave `evaluation.json`, `.csv` and `.md`, and `answers.jsonl`."""
     prepare_runtime(step.input.settings.threads)
     tools = require_tools(step.input.settings)
-    source = step.input.source
-    assert source is not None  # noqa: S101 - an evaluation has one
+    source = step.input.require_source()
     about = check_source(source)
     tasks = load_tasks(step)
     if about["prompted"]:
@@ -107,11 +106,10 @@ def run(step: Step) -> JSON:
 
 
 def _prepare(step: Step, about: JSON, tasks: JSON, longest: int) -> Measures:
-    assert step.input.source is not None  # noqa: S101 - an evaluation has one
     params = step.input.params
     rows, context = None, 0
     if params["metrics"]:
-        tokenizer = ChatTokenizer(trained_source(step.input.source))
+        tokenizer = ChatTokenizer(trained_source(step.input.require_source()))
         rows = read_evaluation_rows(step, about, tokenizer, longest)
         context = max(rows.longest, rows.longest_prompt + params["max_tokens"])
     if tasks:

@@ -100,8 +100,7 @@ def _source(
 ) -> tuple[Path, list[Chat], dict[str, Any]]:
     file_id = step.input.params[FILE]
     if file_id is None:
-        assert step.input.source is not None  # noqa: S101 - an evaluation has one
-        path = rows_source(step.input.source) / f"{about['split']}.jsonl"
+        path = rows_source(step.input.require_source()) / f"{about['split']}.jsonl"
         name = f"the {about['split']} split of {about['job']}"
         return path, read_chats(path), {"name": name, "split": about["split"]}
     file = step.input.files[file_id]

@@ -54,8 +54,7 @@ def check_quantized_base(step: Step, params: FineTuneParams, folder: Path) -> St
     Raises:
         InvalidInput: it cannot; the message names the field.
     """
-    base = step.input.base
-    assert base is not None  # noqa: S101 - for the type checker
+    base = step.input.require_base()
     stored = stored_in(folder)
     check_fine_tune(params, base.name, stored)
     if stored is None or base.merge_base is None:

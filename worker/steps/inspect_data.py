@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from db.errors import InvalidInput
 from db.params.inspect import InspectParams
 from training_data.hyperparameters import TEXT_LENGTH, enough_for
 from training_data.json_files import write_json
@@ -28,9 +27,7 @@ def run(step: Step) -> dict[str, Any]:
     """Leave report.json, and the first rows with what of them is learnt."""
     prepare_runtime(step.input.settings.threads)
     params = InspectParams.model_validate(step.input.params)
-    if step.input.base is None:
-        raise InvalidInput("Without a base model nobody knows what tokens rows are.", param="base_model")
-    base = fetch_configuration(step.input.base, step)
+    base = fetch_configuration(step.input.require_base(), step)
     copy_tokenizer(base, step.input.folder / "tokenizer")
     tokenizer = ChatTokenizer(step.input.folder / "tokenizer")
     read = read_parts(

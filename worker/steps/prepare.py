@@ -41,14 +41,12 @@ def run(step: Step) -> dict[str, Any]:
     """
     prepare_runtime(step.input.settings.threads)
     params = with_its_adapter(step, FineTuneParams.model_validate(step.input.params))
-    if step.input.base is None:
-        raise InvalidInput("A fine-tune needs a base model.", param="base_model")
     require_deepspeed(step)
     if publishes_adapter(step):
         from worker.steps.adapter_export import check_server  # which brings the client of a server along
 
         check_server(step)
-    base = fetch_base(step.input.base, step, quantized_too=True)
+    base = fetch_base(step.input.require_base(), step, quantized_too=True)
     result, estimate = prepare_rows(step, params, base, shape_of(base))
     if step.input.rewards:
         result["reward_columns"] = see_rewards(step)
@@ -72,7 +70,7 @@ def prepare_rows(
         base: the folder of the base; its weights need not be `downloaded`.
         every: take only every so manieth row; all else is reckoned with that many more.
     """
-    assert step.input.base is not None  # noqa: S101 - for the type checker
+    named = step.input.require_base()
     stored = check_quantized_base(step, params, base)
     copy_tokenizer(base, step.input.folder / "tokenizer")
     _, template_source = read_template(base)
@@ -120,14 +118,13 @@ def prepare_rows(
         template_source=template_source,
     )
     result["estimate"] = estimate.told
-    if step.input.base.source == "hub":
+    if named.source == "hub":
         result["base_revision"] = base.name  # the client's cache names a snapshot by its commit
-        step.event(f"{step.input.base.name} is taken at commit {base.name}.", revision=base.name)
+        step.event(f"{named.name} is taken at commit {base.name}.", revision=base.name)
     else:
-        result["base_weights"] = weights_hash(
-            base
-        )  # a folder may hold another model by the time of the export
-    merged = step.input.base.merge_base
+        # A folder may hold another model by the time of the export.
+        result["base_weights"] = weights_hash(base)
+    merged = named.merge_base
     if merged is not None and merged.source == "hub":
         result["merge_base_revision"] = merge_base_revision(step, merged)
     if snapshot is not None:

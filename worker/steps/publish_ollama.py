@@ -7,6 +7,7 @@ where the server tells it, else the number of prompt tokens, and that answers en
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def publish_to_ollama(
     server = Ollama(step.input.settings.ollama_url)
     try:
         if not server.exists(name):
-            template = _go_template(step, tokenizer)
+            bos = tokenizer.special_tokens.get("bos_token", "")
+            template = _go_template(step, tokenizer.template, bos)
             source = template.source if template is not None else None
             with _adapters_explained(file):
                 server.create(
@@ -118,18 +120,10 @@ def _template_of_file(step: Step, source: str | None, special_tokens: dict[str, 
     if source is None:
         return None
     try:
-        jinja = ChatTemplate(source, special_tokens)
-        render: go_template.Render = lambda messages: jinja.render(messages, add_generation_prompt=True)  # noqa: E731
-        bos = special_tokens.get("bos_token", "")
-        found = go_template.derive(render, bos=bos)
-        chats = [each for each in PLAIN if jinja.has_system_role or each[0]["role"] != "system"]
-        if found is not None and go_template.matches(found, render, chats, bos=bos):
-            return found
+        return _go_template(step, ChatTemplate(source, special_tokens), special_tokens.get("bos_token", ""))
     except ChatTemplateError as error:
         step.event(f"The file's chat template cannot be read here: {error}.", level="warn")
         return None
-    _say_jinja_only(step)
-    return None
 
 
 def parameters(tokenizer: ChatTokenizer, context_length: int) -> dict[str, Any]:
@@ -150,21 +144,18 @@ def stops(tokenizer: ChatTokenizer) -> list[str]:
     return list(dict.fromkeys([*found, *([eos] if eos else [])]))
 
 
-def _go_template(step: Step, tokenizer: ChatTokenizer) -> GoTemplate | None:
-    template = go_template.derive(_render(tokenizer), bos=_bos(tokenizer))
-    has_system = tokenizer.template.has_system_role
-    chats = [each for each in PLAIN if has_system or each[0]["role"] != "system"]
-    if template is not None and go_template.matches(template, _render(tokenizer), chats, bos=_bos(tokenizer)):
-        return template
-    _say_jinja_only(step)
-    return None
-
-
-def _say_jinja_only(step: Step) -> None:
+def _go_template(step: Step, jinja: ChatTemplate, bos: str) -> GoTemplate | None:
+    """An equivalent Go template; where there is none, that is told."""
+    render = partial(jinja.render, add_generation_prompt=True)
+    chats = [each for each in PLAIN if jinja.has_system_role or each[0]["role"] != "system"]
+    found = go_template.derive(render, bos=bos)
+    if found is not None and go_template.matches(found, render, chats, bos=bos):
+        return found
     step.event(
         "The chat template has no equivalent Go template: only an Ollama that reads Jinja can serve this.",
         level="warn",
     )
+    return None
 
 
 def _check(
@@ -228,11 +219,3 @@ def _differs(what: str, prompt: GoldenPrompt, rendered: str | None) -> StepFaile
         "serve it by llama-server.",
         stderr=f"trained on:\n{prompt.text}{sent}",
     )
-
-
-def _render(tokenizer: ChatTokenizer) -> go_template.Render:
-    return lambda messages: tokenizer.template.render(messages, add_generation_prompt=True)
-
-
-def _bos(tokenizer: ChatTokenizer) -> str:
-    return tokenizer.special_tokens.get("bos_token", "")

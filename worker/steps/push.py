@@ -24,8 +24,8 @@ def run(step: Step) -> dict[str, Any]:
     prepare_runtime(step.input.settings.threads)
     target = Target(step)
     is_private = target.open()
-    assert step.input.source is not None  # noqa: S101 - a push has one
-    about = check_source(step.input.source)
+    source = step.input.require_source()
+    about = check_source(source)
     if about["prompted"]:
         step.event(
             "The system prompt, the messages and the parameters that this model was created with are not in "
@@ -33,7 +33,7 @@ def run(step: Step) -> dict[str, Any]:
             level="warn",
         )
     with memory_errors_explained(MEMORY_ADVICE):
-        folder = _gathered(step, step.input.source, about)
+        folder = _gathered(step, source, about)
     existing = target.read(CARD)
     if existing is None or MARK in existing:
         _add_card(step, folder, about)
@@ -84,8 +84,7 @@ def _gathered(step: Step, source: Path, about: dict[str, Any]) -> Path:
 
 def _add_card(step: Step, folder: Path, about: dict[str, Any]) -> None:
     """The card of its training, with what a hub asks for besides; its curves come with it."""
-    assert step.input.source is not None  # noqa: S101 - a push has one
-    left = card_source(step.input.source)
+    left = card_source(step.input.require_source())
     recipe = read_json(left / RECIPE) if (left / RECIPE).is_file() else None
     has_curves = (left / CURVES).is_file()
     if has_curves:

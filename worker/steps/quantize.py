@@ -40,9 +40,7 @@ def run(step: Step) -> dict[str, Any]:
     prepare_runtime(step.input.settings.threads)
     import torch
 
-    base = step.input.base
-    if base is None:
-        raise InvalidInput("base_model is missing: name the model that is quantised.", param="base_model")
+    base = step.input.require_base()
     require_gptqmodel("Quantising to GPTQ")
     started = time.monotonic()
     folder, target = fetch_base(base, step), step.input.folder / MODEL

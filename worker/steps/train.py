@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from db.errors import InvalidInput
 from training_data.answer_batches import GRPO
 from training_data.division import Division
 from training_data.hyperparameters import LEAST_BATCHES
@@ -60,10 +59,7 @@ EARLIER = {
 def run(step: Step) -> dict[str, Any]:
     """Train; leaves `adapter/`, or of all weights `model/`, `checkpoints/`, and the card of it."""
     prepare_runtime(step.input.settings.threads)
-    base = step.input.base
-    if base is None:
-        raise InvalidInput("A fine-tune needs a base model.", param="base_model")
-    folder = fetch_base(base, step, quantized_too=True)
+    folder = fetch_base(step.input.require_base(), step, quantized_too=True)
     chosen = {**EARLIER, **step.input.results["prepare"]["hyperparameters"], **step.input.adjustments}
     least = LEAST_BATCHES.get(chosen["method"], 1)
     division = divided(step, chosen, most_ranks(step), least=least)

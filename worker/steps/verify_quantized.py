@@ -23,8 +23,7 @@ def run(step: Step) -> dict[str, Any]:
     """
     prepare_runtime(step.input.settings.threads)
     made, folder = step.input.results["quantize"], step.input.step_folders["quantize"]
-    base = step.input.base
-    assert base is not None  # noqa: S101 - it was quantised from it
+    base = step.input.require_base()
     rows = [ForcedRow(**row) for row in json.loads((folder / JUDGED).read_text())]
     with memory_errors_explained(MEMORY_ADVICE):
         with trained_weights(fetch_base(base, step)) as model:

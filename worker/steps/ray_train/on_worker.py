@@ -85,8 +85,7 @@ def _train(
 
 def _work_here(step: Step, work: dict[str, Any]) -> dict[str, Any]:
     """The work, with the base where it is on this machine, and what the first machine's memory decides."""
-    assert step.input.base is not None  # noqa: S101 - for the type checker
-    base = step.input.base.location
+    base = step.input.require_base().location
 
     def settled() -> dict[str, Any]:
         chosen = dict(work["chosen"])

@@ -30,7 +30,8 @@ from bench.havoc import KILLS, Harm, Havoc, plan
 from bench.judge import Told, Verdict, judge, judge_submissions, pages, tell
 from bench.ledger import LEDGER, Ledger, Line
 from bench.recovery import ALL, figures, recoveries
-from bench.stack import Stack, free_port, wait_for
+from bench.stack import Stack, wait_for
+from serving.local_port import free_port
 from db.settings import STEP_MARKER, Settings
 from deploy.local.process import Supervised
 from worker.clock import host_seconds

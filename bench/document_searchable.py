@@ -25,7 +25,8 @@ from bench.document_files import Manual
 from bench.document_peer import DocumentPeer
 from bench.document_reading import LatheReading, chunking
 from bench.spent import Spent, Stopwatch, tree
-from bench.stack import Stack, free_port
+from bench.stack import Stack
+from serving.local_port import free_port
 from db.settings import Settings, load_settings
 from db.states import ENDED_JOB
 from deploy.local.postgres import child_argv

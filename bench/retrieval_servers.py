@@ -9,7 +9,8 @@ import httpx
 
 from bench.retrieval_collection import Embedder
 from bench.retrieval_variants import CONTEXT_TOKENS, SLOTS
-from bench.stack import Stack, free_port
+from bench.stack import Stack
+from serving.local_port import free_port
 from db.settings import load_settings
 from serving.embedding_model import ensure_embedding_model
 from serving.embeddings import EmbeddingServer

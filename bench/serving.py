@@ -31,7 +31,8 @@ from bench.goals import show_goals
 from bench.serving_api import TASKS
 from bench.serving_batch import goals_of_batches, told_of_batches
 from bench.spent import cpu_seconds
-from bench.stack import Stack, free_port, percentile, wait_for
+from bench.stack import Stack, percentile, wait_for
+from serving.local_port import free_port
 from bench.streams import Place, Stream, connect
 from deploy.local.process import Supervised
 

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import uvloop
 
-from bench.stack import Stack, free_port, wait_for
+from bench.stack import Stack, wait_for
+from serving.local_port import free_port
 from bench.streams import Place, connect
 
 SLOTS, ANSWER_SECONDS = 8, 0.25

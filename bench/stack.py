@@ -16,14 +16,9 @@ import migrations
 from deploy.local import postgres, valkey
 from deploy.local.parts import ROOT, Part
 from deploy.local.process import Supervised
+from serving.local_port import free_port
 
 STOP_SECONDS = 40.0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def percentile(values: list[float], share: float) -> float:

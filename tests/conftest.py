@@ -8,7 +8,6 @@ import gc
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import migrations
 from db.session import SessionFactory, make_engine, make_session_factory
 from db.settings import Settings
 from deploy.local import postgres, valkey
+from serving.local_port import free_port
 from worker.steps.runtime import prepare_runtime
 
 REPOSITORY = Path(__file__).parents[1]
@@ -78,13 +78,6 @@ def pytest_collection_finish() -> None:
     """Let no collection of garbage go through all that was imported and collected, again and again."""
     gc.collect()
     gc.freeze()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.http_server import Handler, serving_by
+from tests.waiting import wait_until
 
 TICK_SECONDS = 0.05
 
@@ -32,11 +33,7 @@ class Receiver:
 
     def wait_for(self, path: str, *, seconds: float = 30) -> list[Received]:
         """What has come there, once something has."""
-        deadline = time.monotonic() + seconds
-        while not self.at(path):
-            assert time.monotonic() < deadline, f"nothing came to {path}"
-            time.sleep(TICK_SECONDS)
-        return self.at(path)
+        return wait_until(lambda: self.at(path), seconds=seconds, told=lambda: f"nothing came to {path}")
 
     def answer(self, handler: Handler) -> None:
         path = handler.path

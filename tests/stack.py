@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 
 from deploy.local import postgres
 from deploy.local.passwords import password
-from tests.conftest import free_port
+from serving.local_port import free_port
 
 JSON = dict[str, Any]
 LATHE = str(Path(sys.executable).parent / "lathe")

@@ -22,6 +22,7 @@ from tests.documents import pdf_of
 from tests.facts import FACTS, facts_csv
 from tests.receiver import Receiver, receiving
 from tests.stack import JOB_SECONDS, JSON, Stack
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -404,10 +405,7 @@ class TestWhenThingsGoWrong:
         often = {"save_steps": 100, "keep_checkpoints": 1, "quantizations": ["Q8_0"]}
         job = self.start_long_training(stack, often)
         path = f"/v1/jobs/{job['id']}/checkpoints"
-        deadline = time.monotonic() + JOB_SECONDS
-        while not (found := stack.client.get(path).json()["data"]):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        found = wait_until(lambda: stack.client.get(path).json()["data"], seconds=JOB_SECONDS)
         checkpoint = found[0]["id"]
         export = stack.submit("export", {"checkpoint": checkpoint, "quantizations": ["Q8_0"]})
         ended = stack.finish(export["id"], seconds=3 * JOB_SECONDS)

@@ -1,6 +1,5 @@
 """The API as it runs: under uvicorn, on a port, over a database and a broker of the test's own."""
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -171,10 +170,3 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     assert answer.headers["x-request-id"]
     error: dict[str, Any] = body["error"]
     return error
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)

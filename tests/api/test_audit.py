@@ -11,9 +11,10 @@ from sqlalchemy import Engine, select, text
 from api.auditing import MOST_WAITING, Entry, Ledger
 from db.models import ApiKey, AuditEntry
 from db.session import make_session_factory
-from tests.api.conftest import error_of, upload, wait_until
+from tests.api.conftest import error_of, upload
 from tests.api.keyed import Keyed
 from tests.api.test_isolation import PUBLIC_ADDRESS
+from tests.waiting import wait_until
 
 
 def entries(client: httpx.Client, **query: Any) -> list[dict[str, Any]]:

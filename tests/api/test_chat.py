@@ -15,8 +15,9 @@ from api.app import create_app
 from api.chat.body import read_body
 from db.errors import InvalidInput
 from db.settings import Settings
-from tests.api.conftest import Publish, error_of, serving, wait_until
+from tests.api.conftest import Publish, error_of, serving
 from tests.api.model_server import ANSWER, CHUNKS, VECTOR, ModelServer, streamed_bytes
+from tests.waiting import wait_until
 
 Backend = tuple[ModelServer, str]
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -20,10 +20,11 @@ from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobStatus, StepStatus
 from deploy.local.fetching import Fetching
-from tests.api.conftest import Publish, error_of, wait_until
+from tests.api.conftest import Publish, error_of
 from tests.api.keyed import Keyed, keyed_api
 from tests.api.model_server import CHUNKS, ModelServer
 from tests.api.serving import serving
+from tests.waiting import wait_until
 
 NUMBERS = count()
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -18,10 +18,11 @@ from db.queries.jobs import create_job
 from db.session import transaction
 from db.states import JobKind
 from serving.backends.target import Target
-from tests.api.conftest import error_of, wait_until
+from tests.api.conftest import error_of
 from tests.api.keyed import Keyed
 from tests.api.model_server import ModelServer
 from tests.rows import add_version
+from tests.waiting import wait_until
 from worker.claim import claim_step
 
 HOUR = 3600.0

@@ -21,7 +21,8 @@ from db.session import SessionFactory, transaction
 from db.settings import Settings, child_environment
 from db.states import JobStatus
 from serving.local_port import free_port
-from tests.api.conftest import error_of, wait_until
+from tests.api.conftest import error_of
+from tests.waiting import wait_until
 
 STREAM = {"accept": "text/event-stream"}
 

@@ -18,7 +18,8 @@ from api.files.multipart import Bytes, FormReader
 from api.files.upload import Target, clean_filename
 from db.errors import Exhausted, InvalidInput
 from db.settings import Settings
-from tests.api.conftest import FAQ, error_of, upload, wait_until
+from tests.api.conftest import FAQ, error_of, upload
+from tests.waiting import wait_until
 
 BOUNDARY = "frontier"
 MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"

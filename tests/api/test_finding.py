@@ -33,7 +33,7 @@ from retrieval.search import Found, Ranking
 from serving import llama_cpp
 from serving.backends.roster import Backends
 from serving.local_port import free_port
-from tests.api.conftest import Publish, wait_until
+from tests.api.conftest import Publish
 from tests.api.model_server import ModelServer
 from tests.api.serving import serving
 from tests.embedding_server import DIMENSIONS, UNEMBEDDABLE, EmbeddingStandIn
@@ -41,6 +41,7 @@ from tests.retrieval.test_search import load
 from tests.serving.llama_process import LlamaProcess
 from tests.serving.random_reranker import write_random_reranker
 from tests.rows import add_file
+from tests.waiting import wait_until
 
 NO_KEY = SecretStr("")
 

@@ -14,7 +14,7 @@ from api.quotas import RequestCounter
 from db.session import transaction
 from tests.api.conftest import FAQ, error_of, upload
 from tests.api.keyed import Keyed
-from tests.conftest import free_port
+from serving.local_port import free_port
 
 PRETRAIN = {"kind": "pretrain", "params": {"name": "m"}}
 

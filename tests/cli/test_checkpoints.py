@@ -1,7 +1,6 @@
 """`lathe checkpoints`, `lathe export`, and `lathe chat` with the id of a checkpoint."""
 
 import threading
-import time
 
 import pytest
 
@@ -11,6 +10,7 @@ from db.settings import Settings
 from db.states import JobKind
 from tests.cli.conftest import Hand, Run
 from tests.trainings import Training, in_training
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -66,11 +66,8 @@ class TestChat:
         ran = []
         asking = threading.Thread(target=lambda: ran.append(run("chat", checkpoint, "hello", "--yes")))
         asking.start()
-        deadline = time.monotonic() + 20
-        while not (exports := [job for job in hand.jobs() if job.kind == JobKind.EXPORT]):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        publish(hand, checkpoint, exports[0].id)
+        [export] = wait_until(lambda: [job for job in hand.jobs() if job.kind == JobKind.EXPORT])
+        publish(hand, checkpoint, export.id)
         asking.join(20)
         [chatted] = ran
         assert "has not been exported yet" in chatted.err

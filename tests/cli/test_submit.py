@@ -5,7 +5,7 @@ import pytest
 
 from db.settings import Settings
 from tests.cli.conftest import Hand, Run
-from tests.conftest import free_port
+from serving.local_port import free_port
 
 FAQ = b"question,answer\nWhat is Lathe?,A service.\n"
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -127,15 +127,3 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         assert stopped.returncode == 0, stopped.stderr
         assert left == []
 
-
-def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-    return value
-
-
-@pytest.fixture(name="wait_for")
-def _wait_for() -> Callable[..., Any]:
-    return wait_for

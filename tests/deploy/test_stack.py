@@ -5,14 +5,14 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from deploy.local import state
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Installation
@@ -102,9 +102,7 @@ class TestRunning:
         assert "running" in shown.stdout
 
     @pytest.mark.parametrize("name", ["valkey", "worker"])
-    def test_killed_part_is_started_again(
-        self, running: "Installation", wait_for: Callable[..., Any], name: str
-    ) -> None:
+    def test_killed_part_is_started_again(self, running: "Installation", name: str) -> None:
         before = running.part(name)
         os.kill(before["pid"], signal.SIGKILL)
 
@@ -115,8 +113,8 @@ class TestRunning:
             return now.pid not in (None, before["pid"]) and now.state == "ready"
 
         # By the file, since each look by the command line is a process of its own.
-        wait_for(came_back)
-        wait_for(lambda: running.part(name)["health"] == "ok")
+        wait_until(came_back, seconds=30, every=0.2)
+        wait_until(lambda: running.part(name)["health"] == "ok", seconds=30)
         after = running.part(name)
         assert after["restarts"] == before["restarts"] + 1
         assert after["note"] == "ended by SIGKILL"
@@ -138,11 +136,9 @@ class TestEnd:
     def test_interrupt_leaves_nothing(self, installation: "Installation", stage: str) -> None:
         interrupt_at(stage, installation, exit_code=130)
 
-    def test_interrupt_while_the_database_is_made_leaves_nothing(
-        self, installation: "Installation", wait_for: Callable[..., Any]
-    ) -> None:
+    def test_interrupt_while_the_database_is_made_leaves_nothing(self, installation: "Installation") -> None:
         process = installation.up()
-        wait_for(lambda: list(installation.data_dir.glob(".postgres-*")))
+        wait_until(lambda: list(installation.data_dir.glob(".postgres-*")))
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=45)
         assert process.returncode == 130, output

@@ -3,7 +3,6 @@
 import re
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +31,7 @@ from retrieval.vector_index import (
     memory_needed,
 )
 from tests.retrieval.vectors import DIMENSIONS, Clusters, Vector, load_vectors
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
@@ -386,7 +386,7 @@ class TestLeftBehind:
             failed: list[Exception] = []
             thread = threading.Thread(target=_try, args=(builder, collection, failed))
             thread.start()
-            _wait_for(lambda: len(shared.indexes()) > len(there))
+            wait_until(lambda: len(shared.indexes()) > len(there))
             assert False in shared.indexes().values()
             while thread.is_alive():
                 builder.cancel()
@@ -406,7 +406,7 @@ class TestLeftBehind:
                 target=IndexBuilder(second, POLICY, told.append).refresh, args=(collection,)
             )
             thread.start()
-            _wait_for(lambda: bool(told))
+            wait_until(lambda: bool(told))
             assert "waiting for it" in told[0]
             assert shared.read(collection).index_name is None
             first.execute(text("SELECT pg_advisory_unlock_all()"))
@@ -422,7 +422,7 @@ class TestLeftBehind:
             failed: list[Exception] = []
             thread = threading.Thread(target=_try, args=(builder, collection, failed))
             thread.start()
-            _wait_for(lambda: bool(told))
+            wait_until(lambda: bool(told))
             while thread.is_alive():
                 builder.cancel()
                 thread.join(0.1)
@@ -435,13 +435,6 @@ def _try(builder: IndexBuilder, collection_id: str, failed: list[Exception]) -> 
         builder.refresh(collection_id)
     except Exception as error:  # noqa: BLE001 - what it is, the test looks at
         failed.append(error)
-
-
-def _wait_for(holds: Callable[[], bool], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def _delete_documents(library: Library, collection_id: str, *, keep: int) -> None:

@@ -3,9 +3,7 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,9 @@ from db.session import SessionFactory, make_engine, make_session_factory, transa
 from db.settings import STEP_MARKER, Settings
 from db.states import ENDED_JOB, JobKind
 from tests.rows import add_file
+from tests.waiting import wait_until
 from deploy.local import valkey
+from serving.local_port import free_port
 from tests.nursery import WORKERS, Child
 
 if TYPE_CHECKING:
@@ -110,10 +110,7 @@ class Bench:
             return get_job(session, job_id, project_id="default")
 
     def wait_for(self, condition: Callable[[], bool], *, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.logs()
-            time.sleep(0.05)
+        wait_until(condition, seconds=seconds, every=0.05, told=self.logs)
 
     def ended(self, job_id: str, *, seconds: float = 60) -> Job:
         self.wait_for(lambda: self.job(job_id).status in ENDED_JOB, seconds=seconds)
@@ -197,10 +194,7 @@ class OwnValkey:
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[OwnValkey]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    server = OwnValkey(tmp_path / "valkey", port)
+    server = OwnValkey(tmp_path / "valkey", free_port())
     server.start()
     yield server
     server.stop()

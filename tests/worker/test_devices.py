@@ -30,6 +30,7 @@ from db.settings import Settings
 from db.states import JobKind, StepStatus
 from serving import devices
 from tests.gpus import FIRST, SECOND, show_gpus
+from tests.waiting import wait_until
 from worker.claim import Claim, claim_step
 from worker.clearing import load_again, note_unloaded
 from worker.runner import PASS_ON_SECONDS, Runner
@@ -147,10 +148,7 @@ class TestClaims:
         with transaction(runner.factory) as session:
             sign_in(session, name="other", host="h", pid=1, slots={"train": 1}, device_ids=[SECOND])
         runner.answer("train")
-        deadline = time.monotonic() + 20
-        while runner.doorbell.unheard(["train"]) == {"train": 0}:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: runner.doorbell.unheard(["train"]) != {"train": 0})
 
 
 class TestSeveral:
@@ -237,10 +235,7 @@ class TestWhereModelsAreServed:
                 create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
         with transaction(runner.factory) as session:
             assert runner._claim(session, "train") is None
-        deadline = time.monotonic() + 20
-        while runner.doorbell.unheard(["train"]) == {"train": 0}:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: runner.doorbell.unheard(["train"]) != {"train": 0})
         with transaction(runner.factory) as session:
             claim_step(session, "train", worker="other", host="h", lease_seconds=15, device_ids=[SECOND])
         with transaction(runner.factory) as session:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.waiting import wait_until
 from worker.identity import identify, is_dead
 
 WAITS = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -27,10 +28,7 @@ def test_who_was_killed_is_dead_also_before_its_parent_looks() -> None:
         first = told(process.pid)
         assert not is_dead(first)
         process.kill()
-        deadline = time.monotonic() + 10
-        while not is_dead(first):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: is_dead(first))
         assert process.returncode is None
     assert is_dead(first)
 

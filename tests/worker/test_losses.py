@@ -19,7 +19,7 @@ from db.models import Attempt, Event, Step
 from db.session import make_engine, make_session_factory, transaction
 from db.settings import Settings
 from deploy.local import postgres
-from tests.conftest import free_port
+from serving.local_port import free_port
 from tests.worker.conftest import REPOSITORY, Bench, OwnValkey, environment
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from db.models import Event
 from db.queries.jobs import cancel_job
 from db.session import transaction
 from deploy.local.parts import Secrets, applications
-from tests.conftest import free_port
+from serving.local_port import free_port
 from tests.worker.conftest import OwnValkey
 from worker.claim import Claim
 from worker.monitor import Monitor

@@ -16,6 +16,7 @@ from db.queries.jobs import create_job, get_job
 from db.session import SessionFactory, is_passing, make_engine, make_session_factory, transaction
 from db.settings import STEP_MARKER, Settings
 from db.states import JobKind
+from tests.waiting import wait_until
 from worker.claim import Claim, claim_step
 from worker.identity import identify
 from worker.runner import Runner
@@ -66,10 +67,7 @@ class TestLapsed:
         with make_session_factory(engine)() as frozen:
             frozen.execute(text("SELECT FROM steps WHERE id = :id FOR UPDATE"), {"id": lapsed.step_id})
             assert end_lost_attempts(runner) == 0
-            deadline = time.monotonic() + 10
-            while end_lost_attempts(runner) == 0:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(lambda: end_lost_attempts(runner))
             with pytest.raises(DBAPIError) as broken:
                 frozen.execute(text("SELECT 1"))
         assert is_passing(broken.value)

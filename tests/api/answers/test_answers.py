@@ -20,9 +20,10 @@ from db.session import SessionFactory, transaction
 from db.states import JobKind
 from tests.api.answers.answering_server import rendered
 from tests.api.answers.conftest import QUESTION, Desk
-from tests.api.conftest import error_of, wait_until
+from tests.api.conftest import error_of
 from tests.api.model_server import streamed_bytes
 from tests.embedding_server import UNEMBEDDABLE
+from tests.waiting import wait_until
 
 
 class TestAnswer:

@@ -22,8 +22,9 @@ from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobStatus, StepStatus
 from tests.api.answers.conftest import Desk
-from tests.api.conftest import FAQ, upload, wait_until
+from tests.api.conftest import FAQ, upload
 from tests.api.serving import serving
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "how-to" / "coming-from-earlier-projects.md").read_text()

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.api.serving import serving
 from tests.conftest import PostgresServer
 from tests.nursery import WORKERS, Child
 from tests.worker.conftest import TOYS, environment
+from tests.waiting import wait_until
 
 CONCURRENCY = 8
 BACKENDS = """
@@ -119,10 +119,7 @@ class Installation:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("worker-*.log")))[-5000:]
 
     def wait_for(self, condition: Callable[[], bool], *, seconds: float = 40) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.logs()
-            time.sleep(0.1)
+        wait_until(condition, seconds=seconds, every=0.1, told=self.logs)
 
     def upload(self, content: str | bytes, name: str = "rows.jsonl", purpose: Any = "batch") -> str:
         raw = content.encode() if isinstance(content, str) else content

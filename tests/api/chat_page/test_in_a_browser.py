@@ -12,7 +12,7 @@ from db.models import Model, ModelVersion
 from db.session import transaction
 from tests.api.answers.conftest import QUESTION, Desk
 from tests.api.chat_page.conftest import NARROW, Chat
-from tests.api.conftest import wait_until
+from tests.waiting import wait_until
 from tests.api.keyed import OPERATORS_KEY, Keyed
 
 pytestmark = pytest.mark.browser

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import time
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from serving.backends.interface import Answer, Backend, Request, request_of
 from serving.local_port import free_port
 from tests.serving.backends.asking import ask, with_backend
 from tests.serving.backends.stand_in import EVENTS, WHOLE, StandIn
+from tests.waiting import wait_until
 
 QUICK = {"timeout": {"first_byte": 0.2, "between_bytes": 0.1, "queue": 0.2}}
 
@@ -55,10 +55,7 @@ class TestBeforeTheFirstByte:
         with pytest.raises(Unavailable, match=r"did not begin to answer within 0\.2 s") as caught:
             with_backend(server.url, lambda there: ask(there, model, stream=True), **QUICK)
         assert caught.value.code == "backend_timeout"
-        deadline = time.monotonic() + 5
-        while server.left[model] != 1:
-            assert time.monotonic() < deadline, "the request behind was left running"
-            time.sleep(0.01)
+        wait_until(lambda: server.left[model] == 1, told=lambda: "the request behind was left running")
 
     def test_a_dropped_connection_is_tried_once_more(self, server: StandIn) -> None:
         assert with_backend(server.url, lambda there: ask(there, "drops-once")) == (200, WHOLE)

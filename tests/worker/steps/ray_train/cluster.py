@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import REPOSITORY, free_port
+from serving.local_port import free_port
+from tests.conftest import REPOSITORY
 
 OBJECT_STORE_BYTES = 80 * 1024**2  # the least that Ray takes
 START_SECONDS = 120

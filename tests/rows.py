@@ -6,7 +6,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.ids import new_id
-from db.models import DEFAULT_PROJECT, File, Model, ModelFile, ModelVersion
+from db.models import DEFAULT_PROJECT, File, Job, Model, ModelFile, ModelVersion
+from db.queries.jobs import create_job
+from db.states import JobKind
 
 
 def add_file(session: Session, filename: str, **given: Any) -> File:
@@ -44,3 +46,9 @@ def add_version(
     session.flush()
     model.current_version_id = version.id
     return version
+
+
+def add_job(session: Session, **given: Any) -> Job:
+    """A queued job; a pretraining unless another is given, which needs no other row."""
+    usual = {"project_id": DEFAULT_PROJECT, "kind": JobKind.PRETRAIN, "params": {"name": "m"}}
+    return create_job(session, **{**usual, **given})

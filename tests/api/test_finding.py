@@ -25,7 +25,6 @@ from db.errors import Conflict, InvalidInput, NotFound, Unavailable
 from db.models import Collection, Document
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents
-from db.queries.jobs import create_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobKind
@@ -40,7 +39,7 @@ from tests.embedding_server import DIMENSIONS, UNEMBEDDABLE, EmbeddingStandIn
 from tests.retrieval.test_search import load
 from tests.serving.llama_process import LlamaProcess
 from tests.serving.random_reranker import write_random_reranker
-from tests.rows import add_file
+from tests.rows import add_file, add_job
 from tests.waiting import wait_until
 
 NO_KEY = SecretStr("")
@@ -159,7 +158,7 @@ class TestFind:
                 session, collection, [file], attributes=[{}],
                 chunking=[{"max_tokens": 64, "overlap_tokens": 0}], passwords=[None],
             )  # fmt: skip
-            job = create_job(session, project_id="default", kind=JobKind.INGEST, params={})
+            job = add_job(session, kind=JobKind.INGEST, params={})
             document.job_id = job.id
         assert look([collection_id], ["fox"], where=Document.filename == "growing.txt").indexing == 1
 

@@ -7,13 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
-from db.queries.jobs import create_job, end_job, get_job
+from db.queries.jobs import end_job, get_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.sources import source_folder
 from db.states import JobKind, JobStatus, StepStatus
 from tests.api.conftest import error_of, submit, upload
-from tests.rows import add_version
+from tests.rows import add_job, add_version
 from tests.trainings import in_training, listed
 
 SHAPE = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "vocab_size": 320}
@@ -41,7 +41,7 @@ def write(  # noqa: PLR0917 - a row of a table
     config: dict[str, Any],
 ) -> None:
     with transaction(sessions) as session:
-        job = create_job(session, project_id="default", kind=kind, params={"name": name, "base_model": "x"})
+        job = add_job(session, kind=kind, params={"name": name, "base_model": "x"})
         weights = f"jobs/{job.id}/made/1/model"
         end_job(session, job, JobStatus.CANCELLED)
         add_version(session, name, weights=weights, details=details, job_id=job.id)

@@ -11,13 +11,14 @@ from sqlalchemy import select
 
 from api.app import create_app
 from db.models import WebhookDelivery, WebhookEndpoint
-from db.queries.jobs import create_job, end_job
+from db.queries.jobs import end_job
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobKind, JobStatus
 from db.webhook_events import EventType
 from tests.api.conftest import error_of, serving
 from tests.receiver import Receiver, receiving
+from tests.rows import add_job
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def ended(
     **options: Any,
 ) -> str:
     with transaction(factory) as session:
-        job = create_job(session, project_id="default", kind=kind, params={"name": "m"}, **options)
+        job = add_job(session, kind=kind, **options)
         end_job(session, job, status)
         return job.id
 
@@ -207,7 +208,7 @@ class TestJobs:
     ) -> None:
         made = create(hooks, f"{receiver.url}/ok", "job.cancelled")
         with session_factory() as session:
-            job = create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+            job = add_job(session)
             end_job(session, job, JobStatus.CANCELLED)
             session.rollback()
         assert hooks.get(f"/v1/webhook_endpoints/{made['id']}/deliveries").json()["data"] == []

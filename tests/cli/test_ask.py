@@ -11,7 +11,6 @@ from cli.answer import source
 from db.models import Collection
 from db.queries.collections import create_collection
 from db.queries.ingests import assign
-from db.queries.jobs import create_job
 from db.queries.models import get_model
 from db.session import SessionFactory, transaction
 from db.settings import Settings
@@ -22,6 +21,7 @@ from tests.cli.conftest import Hand, Run
 from tests.documents import pdf_of
 from tests.embedding_server import EmbeddingStandIn
 from tests.library import Library
+from tests.rows import add_job
 
 QUESTION = "How many days of holidays are there a year?"
 
@@ -79,7 +79,7 @@ def office(session_factory: SessionFactory, embeddings: EmbeddingStandIn, tmp_pa
         )
         library.put(session, collection, "handbook.pdf", pdf_of(pages, outline={"Work": 1}))
         unread = library.announce(session, collection, "late.pdf")
-        job = create_job(session, project_id="default", kind=JobKind.INGEST, params={}, max_attempts=1)
+        job = add_job(session, kind=JobKind.INGEST, params={}, max_attempts=1)
         assign(session, [unread], job)
         return collection.id
 

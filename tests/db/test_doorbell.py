@@ -5,9 +5,8 @@ import time
 import redis
 
 from db.doorbell import Doorbell
-from db.queries.jobs import create_job
 from db.session import SessionFactory, transaction
-from db.states import JobKind
+from tests.rows import add_job
 
 
 def rings(redis_url: str, queue: str, *, at_least: int = 0) -> int:
@@ -28,7 +27,7 @@ class TestListen:
         doorbell.listen(session_factory)
         with transaction(session_factory) as session:
             with session.begin_nested():
-                create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+                add_job(session)
             time.sleep(0.2)
             assert rings(redis_url, "train") == 0
         assert rings(redis_url, "train", at_least=1) == 1
@@ -40,7 +39,7 @@ class TestListen:
         doorbell = Doorbell(redis_url)
         doorbell.listen(session_factory)
         with session_factory() as session:
-            create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+            add_job(session)
             session.rollback()
         doorbell.close()
         assert rings(redis_url, "train") == 0

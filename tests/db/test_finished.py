@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from db.models import Attempt, AttemptDevice, Device, Job
 from db.queries.finished import finished_fine_tunes, finished_quantizations
-from db.queries.jobs import create_job, end_job
+from db.queries.jobs import end_job
 from db.queries.states import move
 from db.states import JobKind, JobStatus, StepStatus
+from tests.rows import add_job
 
 DEVICES = ("GPU-1", "GPU-2")
 TRAINED = {"tokens_per_second": 12.5, "trained_tokens": 100, "adjustments": {}}
@@ -21,7 +22,7 @@ def finish(
 ) -> Job:
     """A fine-tune each of whose steps took ten seconds; `train` on the devices."""
     params = {"base_model": "tiny", "training_file": "file-1", "name": "x"}
-    job = create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params)
+    job = add_job(session, kind=JobKind.FINE_TUNE, params=params)
     results = {"prepare": {"estimate": {"fits": True}}, "train": trained}
     return succeed(session, job, results, main="train", resumed_from=resumed_from, ok=ok)
 
@@ -81,7 +82,7 @@ def test_tells_the_device_the_results_and_how_long_each_step_took(session: Sessi
 
 def test_of_what_was_quantised_it_is_that_step(session: Session) -> None:
     params = {"base_model": "tiny", "name": "x"}
-    job = create_job(session, project_id="default", kind=JobKind.QUANTIZE, params=params)
+    job = add_job(session, kind=JobKind.QUANTIZE, params=params)
     made = {"peak_memory_bytes": 5, "estimate": {"foretold": {"seconds": 1.0}}}
     succeed(session, job, {"quantize": made}, main="quantize")
     [told] = finished_quantizations(session)

@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session
 from db.models import Document
 from db.queries.answers import BY_FINGERPRINT, BY_KEY, FORGET
 from db.queries.documents import count_by_status
-from db.queries.jobs import create_job
 from db.queries.outlook import LINE_UP_TO, RUNNING, TYPICAL
 from db.queries.runtime import RUNTIME
 from db.settings import Settings
-from db.states import DocumentStatus, JobKind
+from db.states import DocumentStatus
 from retention import RULES, House, Rule
 from tests.conftest import PostgresServer
+from tests.rows import add_job
 from worker.claim import BEST_STEP, HAS_WORK, QUEUES_WITH_WORK
 from worker.housekeeping import CHECKPOINTS_FOR, FOLDERS_FOR
 from worker.leavings import dead_attempts, ended_within, no_longer_of_use
@@ -58,7 +58,7 @@ def engine(postgres_server: PostgresServer, migrated_template: str) -> Iterator[
     engine = create_engine(postgres_server.url("history"))
     with Session(engine) as session, session.begin():
         session.execute(text(HISTORY))
-        create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "next"})
+        add_job(session, params={"name": "next"})
     with engine.begin() as connection:
         connection.execute(text("ANALYZE jobs, steps, attempts, checkpoints, answers, documents"))
     yield engine

@@ -5,15 +5,15 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.errors import Unavailable
-from db.queries.jobs import add_event, create_job
+from db.queries.jobs import add_event
 from db.queries.series import Series, metric_series
 from db.session import SessionFactory
-from db.states import JobKind
+from tests.rows import add_job
 
 
 @pytest.fixture
 def job_id(session: Session) -> str:
-    return create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "p"}).id
+    return add_job(session, params={"name": "p"}).id
 
 
 def measure(session: Session, job_id: str, attempt: int, **values: float | str | None) -> None:

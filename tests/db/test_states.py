@@ -9,14 +9,14 @@ from sqlalchemy.orm import Session
 
 from db.errors import Conflict
 from db.models import Job, Step
-from db.queries.jobs import create_job
 from db.queries.states import move
 from db.states import ENDED_JOB, JOB_MOVES, STEP_MOVES, JobKind, JobStatus, StepStatus
+from tests.rows import add_job
 
 
 @pytest.fixture
 def job(session: Session) -> Job:
-    return create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+    return add_job(session)
 
 
 def force(session: Session, row: Job | Step, status: str) -> None:
@@ -80,7 +80,5 @@ class TestCreateJob:
         assert [step.status for step in job.steps] == ["queued", "pending", "pending", "pending"]
 
     def test_a_job_that_waits_for_another_has_no_claimable_step(self, session: Session, job: Job) -> None:
-        waiting = create_job(
-            session, project_id="default", kind=JobKind.FINE_TUNE, params={}, waits_for_job_id=job.id
-        )
+        waiting = add_job(session, kind=JobKind.FINE_TUNE, params={}, waits_for_job_id=job.id)
         assert {step.status for step in waiting.steps} == {"pending"}

@@ -18,13 +18,12 @@ from sqlalchemy import Engine, create_engine, func, text
 import migrations
 from db.errors import Conflict, InvalidInput, NotFound
 from db.models import Artifact, Attempt, Event, Job, Step
-from db.queries.jobs import create_job
 from db.queries.states import move
 from db.session import make_engine, make_session_factory, transaction
 from db.settings import Settings
 from db.states import JobKind, JobStatus, StepStatus
 from db.storage import claim_storage_root
-from tests.rows import add_file
+from tests.rows import add_file, add_job
 from deploy.local import postgres
 from deploy.local.backup import back_up, copy_tree, link_tree
 from deploy.local.database import reach
@@ -47,7 +46,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         engine = make_engine(url)
         with transaction(make_session_factory(engine)) as session:
             claim_storage_root(session, root)
-            job = create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params={"name": "faq"})
+            job = add_job(session, kind=JobKind.FINE_TUNE, params={"name": "faq"})
             artifact = f"jobs/{job.id}/export/1/faq.gguf"
             session.add(
                 Artifact(
@@ -72,9 +71,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def claimed(engine: Engine, status: JobStatus = JobStatus.RUNNING) -> str:
     """A job whose first step runs; its last attempt but for what is released."""
     with transaction(make_session_factory(engine)) as session:
-        job = create_job(
-            session, project_id="default", kind=JobKind.FINE_TUNE, params={"name": "x"}, max_attempts=1
-        )
+        job = add_job(session, kind=JobKind.FINE_TUNE, params={"name": "x"}, max_attempts=1)
         step = job.steps[0]
         move(session, job, JobStatus.RUNNING)
         move(session, step, StepStatus.RUNNING)

@@ -10,13 +10,13 @@ from sqlalchemy import text
 
 from db.ids import new_id
 from db.models import Artifact, Checkpoint, Job
-from db.queries.jobs import add_event, create_job
+from db.queries.jobs import add_event
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobKind
 from db.storage import attempt_folder, job_folder
 from retention import Expired, House, Removal, Rule
-from tests.rows import add_file, add_version
+from tests.rows import add_file, add_job, add_version
 
 # As a trigger guards moves, and times are the database's: history is written past both.
 PAST = "SET LOCAL session_replication_role = replica"
@@ -41,7 +41,7 @@ class Installation:
     def ended_job(self, days: int, *, status: str = "succeeded", kind: JobKind = JobKind.FINE_TUNE) -> str:
         """A job with a row and a file of everything that a job can have."""
         with transaction(self.sessions) as session:
-            job = create_job(session, project_id="default", kind=kind, params={"name": "m"})
+            job = add_job(session, kind=kind)
             for name in ("train", "export"):
                 folder = attempt_folder(self.root, job.id, name, 1)
                 (folder / "checkpoints" / "checkpoint-5").mkdir(parents=True)

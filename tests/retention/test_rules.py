@@ -13,7 +13,7 @@ from db.ids import new_id
 from db.models import Artifact, AuditEntry, Checkpoint, DeliveryTry, Event, File, WebhookDelivery
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents
-from db.queries.jobs import create_job, get_job
+from db.queries.jobs import get_job
 from db.session import transaction
 from db.source_files import ENTRY_FILE
 from db.states import JobKind
@@ -21,6 +21,7 @@ from db.storage import trash_folder
 from retention import RULES, Removal, Rule, records
 from serving.served_adapters import base_files_folder
 from tests.retention.conftest import PAST, Installation
+from tests.rows import add_job
 
 BY_KIND: dict[str, Rule] = {rule.kind: rule for rule in RULES}
 SETTINGS = {
@@ -49,7 +50,7 @@ class TestAge:
     ) -> None:
         old, young = installation.ended_job(31), installation.ended_job(29)
         with transaction(installation.sessions) as session:
-            running = create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+            running = add_job(session)
         rule, house = BY_KIND[kind], installation.house(**{SETTINGS[kind]: 30.0})
         [item] = installation.find(rule, house)
         assert (item.kind, item.id) == (kind, old)
@@ -224,7 +225,7 @@ class TestFiles:
         unused, named, young = installation.upload(31), installation.upload(31), installation.upload(29)
         with transaction(installation.sessions) as session:
             params = {"name": "m", "training_file": named}
-            create_job(session, project_id="default", kind=JobKind.PRETRAIN, params=params)
+            add_job(session, params=params)
         rule, house = BY_KIND["file"], installation.house(keep_unused_files_days=30.0)
         assert installation.apply(rule, house) == [unused]
         with installation.sessions() as session:

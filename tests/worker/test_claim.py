@@ -7,18 +7,17 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Job, Project
-from db.queries.jobs import cancel_job, create_job, pause_job, resume_job
+from db.queries.jobs import cancel_job, pause_job, resume_job
 from db.queries.states import move
 from db.session import SessionFactory, transaction
 from db.states import JobKind, JobStatus, Outcome, StepStatus
+from tests.rows import add_job
 from worker.claim import Claim, claim_step, first_queues, has_work, queues_with_work
 from worker.endings import Ending, end_attempt
 
 
 def submit(session: Session, *, project: str = "default", priority: int = 0) -> Job:
-    return create_job(
-        session, project_id=project, kind=JobKind.PRETRAIN, params={"name": "m"}, priority=priority
-    )
+    return add_job(session, project_id=project, priority=priority)
 
 
 def claim(session: Session, queue: str = "train") -> Claim | None:
@@ -172,7 +171,7 @@ class TestClaimed:
 class TestCancelledBatch:
     def submit(self, session: Session) -> Job:
         params = {"input_file": "file-1", "endpoint": "/v1/embeddings", "finish_within_seconds": None}
-        return create_job(session, project_id="default", kind=JobKind.BATCH, params=params)
+        return add_job(session, kind=JobKind.BATCH, params=params)
 
     def test_what_a_step_came_to_meanwhile_is_no_result(self, session: Session) -> None:
         job = self.submit(session)

@@ -15,12 +15,13 @@ from sqlalchemy.orm import Session
 
 from db.models import DeliveryTry, WebhookDelivery, WebhookEndpoint
 from db.queries.deliveries import list_deliveries, redeliver
-from db.queries.jobs import create_job, end_job
+from db.queries.jobs import end_job
 from db.queries.webhooks import add_endpoint, project_secret, rotate
 from db.session import SessionFactory, transaction
-from db.states import JobKind, JobStatus
+from db.states import JobStatus
 from db.webhook_events import DeliveryStatus
 from tests.receiver import Receiver, receiving
+from tests.rows import add_job
 from webhooks.sending import Answer
 from webhooks.signing import new_secret
 from worker.delivery_claim import (
@@ -67,9 +68,7 @@ def endpoint(session: Session, url: str, secret: str = "") -> WebhookEndpoint:
 
 
 def end(session: Session, *, webhook_url: str | None = None) -> str:
-    job = create_job(
-        session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"}, webhook_url=webhook_url
-    )
+    job = add_job(session, webhook_url=webhook_url)
     end_job(session, job, JobStatus.CANCELLED)
     return job.id
 

@@ -22,7 +22,6 @@ from db.queries.devices import (
     register_device,
     take_devices,
 )
-from db.queries.jobs import create_job
 from db.queries.states import move
 from db.queries.workers import sign_in
 from db.session import SessionFactory, transaction
@@ -31,6 +30,7 @@ from db.states import JobKind, StepStatus
 from serving import devices
 from tests.gpus import FIRST, SECOND, show_gpus
 from tests.waiting import wait_until
+from tests.rows import add_job
 from worker.claim import Claim, claim_step
 from worker.clearing import load_again, note_unloaded
 from worker.runner import PASS_ON_SECONDS, Runner
@@ -70,7 +70,7 @@ class TestTheRow:
     def test_no_two_open_attempts_can_hold_one_device(self, session: Session) -> None:
         register_device(session, device_row())
         for _ in range(2):
-            create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+            add_job(session)
         first = claim_step(session, "train", worker="w", host="h", lease_seconds=15, device_ids=[FIRST])
         assert first is not None
         assert are_held(session, [FIRST])
@@ -81,7 +81,7 @@ class TestTheRow:
         device = device_row()
         device.serves = "ollama"
         register_device(session, device)
-        create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+        add_job(session)
         assert claim_step(session, "train", worker="w", host="h", lease_seconds=15, device_ids=[FIRST])
         assert find_refusing(session, "llama_server") is None
         refusing = find_refusing(session, "ollama")
@@ -103,7 +103,7 @@ def runner(settings: Settings, session_factory: SessionFactory) -> Iterator[Runn
 class TestClaims:
     def test_waits_for_nobody_who_is_about_to_take_it(self, runner: Runner) -> None:
         with transaction(runner.factory) as session:
-            create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+            add_job(session)
         with transaction(runner.factory) as frozen:
             assert take_devices(frozen, [FIRST])
             with transaction(runner.factory) as session:
@@ -116,10 +116,9 @@ class TestClaims:
         self, runner: Runner, priority: int, order: list[str]
     ) -> None:
         """A verification does not wait for the training of a later job, whichever queue is rung for."""
-        new = {"project_id": "default", "kind": JobKind.PRETRAIN, "params": {"name": "m"}}
         with transaction(runner.factory) as session:
-            older = create_job(session, **new)
-            create_job(session, **new, priority=priority)
+            older = add_job(session)
+            add_job(session, priority=priority)
             for step in older.steps[:2]:
                 move(session, step, StepStatus.CANCELLED)
             move(session, older.steps[2], StepStatus.QUEUED)
@@ -140,7 +139,7 @@ class TestClaims:
         """Else it would lie unheard until the next sweep, for the broker gives each ring to one worker."""
         with transaction(runner.factory) as session:
             register_device(session, device_row(SECOND, 1))
-            create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+            add_job(session)
         assert runner.slots["train"].take()
         runner.answer("train")
         time.sleep(2 * PASS_ON_SECONDS)
@@ -159,7 +158,7 @@ class TestSeveral:
         with transaction(runner.factory) as session:
             register_device(session, device_row(SECOND, 1))
             for _ in range(2):
-                create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+                add_job(session)
         runner.devices = (*runner.devices, devices.Device(SECOND, 1, "RTX", None))
         return runner
 
@@ -232,7 +231,7 @@ class TestWhereModelsAreServed:
             register_device(session, device_row(SECOND, 1))
             sign_in(session, name="other", host="h", pid=1, slots={"train": 1}, device_ids=[SECOND])
             for _ in range(2):
-                create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+                add_job(session)
         with transaction(runner.factory) as session:
             assert runner._claim(session, "train") is None
         wait_until(lambda: runner.doorbell.unheard(["train"]) != {"train": 0})

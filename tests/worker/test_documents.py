@@ -13,7 +13,7 @@ from db.models import Chunk, Collection, Document, Step
 from db.queries.collections import create_collection
 from db.queries.documents import add_documents, list_documents
 from db.queries.ingests import assign
-from db.queries.jobs import cancel_job, create_job, get_job, list_events
+from db.queries.jobs import cancel_job, get_job, list_events
 from db.session import SessionFactory, transaction
 from db.settings import Settings
 from db.states import JobKind, JobStatus
@@ -21,7 +21,7 @@ from db.storage import job_folder
 from retrieval.vector_index import BUILD_LOCK
 from tests.embedding_server import UNEMBEDDABLE, EmbeddingStandIn
 from tests.nursery import Child
-from tests.rows import add_file
+from tests.rows import add_file, add_job
 from tests.worker.conftest import Bench, environment
 
 CHUNKING = {"max_tokens": 64, "overlap_tokens": 8}
@@ -102,7 +102,7 @@ class Ingests:
                 attributes=[{}] * every, chunking=[CHUNKING] * every, passwords=[password] * every,
             )  # fmt: skip
             params = {"collection": collection.id, "files": [file.id for file in files], "replace": False}
-            job = create_job(session, project_id="default", kind=JobKind.INGEST, params=params)
+            job = add_job(session, kind=JobKind.INGEST, params=params)
             assign(session, documents, job)
             return collection.id, job.id
 

@@ -7,9 +7,10 @@ from sqlalchemy import and_, select, text
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Project, Step
-from db.queries.jobs import create_job, get_job
+from db.queries.jobs import get_job
 from db.queries.line import LINE
 from db.states import JobKind, Outcome, StepStatus
+from tests.rows import add_job
 from worker.claim import Claim, claim_step
 from worker.endings import Ending, end_attempt
 
@@ -31,8 +32,7 @@ def _projects(session: Session) -> None:
 def submit(session: Session, projects: str, *, priority: int = 0) -> None:
     """One job for each letter, in this order."""
     for project in projects:
-        params = {"name": "m"}
-        create_job(session, project_id=project, kind=JobKind.PRETRAIN, params=params, priority=priority)
+        add_job(session, project_id=project, priority=priority)
 
 
 def work(session: Session, number: int, *, slots: int = 1) -> list[Claim]:

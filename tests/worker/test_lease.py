@@ -4,16 +4,17 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from db.queries.jobs import cancel_job, create_job
+from db.queries.jobs import cancel_job
 from db.queries.states import move
-from db.states import JobKind, JobStatus, StepStatus
+from db.states import JobStatus, StepStatus
+from tests.rows import add_job
 from worker.claim import Claim, claim_step
 from worker.lease import LeaseLost, hold_fence, job_status, renew
 
 
 @pytest.fixture
 def claim(session: Session) -> Claim:
-    create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+    add_job(session)
     found = claim_step(session, "train", worker="w", host="h", lease_seconds=15)
     assert found is not None
     return found

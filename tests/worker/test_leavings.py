@@ -7,10 +7,11 @@ import pytest
 from sqlalchemy import select
 
 from db.models import Attempt, Checkpoint, Step
-from db.queries.jobs import create_job, get_job
+from db.queries.jobs import get_job
 from db.session import SessionFactory, transaction
-from db.states import JobKind, Outcome
+from db.states import Outcome
 from db.storage import attempt_folder
+from tests.rows import add_job
 from worker.checkpoints import STATE_FILE, take_over, write_checkpoint
 from worker.claim import Claim, claim_step
 from worker.endings import Ending, end_attempt
@@ -30,7 +31,7 @@ class Training:
         self.factory, self.root = factory, root
         with transaction(factory) as session:
             params = {"name": "m", "keep_checkpoints": keep}
-            job = create_job(session, project_id="default", kind=JobKind.PRETRAIN, params=params)
+            job = add_job(session, params=params)
             self.job_id = job.id
 
     def begin(self) -> None:

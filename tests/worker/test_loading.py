@@ -17,12 +17,12 @@ from db.models import Chunk, Collection, Document, File
 from db.queries.collections import create_collection, get_collection, touch
 from db.queries.documents import add_documents
 from db.queries.ingests import assign
-from db.queries.jobs import create_job, list_events
+from db.queries.jobs import list_events
 from db.session import SessionFactory, transaction
 from db.states import JobKind
 from retrieval.chunking import Chunk as Cut
 from retrieval.copy_rows import write_rows
-from tests.rows import add_file
+from tests.rows import add_file, add_job
 from worker.claim import Claim, claim_step
 from worker.documents import write_document
 
@@ -54,7 +54,7 @@ class Loading:
                 session, collection, [file], attributes=[{}], chunking=[CHUNKING], passwords=[None]
             )
             params = {"collection": collection.id, "files": [file.id], "replace": False}
-            job = create_job(session, project_id="default", kind=JobKind.INGEST, params=params)
+            job = add_job(session, kind=JobKind.INGEST, params=params)
             assign(session, [document], job)
         with transaction(self.factory) as session:
             claim = claim_step(session, "cpu", worker="w", host="h", lease_seconds=60)
@@ -163,7 +163,7 @@ def test_what_another_job_has_taken_over_is_left_to_it(loading: Loading) -> None
     document_id, claim = loading.add()
     with transaction(loading.factory) as session:
         params = {"collection": loading.collection_id, "files": [], "replace": False}
-        job = create_job(session, project_id="default", kind=JobKind.INGEST, params=params)
+        job = add_job(session, kind=JobKind.INGEST, params=params)
         assign(session, [session.get_one(Document, document_id)], job)
     loading.write(claim, loading.message(document_id))
     document = loading.document(document_id)

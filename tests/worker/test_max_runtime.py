@@ -11,10 +11,11 @@ from api.jobs.schemas import RetryRequest
 from api.jobs.service import retry_job
 from api.unit_of_work import Unit
 from db.models import Attempt, Checkpoint, Event, Job, Step
-from db.queries.jobs import create_job, get_job
+from db.queries.jobs import get_job
 from db.queries.runtime import runtime_seconds
 from db.session import transaction
-from db.states import JobKind, Outcome
+from db.states import Outcome
+from tests.rows import add_job
 from worker.claim import Claim, claim_step
 from worker.clock import host_seconds
 from worker.endings import Ending, end_attempt
@@ -36,9 +37,7 @@ def end(session: Session, job_id: str, outcome: Outcome) -> None:
 
 @pytest.fixture
 def job(session: Session) -> Job:
-    return create_job(
-        session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"}, max_runtime_seconds=100
-    )
+    return add_job(session, max_runtime_seconds=100)
 
 
 class TestRuntime:
@@ -113,12 +112,8 @@ class TestRealWorker:
 
     def test_no_step_begins_once_the_time_is_over(self, standing: "Bench") -> None:
         with transaction(standing.factory) as session:
-            job = create_job(
-                session,
-                project_id="default",
-                kind=JobKind.PRETRAIN,
-                params={"name": "late", "ledger": str(standing.ledger)},
-                max_runtime_seconds=60,
+            job = add_job(
+                session, params={"name": "late", "ledger": str(standing.ledger)}, max_runtime_seconds=60
             )
             claim(session)
             session.execute(

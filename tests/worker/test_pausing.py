@@ -23,7 +23,8 @@ from db.queries.jobs import (
 )
 from db.queries.states import move
 from db.session import SessionFactory, transaction
-from db.states import JobKind, JobStatus, Outcome, StepStatus
+from db.states import JobStatus, Outcome, StepStatus
+from tests.rows import add_job
 from worker.claim import claim_step
 from worker.endings import Ending, end_attempt
 from worker.lease import hold_fence, renew
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 def submit(session: Session, **options: str | int) -> Job:
     options = {"max_attempts": 2, **options}
-    return create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"}, **options)  # type: ignore[arg-type]
+    return add_job(session, **options)
 
 
 def claimed(session: Session, queue: str = "train") -> bool:

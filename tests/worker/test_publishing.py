@@ -7,16 +7,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.models import Event, ModelVersion
-from db.queries.jobs import create_job
 from db.queries.models import resolve
 from db.states import JobKind
+from tests.rows import add_job
 from worker.publishing import publish_version
 
 
 def published(session: Session, folder: str | None) -> ModelVersion:
     """The version that a pull comes to."""
     params = {"source": {"file": None, "hub": "org/name", "ollama": None}, "name": "pulled"}
-    job = create_job(session, project_id="default", kind=JobKind.PULL, params=params)
+    job = add_job(session, kind=JobKind.PULL, params=params)
     session.flush()
     row: dict[str, Any] = {"quantization": "Q8_0", "path": "pulled-Q8_0.gguf", "bytes": 4, "sha256": "0" * 64}
     results = {
@@ -50,7 +50,7 @@ class TestPull:
 class TestQuantize:
     def test_tells_what_it_was_estimated_to_take_beside_what_it_took(self, session: Session) -> None:
         params = {"base_model": "tiny", "name": "smaller"}
-        job = create_job(session, project_id="default", kind=JobKind.QUANTIZE, params=params)
+        job = add_job(session, kind=JobKind.QUANTIZE, params=params)
         session.flush()
         foretold = {"seconds": 10.0, "peak_bytes": 100}
         results: dict[str, Any] = {

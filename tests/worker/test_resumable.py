@@ -7,9 +7,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.models import Attempt, Checkpoint, Event
-from db.queries.jobs import create_job
-from db.states import JobKind, Outcome
+from db.states import Outcome
 from db.storage import attempt_folder
+from tests.rows import add_job
 from worker.claim import Claim, claim_step
 from worker.endings import Ending, end_attempt
 from worker.lease import hold_fence
@@ -32,9 +32,7 @@ class Training:
 
     def __init__(self, session: Session, root: Path) -> None:
         self.session, self.root = session, root
-        self.job = create_job(
-            session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"}, max_attempts=99
-        )
+        self.job = add_job(session, max_attempts=99)
 
     def claim(self) -> Claim:
         self.session.connection().exec_driver_sql("UPDATE steps SET not_before = NULL")

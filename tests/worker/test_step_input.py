@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from db.errors import InvalidInput
-from db.queries.jobs import create_job
 from db.settings import Settings
 from db.states import JobKind, Outcome
+from tests.rows import add_job
 from worker.claim import claim_step
 from worker.endings import Ending, end_attempt
 from worker.step import BaseWeights
@@ -21,7 +21,7 @@ class TestRewards:
         path.write_text('[reward.polite]\nfunction = "house_rewards:polite"\n')
         settings = Settings(database_url="postgresql://x", data_dir=tmp_path, rewards=path)
         params = {"name": "m", "rewards": ["brevity", "polite"], "base_model": "org/base"}
-        job = create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params)
+        job = add_job(session, kind=JobKind.FINE_TUNE, params=params)
         given = {}
         for step in job.steps:
             claim = claim_step(session, step.queue, worker="w", host="h", lease_seconds=15)
@@ -40,7 +40,7 @@ class TestRewards:
     def test_that_are_there_no_more_end_the_job(self, session: Session, tmp_path: Path) -> None:
         settings = Settings(database_url="postgresql://x", data_dir=tmp_path)
         params = {"name": "m", "rewards": ["polite"], "base_model": "org/base"}
-        create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params)
+        add_job(session, kind=JobKind.FINE_TUNE, params=params)
         claim = claim_step(session, "cpu", worker="w", host="h", lease_seconds=15)
         assert claim is not None
         with pytest.raises(InvalidInput, match="there is no reward 'polite'"):
@@ -56,7 +56,7 @@ def test_a_base_that_is_stored_quantised_comes_with_what_it_was_made_from(
         (bases / name / "config.json").write_text("{}")
     settings = Settings(data_dir=tmp_path / "data", base_models_dir=bases)
     params = {"base_model": "x-gptq", "merge_base": "x", "name": "faq"}
-    job = create_job(session, project_id="default", kind=JobKind.FINE_TUNE, params=params, priority=1000)
+    job = add_job(session, kind=JobKind.FINE_TUNE, params=params, priority=1000)
     session.flush()
     claim = claim_step(session, "cpu", worker="w", host="h", lease_seconds=60)
     assert claim is not None

@@ -12,11 +12,11 @@ from sqlalchemy.exc import DBAPIError
 
 from db.doorbell import Doorbell
 from db.models import Attempt
-from db.queries.jobs import create_job, get_job
+from db.queries.jobs import get_job
 from db.session import SessionFactory, is_passing, make_engine, make_session_factory, transaction
 from db.settings import STEP_MARKER, Settings
-from db.states import JobKind
 from tests.waiting import wait_until
+from tests.rows import add_job
 from worker.claim import Claim, claim_step
 from worker.identity import identify
 from worker.runner import Runner
@@ -34,7 +34,7 @@ def runner(settings: Settings, session_factory: SessionFactory) -> Iterator[Runn
 def lapsed(runner: Runner) -> Claim:
     """An attempt of this machine's whose lease has lapsed."""
     with transaction(runner.factory) as session:
-        create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+        add_job(session)
         claim = claim_step(session, "train", worker="w", host=runner.host, lease_seconds=0.01)
     assert claim is not None
     time.sleep(0.05)
@@ -77,7 +77,7 @@ class TestLapsed:
 def held_by(runner: Runner, process: str | None, *, host: str | None = None) -> Claim:
     """An attempt of the worker `process`, whose lease lasts."""
     with transaction(runner.factory) as session:
-        create_job(session, project_id="default", kind=JobKind.PRETRAIN, params={"name": "m"})
+        add_job(session)
         claim = claim_step(
             session,
             "train",

@@ -14,7 +14,6 @@ from pypdf import PdfReader
 from api.answers.service import NOTHING_FOUND
 from db.models import Collection, Document
 from db.queries.ingests import assign
-from db.queries.jobs import create_job
 from db.queries.models import get_model
 from db.session import SessionFactory, transaction
 from db.states import JobKind
@@ -24,6 +23,7 @@ from tests.api.conftest import error_of
 from tests.api.model_server import streamed_bytes
 from tests.embedding_server import UNEMBEDDABLE
 from tests.waiting import wait_until
+from tests.rows import add_job
 
 
 class TestAnswer:
@@ -195,7 +195,7 @@ class TestNothingFound:
         with transaction(session_factory) as session:
             collection = session.get_one(Collection, store)
             unread, failed = (desk.library.announce(session, collection, f"{n}.pdf") for n in "bc")
-            job = create_job(session, project_id="default", kind=JobKind.INGEST, params={}, max_attempts=1)
+            job = add_job(session, kind=JobKind.INGEST, params={}, max_attempts=1)
             assign(session, [unread], job)
             session.get_one(Document, failed.id).status = "failed"
         expected = ["1 of 3 documents is still being read.", "1 of 3 documents could not be read."]

@@ -14,12 +14,12 @@ from sqlalchemy import select, text
 
 from db.kinds import PARAMS
 from db.models import Artifact, Attempt, Event, Job, Step
-from db.queries.jobs import create_job
 from db.session import transaction
 from db.states import ENDED_JOB, JobKind, Outcome, StepStatus
 from db.storage import attempt_folder
 from tests.worker.steps.conftest import StepRunner
 from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
+from tests.rows import add_job
 from worker.checkpoints import FOLDER, STAGING, list_checkpoints, number_of
 from worker.steps import prepare, train
 
@@ -52,9 +52,7 @@ class Trainings:
     def submit(self) -> str:
         params = PARAMS["fine_tune"].model_validate(PARAMS_GIVEN).model_dump(mode="json")
         with transaction(self.bench.factory) as session:
-            job = create_job(
-                session, project_id="default", kind=JobKind.FINE_TUNE, params=params, max_attempts=99
-            )
+            job = add_job(session, kind=JobKind.FINE_TUNE, params=params, max_attempts=99)
             return job.id
 
     def train_step(self, job_id: str) -> Step:

@@ -31,9 +31,9 @@ from bench.judge import Told, Verdict, judge, judge_submissions, pages, tell
 from bench.ledger import LEDGER, Ledger, Line
 from bench.recovery import ALL, figures, recoveries
 from bench.stack import Stack, wait_for
-from serving.local_port import free_port
 from db.settings import STEP_MARKER, Settings
 from deploy.local.process import Supervised
+from serving.local_port import free_port
 from worker.clock import host_seconds
 
 WORKERS, APIS = 4, 2

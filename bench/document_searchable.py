@@ -26,7 +26,6 @@ from bench.document_peer import DocumentPeer
 from bench.document_reading import LatheReading, chunking
 from bench.spent import Spent, Stopwatch, tree
 from bench.stack import Stack
-from serving.local_port import free_port
 from db.settings import Settings, load_settings
 from db.states import ENDED_JOB
 from deploy.local.postgres import child_argv
@@ -36,6 +35,7 @@ from serving import llama_cpp
 from serving.embedding_model import ensure_embedding_model
 from serving.embedding_weights import weights_folder
 from serving.embeddings import EmbeddingServer
+from serving.local_port import free_port
 from worker.steps.embedding_choice import LOCAL_FROM_CHUNKS
 from worker.steps.local_embedder import LocalEmbedder
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import bench.random_llama as llama
 from bench.goals import run_bench, show_goals
+from db.disk import file_sha256
 from db.kinds import PARAMS
 from db.settings import load_settings
 from training_data.encoded_rows import tokens_of
@@ -25,7 +26,6 @@ from worker.step import BaseWeights, FileInput, Step, StepInput
 from worker.step_input import step_settings
 from worker.steps import prepare
 from worker.steps.methods import METHODS
-from db.disk import file_sha256
 from worker.steps.runtime import prepare_runtime
 
 SIZES = {"quick": (2_000,), "full": (10_000, 100_000)}  # rows

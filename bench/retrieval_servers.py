@@ -10,11 +10,11 @@ import httpx
 from bench.retrieval_collection import Embedder
 from bench.retrieval_variants import CONTEXT_TOKENS, SLOTS
 from bench.stack import Stack
-from serving.local_port import free_port
 from db.settings import load_settings
 from serving.embedding_model import ensure_embedding_model
 from serving.embeddings import EmbeddingServer
 from serving.llama_cpp import child_environment, embedding_server_argv, model_server_argv, require_tools
+from serving.local_port import free_port
 
 READY_SECONDS = 60
 

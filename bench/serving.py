@@ -32,9 +32,9 @@ from bench.serving_api import TASKS
 from bench.serving_batch import goals_of_batches, told_of_batches
 from bench.spent import cpu_seconds
 from bench.stack import Stack, percentile, wait_for
-from serving.local_port import free_port
 from bench.streams import Place, Stream, connect
 from deploy.local.process import Supervised
+from serving.local_port import free_port
 
 STREAMS, TOKENS_PER_SECOND = 64, 50
 LEAVING, LEAVING_RATE = 1000, 2

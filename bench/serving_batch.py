@@ -14,8 +14,8 @@ import httpx
 import uvloop
 
 from bench.stack import Stack, wait_for
-from serving.local_port import free_port
 from bench.streams import Place, connect
+from serving.local_port import free_port
 
 SLOTS, ANSWER_SECONDS = 8, 0.25
 GOAL = 0.95

@@ -25,10 +25,10 @@ import psycopg2
 from bench.goals import show_goals
 from bench.load import Measured, measure
 from bench.stack import Stack, percentile, wait_for
-from serving.local_port import free_port
 from db.session import make_engine, make_session_factory, transaction
 from deploy.local.parts import ROOT
 from deploy.local.process import Supervised
+from serving.local_port import free_port
 from worker.claim import claim_step
 
 CONNECTIONS = 32

@@ -50,4 +50,3 @@ def _inner(value: Any, names: list[str]) -> Any:
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-

@@ -216,7 +216,7 @@ def note_work(session: Session, queue: str) -> None:
 
 @contextmanager
 def unless_away() -> Iterator[None]:
-    """The block is left, and no error comes of it, where the database is away for the moment: that is logged."""
+    """Leave the block without an error where the database is away for the moment, and log that."""
     try:
         yield
     except DBAPIError as error:

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from db.errors import InvalidInput
 from db.disk import link_or_copy
+from db.errors import InvalidInput
 from serving.llama_cpp import ADAPTER_PRESETS, lora_value
 
 BASES, LOCK = "bases", ".adapters.lock"

@@ -15,9 +15,7 @@ class Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("content-length") or 0))
 
-    def reply(
-        self, status: int, content: bytes, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
+    def reply(self, status: int, content: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(status)
         for name, value in {"content-length": str(len(content)), **headers}.items():
             self.send_header(name, value)

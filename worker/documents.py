@@ -92,7 +92,7 @@ def write_document(session: Session, claim: Claim, folder: Path, message: Messag
     else:
         job = get_job(session, claim.job_id, project_id=claim.project_id)
         replace_older(session, job, document, step=claim.step, attempt=claim.attempt)
-        figures = {"chunks": document.chunk_count, "language": document.language}
+        figures: dict[str, Any] = {"chunks": document.chunk_count, "language": document.language}
         say(session, claim, _loaded(document), document_id=document.id, **figures)
     return True
 

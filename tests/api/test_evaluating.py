@@ -69,9 +69,7 @@ class TestSubmit:
         hold_out(training, test=3)
         (training.root / "base.gguf").write_bytes(b"GGUF of the base")
         sha256 = hashlib.sha256(b"GGUF of the base").hexdigest()
-        put_beside(
-            settings.served_models_dir, "beside-1-q8_0", BaseFile(training.root / "base.gguf", sha256)
-        )
+        put_beside(settings.served_models_dir, "beside-1-q8_0", BaseFile(training.root / "base.gguf", sha256))
         with transaction(session_factory) as session:
             version = session.query(ModelVersion).filter_by(job_id=training.job_id).one()
             bases = {"Q8_0": {"bytes": 16, "sha256": sha256}}

@@ -37,9 +37,9 @@ from tests.api.model_server import ModelServer
 from tests.api.serving import serving
 from tests.embedding_server import DIMENSIONS, UNEMBEDDABLE, EmbeddingStandIn
 from tests.retrieval.test_search import load
+from tests.rows import add_file, add_job
 from tests.serving.llama_process import LlamaProcess
 from tests.serving.random_reranker import write_random_reranker
-from tests.rows import add_file, add_job
 from tests.waiting import wait_until
 
 NO_KEY = SecretStr("")

@@ -21,8 +21,8 @@ from db.models import Answer, Job
 from db.queries.answers import forget_answers
 from db.session import SessionFactory, transaction
 from db.settings import Settings
-from tests.api.conftest import error_of, serving, upload
 from serving.local_port import free_port
+from tests.api.conftest import error_of, serving, upload
 from tests.nursery import APIS, Child
 
 # POSTs that create no row, or not from JSON. Every other one is to be repeatable.

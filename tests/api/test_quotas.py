@@ -12,9 +12,9 @@ from sqlalchemy import text
 from api.caller import Caller, Limits
 from api.quotas import RequestCounter
 from db.session import transaction
+from serving.local_port import free_port
 from tests.api.conftest import FAQ, error_of, upload
 from tests.api.keyed import Keyed
-from serving.local_port import free_port
 
 PRETRAIN = {"kind": "pretrain", "params": {"name": "m"}}
 

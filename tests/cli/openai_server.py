@@ -56,7 +56,9 @@ def serving() -> Iterator[Heard]:
                 self.reply_json(404, {"error": {"message": f"no {self.path}", "param": None, "code": None}})
             elif not body["stream"]:
                 message = {"role": "assistant", "content": "whole"}
-                self.reply_json(200, {"object": "chat.completion", "choices": [{"index": 0, "message": message}]})
+                self.reply_json(
+                    200, {"object": "chat.completion", "choices": [{"index": 0, "message": message}]}
+                )
             else:
                 self._stream(body["messages"][-1]["content"])
 

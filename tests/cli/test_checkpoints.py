@@ -71,7 +71,7 @@ class TestChat:
         asking.join(20)
         [chatted] = ran
         assert "has not been exported yet" in chatted.err
-        assert f"Exporting it: {exports[0].id}" in chatted.err
+        assert f"Exporting it: {export.id}" in chatted.err
         # Nothing serves models here: that it is asked at all is what can be seen.
         assert chatted.status == 3
         assert "model" in chatted.err.splitlines()[-1]

@@ -4,8 +4,8 @@ import httpx
 import pytest
 
 from db.settings import Settings
-from tests.cli.conftest import Hand, Run
 from serving.local_port import free_port
+from tests.cli.conftest import Hand, Run
 
 FAQ = b"question,answer\nWhat is Lathe?,A service.\n"
 

@@ -126,4 +126,3 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         made.clean_up()
         assert stopped.returncode == 0, stopped.stderr
         assert left == []
-

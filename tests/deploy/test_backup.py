@@ -23,12 +23,12 @@ from db.session import make_engine, make_session_factory, transaction
 from db.settings import Settings
 from db.states import JobKind, JobStatus, StepStatus
 from db.storage import claim_storage_root
-from tests.rows import add_file, add_job
 from deploy.local import postgres
 from deploy.local.backup import back_up, copy_tree, link_tree
 from deploy.local.database import reach
 from deploy.local.passwords import password
 from deploy.local.restore import restore_from
+from tests.rows import add_file, add_job
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer

@@ -80,7 +80,7 @@ class Installation:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 10)
         with transaction(self.sessions) as session:
-            add_file(session, "faq.csv", id=file_id, purpose="fine-tune", bytes=10)
+            add_file(session, "faq.csv", id=file_id, purpose="fine-tune", bytes=10, sha256="0")
             aged = "UPDATE files SET created_at = now() - make_interval(days => :days) WHERE id = :id"
             session.execute(text(aged), {"days": days, "id": file_id})
         return file_id

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from db.ids import new_id
 from db.models import Collection, Document
-from tests.rows import add_file
 from retrieval.chunking import Chunk
 from retrieval.copy_rows import COLUMNS, write_rows
+from tests.rows import add_file
 
 COPY = f"COPY chunks ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)"
 DIMENSIONS = 24

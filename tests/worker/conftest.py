@@ -18,11 +18,11 @@ from db.queries.jobs import create_job, get_job
 from db.session import SessionFactory, make_engine, make_session_factory, transaction
 from db.settings import STEP_MARKER, Settings
 from db.states import ENDED_JOB, JobKind
-from tests.rows import add_file
-from tests.waiting import wait_until
 from deploy.local import valkey
 from serving.local_port import free_port
 from tests.nursery import WORKERS, Child
+from tests.rows import add_file
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer

@@ -26,11 +26,11 @@ from db.queries.states import move
 from db.queries.workers import sign_in
 from db.session import SessionFactory, transaction
 from db.settings import Settings
-from db.states import JobKind, StepStatus
+from db.states import StepStatus
 from serving import devices
 from tests.gpus import FIRST, SECOND, show_gpus
-from tests.waiting import wait_until
 from tests.rows import add_job
+from tests.waiting import wait_until
 from worker.claim import Claim, claim_step
 from worker.clearing import load_again, note_unloaded
 from worker.runner import PASS_ON_SECONDS, Runner

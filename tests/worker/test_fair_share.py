@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from db.models import Attempt, Project, Step
 from db.queries.jobs import get_job
 from db.queries.line import LINE
-from db.states import JobKind, Outcome, StepStatus
+from db.states import Outcome, StepStatus
 from tests.rows import add_job
 from worker.claim import Claim, claim_step
 from worker.endings import Ending, end_attempt

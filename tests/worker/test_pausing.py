@@ -14,7 +14,6 @@ from db.models import Attempt, Event, Job, Step
 from db.queries.jobs import (
     add_event,
     cancel_job,
-    create_job,
     end_job,
     get_job,
     lock_steps,

@@ -15,8 +15,8 @@ from db.models import Attempt
 from db.queries.jobs import get_job
 from db.session import SessionFactory, is_passing, make_engine, make_session_factory, transaction
 from db.settings import STEP_MARKER, Settings
-from tests.waiting import wait_until
 from tests.rows import add_job
+from tests.waiting import wait_until
 from worker.claim import Claim, claim_step
 from worker.identity import identify
 from worker.runner import Runner

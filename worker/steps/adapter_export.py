@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from db.disk import file_sha256
 from db.errors import InvalidInput, Unavailable
 from db.params.values import quantizations_made
 from serving.llama_cpp import Tools
@@ -10,7 +11,6 @@ from serving.ollama import Ollama
 from worker.step import Step
 from worker.steps.gguf_export import run_export
 from worker.steps.merging import Weights
-from db.disk import file_sha256
 from worker.steps.served_files import base_of_adapter
 
 TAKES_NO_ADAPTERS = (

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from db.disk import file_sha256
 from serving.llama_cpp import Tools
 from serving.served_adapters import base_files_folder
 from training_data.served_templates import served_template
@@ -20,7 +21,6 @@ from worker.steps.base_model import weight_files
 from worker.steps.gguf_export import Wanted, make_files
 from worker.steps.gguf_files import describe, place
 from worker.steps.merging import Weights
-from db.disk import file_sha256
 
 
 def base_file(

@@ -5,6 +5,7 @@ Small on purpose, for every fine-tune waits for it; a job of kind `evaluate` mea
 
 from typing import Any
 
+from db.disk import file_sha256
 from serving.llama_cpp import Tools
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
@@ -15,7 +16,6 @@ from worker.steps.evaluation_rows import EvaluationRows, read_chats, take_prompt
 from worker.steps.export import trained_folder
 from worker.steps.judged_answers import judge_answers, rows_of
 from worker.steps.programs import ServedFile
-from db.disk import file_sha256
 from worker.steps.served_files import served_file
 from worker.steps.stages import Stages
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.errors import InvalidInput
 from db.source_files import rows_source
 from training_data.chat_templates import Chat, merge_system_turn
@@ -12,7 +13,6 @@ from training_data.formats import RowReader, check_method, detect_format
 from training_data.rows import read_conversations
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from db.disk import file_sha256
 from worker.steps.teacher_forcing import ForcedRow
 from worker.steps.verify_rows import force, spread
 

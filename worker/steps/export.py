@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from db.disk import file_sha256
 from db.params.values import quantizations_made
 from db.source_files import check_source, trained_source
 from serving.llama_cpp import Tools, require_tools
@@ -22,7 +23,6 @@ from worker.steps.gguf_export import Wanted, make_files, quantize_each
 from worker.steps.gguf_files import architecture, describe
 from worker.steps.importance import Importance, importance_matrix
 from worker.steps.merging import Weights
-from db.disk import file_sha256
 from worker.steps.runtime import memory_errors_explained, prepare_runtime
 from worker.steps.served_files import publishes_adapter
 

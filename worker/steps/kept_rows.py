@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import training_data
-from db.disk import link_or_copy
+from db.disk import file_sha256, link_or_copy
 from training_data.tokens import ChatTokenizer
 from worker.step import Step
-from db.disk import file_sha256
 from worker.steps.recipe_cache import RecipeCache, recipe_hash
 
 # What of others' a row passes through on its way to tokens.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.errors import InvalidInput
 from db.params.pretrain import PretrainParams
 from training_data.chat_templates import END_OF_TEXT, END_OF_TURN, OWN_MODELS
@@ -24,7 +25,6 @@ from worker.step import Step
 from worker.steps.base_model import copy_tokenizer, fetch_base, fetch_tokenizer, weight_files
 from worker.steps.pretrain_loop import ACCUMULATION, Corpus, Learner
 from worker.steps.pretrain_text import chat_stream, read_passages, text_stream, train_tokenizer
-from db.disk import file_sha256
 from worker.steps.recipe_cache import RecipeCache, recipe_hash
 from worker.steps.resuming import take_newest
 from worker.steps.runtime import memory_errors_explained, peak_memory_bytes, prepare_runtime, require_disk

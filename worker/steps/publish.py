@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.errors import InvalidInput, Unavailable
 from serving.llama_cpp import ADAPTER_PRESETS, require_tools
 from serving.openai_compatible import LlamaServer
@@ -26,7 +27,6 @@ from worker.steps.publish_ollama import (
     publish_to_ollama,
     see_that_ollama_answers,
 )
-from db.disk import file_sha256
 from worker.steps.served_files import served_file
 from worker.steps.training_card import leave_card
 

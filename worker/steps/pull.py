@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.errors import InvalidInput
 from db.params.values import PromptFormatName
 from serving.backends.prompt_formats import FORMATS, PromptFormat
@@ -33,7 +34,6 @@ from worker.steps.hub import Hub, Repository
 from worker.steps.merging import Weights, link_weights, write_merged
 from worker.steps.model_archive import unpack
 from worker.steps.pull_ollama import pull_from_ollama
-from db.disk import file_sha256
 from worker.steps.runtime import memory_errors_explained, prepare_runtime, require_disk
 
 PARAM = "source"

@@ -8,12 +8,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.source_files import ATTEMPT_MANIFEST
 from training_data.json_files import read_json
 from training_data.tokens import read_template
 from worker.step import BaseWeights, Step
 from worker.steps.base_files import weights_hash
-from db.disk import file_sha256
 
 JSON = dict[str, Any]
 RECIPE = "recipe.json"

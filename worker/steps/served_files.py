@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from db.disk import file_sha256
 from db.errors import StepFailed
 from db.params.values import quantizations_made
 from serving.llama_cpp import Tools
@@ -10,7 +11,6 @@ from worker.step import Step
 from worker.steps.base_files import base_file
 from worker.steps.base_model import fetch_base
 from worker.steps.programs import ServedFile
-from db.disk import file_sha256
 
 FOR_ADAPTERS = "for its adapters are served beside it"
 

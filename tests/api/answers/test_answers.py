@@ -22,8 +22,8 @@ from tests.api.answers.conftest import QUESTION, Desk
 from tests.api.conftest import error_of
 from tests.api.model_server import streamed_bytes
 from tests.embedding_server import UNEMBEDDABLE
-from tests.waiting import wait_until
 from tests.rows import add_job
+from tests.waiting import wait_until
 
 
 class TestAnswer:

@@ -21,8 +21,8 @@ from tests.api.asking.oracle import Oracle
 from tests.api.serving import serving
 from tests.conftest import PostgresServer
 from tests.nursery import WORKERS, Child
-from tests.worker.conftest import TOYS, environment
 from tests.waiting import wait_until
+from tests.worker.conftest import TOYS, environment
 
 CONCURRENCY = 8
 BACKENDS = """

@@ -12,8 +12,8 @@ from db.models import Model, ModelVersion
 from db.session import transaction
 from tests.api.answers.conftest import QUESTION, Desk
 from tests.api.chat_page.conftest import NARROW, Chat
-from tests.waiting import wait_until
 from tests.api.keyed import OPERATORS_KEY, Keyed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.browser
 

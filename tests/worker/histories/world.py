@@ -19,8 +19,8 @@ from db.session import make_session_factory, transaction
 from db.settings import Settings
 from db.states import Outcome
 from db.webhook_events import EventType
-from tests.worker.histories.faults import Faults, impatient
 from tests.rows import add_file
+from tests.worker.histories.faults import Faults, impatient
 from worker.attempt import AttemptRunner
 from worker.claim import Claim, claim_step
 from worker.endings import ArtifactFile, Ending

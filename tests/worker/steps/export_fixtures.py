@@ -121,12 +121,12 @@ def _export(folder: Path, models: TrainedModels) -> None:
     shutil.copytree(models.adapter, folders["train"] / "adapter")
     write_rows(folders["prepare"] / "train.jsonl", models.rows)
     step, said = step_of(
-            folder / "export",
-            step_settings(folder.parent / "served"),
-            params={"name": "faq", "quantizations": QUANTIZATIONS},
-            base=base_weights(models.base),
-            step_folders=folders,
-        )
+        folder / "export",
+        step_settings(folder.parent / "served"),
+        params={"name": "faq", "quantizations": QUANTIZATIONS},
+        base=base_weights(models.base),
+        step_folders=folders,
+    )
     made = {"result": export.run(step), "said": said}
     (folder / "exported.json").write_text(json.dumps(made, default=str))
 
@@ -136,14 +136,14 @@ def _verify(folder: Path, root: Path) -> None:
 
     exported = shared_export(root)
     step, said = step_of(
-            folder / "verify",
-            step_settings(folder.parent / "served"),
-            step="verify",
-            params={"name": "faq", "quantizations": QUANTIZATIONS},
-            base=base_weights(shared_models(root).base),
-            step_folders=exported.folders,
-            results={"export": exported.result},
-        )
+        folder / "verify",
+        step_settings(folder.parent / "served"),
+        step="verify",
+        params={"name": "faq", "quantizations": QUANTIZATIONS},
+        base=base_weights(shared_models(root).base),
+        step_folders=exported.folders,
+        results={"export": exported.result},
+    )
     made = {"result": verify.run(step), "said": said}
     (folder / "verified.json").write_text(json.dumps(made, default=str))
 

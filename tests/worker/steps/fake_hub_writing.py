@@ -106,7 +106,9 @@ class Writing(Handler):
         if body["organization"] not in self.hub.writable:
             self._send(403, b"{}", {"x-error-message": f"You don't have the rights under {name}"})
         elif name in self.hub.held:
-            self.reply_json(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
+            self.reply_json(
+                409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
+            )
         else:
             first = "f" * 40
             self.hub.held[name] = Repository(
@@ -126,7 +128,9 @@ class Writing(Handler):
         if self.headers.get("accept") != LFS or body["hash_algo"] != "sha256":
             self._send(406, b"{}")
             return
-        self.reply_json(200, {"transfer": "basic", "objects": [self._object(each) for each in body["objects"]]})
+        self.reply_json(
+            200, {"transfer": "basic", "objects": [self._object(each) for each in body["objects"]]}
+        )
 
     def _object(self, wanted: dict[str, Any]) -> dict[str, Any]:
         oid, size = wanted["oid"], wanted["size"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
+from db.disk import file_sha256
 from db.errors import InvalidInput, StepFailed
 from db.settings import Settings
 from serving.llama_cpp import ADAPTER_PRESETS, chat_server_argv, require_tools
@@ -19,10 +20,10 @@ from tests.worker.steps.export_fixtures import (
     FACTS,
     TrainedModels,
     base_weights,
-    step_of,
     shared_export,
     shared_models,
     shared_verified,
+    step_of,
     step_settings,
     write_rows,
 )
@@ -31,7 +32,6 @@ from worker.step import Step
 from worker.steps import export, publish, verify
 from worker.steps.adapter_export import check_server
 from worker.steps.base_files import cache_folder
-from db.disk import file_sha256
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 QUESTION = "Where do pandas live?"
@@ -53,15 +53,15 @@ class FineTune:
     def step(self, name: str, *, model: str = "faq", kind: str = "fine_tune", **settings: Any) -> Step:
         served = self.folder / "storage" / "served"
         step, self.said = step_of(
-                self.folder / f"{name}-{model}",
-                step_settings(served, **{"cache_dir": self.root / "cache"} | settings),
-                step=name,
-                kind=kind,
-                params={"name": model, "quantizations": [TYPE], "publish": "adapter"},
-                base=base_weights(self.models.base),
-                step_folders=self.folders,
-                results=self.results,
-            )
+            self.folder / f"{name}-{model}",
+            step_settings(served, **{"cache_dir": self.root / "cache"} | settings),
+            step=name,
+            kind=kind,
+            params={"name": model, "quantizations": [TYPE], "publish": "adapter"},
+            base=base_weights(self.models.base),
+            step_folders=self.folders,
+            results=self.results,
+        )
         return step
 
     def run(self, name: str, **changes: Any) -> dict[str, Any]:

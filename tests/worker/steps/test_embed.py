@@ -54,7 +54,7 @@ def settings_for(tmp_path: Path, **changes: Any) -> Settings:
     return Settings(**{"cache_dir": tmp_path / "cache", "threads": 1, **changes})
 
 
-def step_of(tmp_path: Path, settings: Settings, **changes: Any) -> tuple[Step, Said]:
+def embed_step(tmp_path: Path, settings: Settings, **changes: Any) -> tuple[Step, Said]:
     fields = {"kind": "ingest", "step": "embed", **changes}
     return step_of(tmp_path / fields["step"], step_settings(settings), **fields)
 
@@ -67,14 +67,14 @@ def ingest(tmp_path: Path, settings: Settings, *, language: bool = True) -> tupl
         path.write_text(" ".join(f"Squirrel {number} hoards {n} nuts." for n in range(60)))
         owner = ("default", "vs-1", path, path.name)
         documents.append(DocumentInput(f"doc-{number}", *owner, chunk_tokens=60, chunk_overlap_tokens=0))
-    reading, _ = step_of(tmp_path, settings, step="extract", documents=documents)
+    reading, _ = embed_step(tmp_path, settings, step="extract", documents=documents)
     extracted = extract.run(reading)
     if not language:
         for row in extracted["documents"]:
             del row["language"]
     earlier = {"step_folders": {"extract": reading.input.folder}, "results": {"extract": extracted}}
     params = {"collection": "vs-1"}
-    step, said = step_of(tmp_path, settings, documents=documents, params=params, **earlier)
+    step, said = embed_step(tmp_path, settings, documents=documents, params=params, **earlier)
     return embed.run(step), said
 
 
@@ -130,7 +130,7 @@ class TestIngest:
         self, tmp_path: Path, other: EmbeddingStandIn, tokenizes: bool, said_of_it: str
     ) -> None:
         other.tokenizes = tokenizes
-        step, said = step_of(
+        step, said = embed_step(
             tmp_path, settings_for(tmp_path, embedder="local", embedding_server_url=other.url)
         )
         with EmbeddingServer(other.url) as server:
@@ -170,7 +170,7 @@ class Measuring:
         words = ["nuts", "for", "squirrels", "in", "winter", "days", "so"]
         tokens = [3 + n % 5 for n in range(number)]
         texts = [" ".join(words[:each]) for each in tokens]
-        step, said = step_of(tmp_path, settings_for(tmp_path, embedding_port=real.port))
+        step, said = embed_step(tmp_path, settings_for(tmp_path, embedding_port=real.port))
         done: list[int] = []
         with AskedServer(real.url) as server:
             vectors = EmbeddingChoice(step, server, chunks=of).embed(texts, tokens, done.append)
@@ -255,7 +255,7 @@ class TestSmallIngest(Measuring):
         assert self.embed(tmp_path, real, few, of=few) == (few, [])
 
     def test_one_that_holds_a_gpu_has_to_load_the_model(self, tmp_path: Path, real: LlamaProcess) -> None:
-        step, _ = step_of(tmp_path, settings_for(tmp_path, embedding_port=real.port), device="a GPU")
+        step, _ = embed_step(tmp_path, settings_for(tmp_path, embedding_port=real.port), device="a GPU")
         with AskedServer(real.url) as server:
             EmbeddingChoice(step, server, chunks=LOCAL_FROM_CHUNKS - 1).embed(["nuts"] * 20, [1] * 20)
             assert server.asked == 20

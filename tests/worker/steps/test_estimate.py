@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from db.disk import file_sha256
 from db.errors import InvalidInput
 from db.sources import Held, Source, hold
 from tests.worker.steps.conftest import Ran, StepRunner
@@ -13,7 +14,6 @@ from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
 from worker.step import BaseWeights
 from worker.steps import estimate, prepare, reckoning, train
 from worker.steps.base_model import describe_base, shape_of
-from worker.steps.recipe_cache import file_sha256
 
 ROWS = 12
 PARAMS: dict[str, Any] = {

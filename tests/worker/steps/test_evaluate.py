@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from db.disk import file_sha256
 from db.errors import InvalidInput
 from db.params.evaluate import EvaluateParams
 from db.sources import Held, Source, hold
@@ -18,8 +19,8 @@ from tests.worker.steps.export_fixtures import (
     TrainedModels,
     base_weights,
     chat_rows,
-    step_of,
     shared_models,
+    step_of,
     step_settings,
     write_rows,
 )
@@ -29,7 +30,6 @@ from worker.step import FileInput
 from worker.steps import evaluate
 from worker.steps.answer_scores import is_exact, rouge
 from worker.steps.programs import ServedFile, model_server
-from db.disk import file_sha256
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -82,18 +82,18 @@ class Evaluation:
             hold(Source(self.about, list(self._held(rows))), source)
         params = EvaluateParams.model_validate({"model": "faq", **given}).model_dump(mode="json")
         step, self.said = step_of(
-                self.folder / "evaluate",
-                step_settings(self.root / "served", eval_tasks_dir=tasks_dir),
-                kind="evaluate",
-                step="evaluate",
-                params=params,
-                source=source,
-                base=base_weights(self.models.base),
-                files={
-                    name: FileInput(path=path, filename=path.name, bytes=path.stat().st_size)
-                    for name, path in (files or {}).items()
-                },
-            )
+            self.folder / "evaluate",
+            step_settings(self.root / "served", eval_tasks_dir=tasks_dir),
+            kind="evaluate",
+            step="evaluate",
+            params=params,
+            source=source,
+            base=base_weights(self.models.base),
+            files={
+                name: FileInput(path=path, filename=path.name, bytes=path.stat().st_size)
+                for name, path in (files or {}).items()
+            },
+        )
         return evaluate.run(step)
 
     def _held(self, rows: Path) -> Any:

@@ -16,8 +16,8 @@ from tests.worker.steps.export_fixtures import (
     Exported,
     TrainedModels,
     base_weights,
-    step_of,
     shared_models,
+    step_of,
     step_settings,
     write_rows,
 )
@@ -95,12 +95,12 @@ class TestExport:
         (tmp_path / "train").mkdir()
         (tmp_path / "train" / "model").symlink_to(models.base)
         step, _ = step_of(
-                tmp_path / "export",
-                step_settings(tmp_path / "served"),
-                kind="pretrain",
-                params={"name": "my-tiny", "quantizations": ["Q8_0"]},
-                step_folders={"train": tmp_path / "train"},
-            )
+            tmp_path / "export",
+            step_settings(tmp_path / "served"),
+            kind="pretrain",
+            params={"name": "my-tiny", "quantizations": ["Q8_0"]},
+            step_folders={"train": tmp_path / "train"},
+        )
         result = export.run(step)
         assert result["full"] == "my-tiny-BF16.gguf"
         assert (tmp_path / "export" / result["full"]).is_file()
@@ -114,12 +114,12 @@ class TestExport:
         config = json.loads((train / "adapter_config.json").read_text())
         (train / "adapter_config.json").write_text(json.dumps({**config, "bias": "all"}))
         step, said = step_of(
-                tmp_path / "export",
-                step_settings(tmp_path / "served"),
-                params={"name": "faq", "quantizations": ["Q8_0"]},
-                base=base_weights(models.base),
-                step_folders={"train": tmp_path / "train"},
-            )
+            tmp_path / "export",
+            step_settings(tmp_path / "served"),
+            params={"name": "faq", "quantizations": ["Q8_0"]},
+            base=base_weights(models.base),
+            step_folders={"train": tmp_path / "train"},
+        )
         export.run(step)
         [why] = [each["message"] for each in said if each.get("level") == "warn"]
         assert why.startswith("Not in one pass, since the adapter's configuration sets bias: ")

@@ -24,9 +24,8 @@ from tests.worker.steps.fine_tuning import (
 from training_data.reward_settings import BUILT_IN, read_rewards
 from training_data.rows import answered, read_prepared
 from training_data.tokens import ChatTokenizer
-from worker.checkpoints import list_checkpoints
 from worker.step import Step
-from worker.steps import builtin_rewards, prepare, train
+from worker.steps import builtin_rewards
 from worker.steps.rewards import Reward, load_rewards
 
 QUESTIONS = [{"prompt": f"Where is pot {n}?", "answer": f"In the kiln, row {n}."} for n in range(6)]

@@ -147,12 +147,12 @@ class TestBase:
         rows.write_text("question,answer\nWho?,She.\n")
         params = {"base_model": "org/micro@main", "training_file": "file-1", "name": "x"}
         step, said = step_of(
-                tmp_path / "prepare",
-                step_settings(tmp_path / "served", hub_url=hub.url),
-                params=FineTuneParams.model_validate(params).model_dump(mode="json"),
-                files={"file-1": FileInput(rows, rows.name, rows.stat().st_size)},
-                base=BaseWeights("org/micro@main", "hub", "org/micro", "main"),
-            )
+            tmp_path / "prepare",
+            step_settings(tmp_path / "served", hub_url=hub.url),
+            params=FineTuneParams.model_validate(params).model_dump(mode="json"),
+            files={"file-1": FileInput(rows, rows.name, rows.stat().st_size)},
+            base=BaseWeights("org/micro@main", "hub", "org/micro", "main"),
+        )
         assert prepare.run(step)["base_revision"] == COMMIT
         assert any(COMMIT in row.get("message", "") for row in said)
 

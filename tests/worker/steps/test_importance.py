@@ -26,12 +26,12 @@ def test_a_quantization_is_weighed_by_the_training_rows(
     models: TrainedModels, exported: Exported, tmp_path: Path
 ) -> None:
     step, said = step_of(
-            tmp_path / "export",
-            step_settings(tmp_path / "served"),
-            params={"name": "faq", "quantizations": ["Q4_K_M"], "imatrix": True},
-            base=base_weights(models.base),
-            step_folders={name: exported.folders[name] for name in ("prepare", "train")},
-        )
+        tmp_path / "export",
+        step_settings(tmp_path / "served"),
+        params={"name": "faq", "quantizations": ["Q4_K_M"], "imatrix": True},
+        base=base_weights(models.base),
+        step_folders={name: exported.folders[name] for name in ("prepare", "train")},
+    )
     [file] = export.run(step)["files"]
     weighed = GGUFReader(tmp_path / "export" / file["path"])
     plain = {tensor.name: tensor for tensor in GGUFReader(exported.file("Q4_K_M")).tensors}
@@ -52,10 +52,10 @@ def test_too_little_text_is_told_and_nothing_is_weighed(models: TrainedModels, t
     (tmp_path / "prepare").mkdir()
     write_rows(tmp_path / "prepare" / "train.jsonl", models.rows[:1])
     step, said = step_of(
-            tmp_path / "export",
-            step_settings(tmp_path / "served"),
-            step_folders={"prepare": tmp_path / "prepare"},
-        )
+        tmp_path / "export",
+        step_settings(tmp_path / "served"),
+        step_folders={"prepare": tmp_path / "prepare"},
+    )
     tools, tokenizer = require_tools(step.input.settings), ChatTokenizer(models.adapter)
     assert importance_matrix(step, tools, tmp_path / "none.gguf", tokenizer, 256) is None
     [event] = said

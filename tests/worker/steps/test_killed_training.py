@@ -17,9 +17,9 @@ from db.models import Artifact, Attempt, Event, Job, Step
 from db.session import transaction
 from db.states import ENDED_JOB, JobKind, Outcome, StepStatus
 from db.storage import attempt_folder
+from tests.rows import add_job
 from tests.worker.steps.conftest import StepRunner
 from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
-from tests.rows import add_job
 from worker.checkpoints import FOLDER, STAGING, list_checkpoints, number_of
 from worker.steps import prepare, train
 

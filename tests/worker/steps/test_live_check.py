@@ -18,9 +18,9 @@ from tests.serving.fake_ollama import FakeOllama
 from tests.serving.llama_process import LlamaProcess
 from tests.worker.steps.export_fixtures import (
     Exported,
-    step_of,
     shared_models,
     shared_verified,
+    step_of,
     step_settings,
 )
 from worker.steps import publish
@@ -40,14 +40,14 @@ def run_publish(
     folder: Path, exported: Exported, folders: dict[str, Path], **settings: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     step, said = step_of(
-            folder / "publish",
-            step_settings(folder / "storage" / "served", **settings),
-            kind="export",
-            step="publish",
-            params={"name": "faq"},
-            step_folders=folders,
-            results={"export": exported.result},
-        )
+        folder / "publish",
+        step_settings(folder / "storage" / "served", **settings),
+        kind="export",
+        step="publish",
+        params={"name": "faq"},
+        step_folders=folders,
+        results={"export": exported.result},
+    )
     return publish.run(step), said
 
 

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES, interrupt_at
 from worker.steps.memory_ladder import halved, with_less
 

@@ -138,14 +138,14 @@ class Planter:
         shutil.copyfile(file, export / "faq-Q8_0.gguf")
         [row] = [row for row in self._exported.result["files"] if row["quantization"] == "Q8_0"]
         step, _ = step_of(
-                self._next("verify"),
-                step_settings(self._root / "served", **(LOOSE | settings)),
-                step="verify",
-                params={"name": "faq", "quantizations": ["Q8_0"]},
-                base=base_weights(base or self._models.base),
-                step_folders={**folders, "export": export},
-                results={"export": {**self._exported.result, "files": [row]}, **(results or {})},
-            )
+            self._next("verify"),
+            step_settings(self._root / "served", **(LOOSE | settings)),
+            step="verify",
+            params={"name": "faq", "quantizations": ["Q8_0"]},
+            base=base_weights(base or self._models.base),
+            step_folders={**folders, "export": export},
+            results={"export": {**self._exported.result, "files": [row]}, **(results or {})},
+        )
         [figures] = verify.run(step)["files"]
         return dict(figures)
 

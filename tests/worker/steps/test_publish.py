@@ -34,15 +34,15 @@ def run_publish(
     folder: Path, exported: Exported, *, chat_unloaded: bool = False, **settings: Any
 ) -> dict[str, Any]:
     step, _ = step_of(
-            folder,
-            step_settings(folder.parent / "storage" / "served", **settings),
-            kind="export",
-            step="publish",
-            params={"name": "faq"},
-            step_folders=exported.folders,
-            results={"export": exported.result},
-            chat_unloaded=chat_unloaded,
-        )
+        folder,
+        step_settings(folder.parent / "storage" / "served", **settings),
+        kind="export",
+        step="publish",
+        params={"name": "faq"},
+        step_folders=exported.folders,
+        results={"export": exported.result},
+        chat_unloaded=chat_unloaded,
+    )
     return publish.run(step)
 
 

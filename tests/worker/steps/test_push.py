@@ -91,14 +91,14 @@ class Pushing:
         self._attempt += 1
         folder = self.root / "push" / str(self._attempt)
         step, said = step_of(
-                folder,
-                step_settings(self.root / "served", **self.settings),
-                kind="push",
-                step="push",
-                params=self._params,
-                source=self.source,
-                base=self.base,
-            )
+            folder,
+            step_settings(self.root / "served", **self.settings),
+            kind="push",
+            step="push",
+            params=self._params,
+            source=self.source,
+            base=self.base,
+        )
         try:
             return push.run(step)
         finally:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from db.disk import file_sha256
 from db.errors import Conflict
 from db.models import Job
 from db.params.fine_tune import FineTuneParams
@@ -15,7 +16,6 @@ from db.sources import of_job
 from db.states import JobKind, steps_of
 from tests.worker.steps.fine_tuning import BY_PAIRS, PAIRS, WARNINGS_OF_LIBRARIES, adapter, interrupt_at
 from training_data.tokens import ChatTokenizer
-from db.disk import file_sha256
 
 pytestmark = WARNINGS_OF_LIBRARIES
 

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from db.disk import file_sha256
 from tests.worker.steps.fine_tuning import WARNINGS_OF_LIBRARIES
 from worker.run_step import write_manifest
 from worker.step import Step, StepInput
 from worker.steps import prepare, train
 from worker.steps.curves import draw_curves
 from worker.steps.model_card import write_card
-from db.disk import file_sha256
 from worker.steps.training_card import leave_card
 
 pytestmark = WARNINGS_OF_LIBRARIES

@@ -14,8 +14,8 @@ from tests.worker.steps.export_fixtures import (
     TrainedModels,
     base_weights,
     chat_rows,
-    step_of,
     shared_verification,
+    step_of,
     step_settings,
     write_rows,
 )

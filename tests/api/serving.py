@@ -16,7 +16,11 @@ def serving(app: Any) -> Iterator[str]:
     """Run an ASGI application on a free port; yields its address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
+    # Its own configuration of logging closes the handlers that libraries have made, and absl's closes
+    # the stream by which pytest captures what is printed.
+    config = uvicorn.Config(
+        app, log_config=None, log_level="critical", access_log=False, timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

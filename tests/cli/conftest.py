@@ -42,7 +42,9 @@ Run = Callable[..., Ran]
 @pytest.fixture
 def api_url(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The API on a port of its own, which the settings of the command line name."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), port=0, log_config=None, log_level="warning")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
